@@ -1,0 +1,90 @@
+//! What can go wrong between a checkpoint directory and its text.
+
+use std::path::PathBuf;
+
+/// Shorthand for this crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of loading or running a model.
+///
+/// What concerns a file carries its path, and its tensor or field where there is one, with what was expected and found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Reading a file failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A JSON file is not JSON, or not of the expected form.
+    #[error("{}: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why parsing stopped.
+        source: serde_json::Error,
+    },
+    /// A field of `config.json` is missing, impossible, or contradicts another.
+    #[error("{}: {field}: expected {expected}, found {found}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field's name.
+        field: String,
+        /// What would be accepted.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A tensor is missing, or has another shape or element type than the config implies.
+    #[error("{}: {tensor}: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The file, or the directory where no file holds the tensor.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What the config implies.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A weight file or its index is damaged or not of a known layout.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Checkpoint {
+        /// The file or directory.
+        path: PathBuf,
+        /// What would be accepted.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A tokenizer file is damaged or of an unknown kind.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A token id is not below the vocabulary's size.
+    #[error("token id {token}: expected less than {vocabulary}")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Number of ids there are.
+        vocabulary: usize,
+    },
+    /// A chat cannot be written in the instruct format.
+    #[error("chat message {index}: expected {expected}, found {found}")]
+    Chat {
+        /// Position of the message, from 0.
+        index: usize,
+        /// What would be accepted.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+}

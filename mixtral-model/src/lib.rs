@@ -1,0 +1,3 @@
+//! Mixtral on the CPU.
+mod error;
+pub use error::{Error, Result};
