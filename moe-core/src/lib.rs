@@ -1,1 +1,46 @@
-//! moe-core
+//! The vocabulary of a sparse mixture-of-experts layer.
+//!
+//! One batch goes one way. T tokens, D model width, E experts, R kept assignments:
+//!
+//! ```text
+//!  hidden [T,D] - Gate -> logits [T,E] - Router -> Assignments        (push-only, ragged)
+//!                                                    | seal: validate, counting sort, O(R+E+T)
+//!                                                    v
+//!                                               RoutingPlan           (read-only, both views)
+//!  hidden - gather(plan) -> rows [R,D] - Experts -> out [R,D] - combine(plan) -> y [T,D]
+//! ```
+//!
+//! Each stage reads only what the one before it wrote: the router never sees buffers, the experts never see combination
+//! weights, combine never sees logits. [`MoeLayer`] is that figure as code, and the place to start reading.
+//!
+//! Three slots are open. A [`Gate`] is the learned projection, a [`Router`] the policy without weights, [`Experts`] the
+//! whole bank on grouped rows; [`Expert`], one feed-forward network, is the simple face of a bank through [`PerExpert`].
+//! Routers live in `moe-router`, fast banks in `moe-kernels`; this crate has no `unsafe` and no threads.
+#![forbid(unsafe_code)]
+
+mod assignments;
+mod context;
+mod dispatch;
+mod error;
+mod experts;
+mod gate;
+mod layer;
+pub mod numerics;
+mod observer;
+mod plan;
+mod router;
+mod stats;
+mod workspace;
+
+pub use assignments::{Assignment, Assignments, Mark, Refusal, Review};
+pub use context::{RouteInput, TokenContext};
+pub use dispatch::{combine, gather, gather_weighted};
+pub use error::{BoxError, Error, Result, Stage};
+pub use experts::{Expert, Experts, GroupedRows, PerExpert};
+pub use gate::{Gate, LinearGate};
+pub use layer::{ApplyWeights, MoeLayer};
+pub use observer::{Observer, Routed};
+pub use plan::{Choice, Part, RoutingPlan};
+pub use router::{Locality, PerSequence, Router};
+pub use stats::PlanStats;
+pub use workspace::{Scratch, Workspace};

@@ -1,0 +1,190 @@
+//! What a router writes: pairs of token and expert, in any order, not yet trusted.
+
+use crate::{Error, Result};
+
+/// One pair that a router granted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Assignment {
+    /// Row of the batch.
+    pub token: u32,
+    /// The expert that works on it.
+    pub expert: u32,
+    /// What its output is multiplied by.
+    pub weight: f32,
+    /// How many of the token's choices came before this one.
+    pub rank: u32,
+}
+
+/// One pair that a router wanted and a capacity turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Row of the batch.
+    pub token: u32,
+    /// The expert that was full.
+    pub expert: u32,
+    /// How many of the token's choices came before this one.
+    pub rank: u32,
+}
+
+/// A place in the list of granted pairs; see [`Assignments::review`].
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(usize);
+
+/// What a decorating router sees of the pairs that the inner one has just granted.
+///
+/// Everything is scratch of the [`Assignments`], so that a decorator needs no buffer of its own.
+#[derive(Debug)]
+pub struct Review<'a> {
+    /// The pairs, in the order they were pushed.
+    pub pairs: &'a mut [Assignment],
+    /// Set to `false` to turn pair i away.
+    pub keep: &'a mut [bool],
+    /// 0, 1, 2, … over the pairs: to be sorted by priority.
+    pub order: &'a mut [u32],
+    /// A zero for each expert: to count its load.
+    pub load: &'a mut [u32],
+    /// A zero for each pair: to hold a priority.
+    pub priority: &'a mut [f32],
+}
+
+/// A push-only, ragged list of pairs. Sealing it makes a [`RoutingPlan`](crate::RoutingPlan).
+///
+/// Reusing one list over calls allocates nothing once it has grown.
+#[derive(Debug, Default)]
+pub struct Assignments {
+    tokens: usize,
+    experts: usize,
+    first_token: usize,
+    granted: Vec<Assignment>,
+    refused: Vec<Refusal>,
+    /// Choices pushed so far, for each token.
+    pushed: Vec<u32>,
+    keep: Vec<bool>,
+    order: Vec<u32>,
+    load: Vec<u32>,
+    priority: Vec<f32>,
+}
+
+impl Assignments {
+    /// An empty list for no tokens.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Forgets everything and makes ready for a batch of `tokens` over `experts`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooLarge`] where 32-bit indices do not reach.
+    pub fn reset(&mut self, tokens: usize, experts: usize) -> Result<()> {
+        for (what, found) in [("tokens", tokens), ("experts", experts)] {
+            if u32::try_from(found).is_err() || found == u32::MAX as usize {
+                return Err(Error::TooLarge { what, found });
+            }
+        }
+        (self.tokens, self.experts, self.first_token) = (tokens, experts, 0);
+        self.granted.clear();
+        self.refused.clear();
+        self.pushed.clear();
+        self.pushed.resize(tokens, 0);
+        Ok(())
+    }
+
+    /// Number of tokens of the batch.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Number of experts of the layer.
+    pub fn experts(&self) -> usize {
+        self.experts
+    }
+
+    /// Grants the pair: `expert` works on `token`, its output times `weight`.
+    pub fn assign(&mut self, token: usize, expert: usize, weight: f32) {
+        let (token, expert, rank) = self.next(token, expert);
+        self.granted.push(Assignment { token, expert, weight, rank });
+    }
+
+    /// Records that the router wanted the pair and a capacity turned it away. It takes a rank like a granted one.
+    pub fn refuse(&mut self, token: usize, expert: usize) {
+        let (token, expert, rank) = self.next(token, expert);
+        self.refused.push(Refusal { token, expert, rank });
+    }
+
+    /// The pairs granted so far, in the order they were pushed.
+    pub fn granted(&self) -> &[Assignment] {
+        &self.granted
+    }
+
+    /// The pairs refused so far.
+    pub fn refused(&self) -> &[Refusal] {
+        &self.refused
+    }
+
+    /// The end of the list of granted pairs as it is now.
+    pub fn mark(&self) -> Mark {
+        Mark(self.granted.len())
+    }
+
+    /// Lets a decorator look at the pairs granted since `mark`, and turn some away, which become refusals.
+    ///
+    /// What is kept stays in the order it was pushed, and every pair keeps its rank.
+    pub fn review(&mut self, mark: Mark, decide: impl FnOnce(Review<'_>)) {
+        let from = mark.0.min(self.granted.len());
+        let pairs = &mut self.granted[from..];
+        refill(&mut self.keep, pairs.len(), true);
+        refill(&mut self.load, self.experts, 0);
+        refill(&mut self.priority, pairs.len(), 0.0);
+        self.order.clear();
+        self.order.extend(0..pairs.len() as u32);
+        decide(Review {
+            pairs,
+            keep: &mut self.keep,
+            order: &mut self.order,
+            load: &mut self.load,
+            priority: &mut self.priority,
+        });
+        let (mut at, mut kept) = (0, from);
+        for i in from..self.granted.len() {
+            let pair = self.granted[i];
+            if self.keep[at] {
+                self.granted[kept] = pair;
+                kept += 1;
+            } else {
+                self.refused.push(Refusal { token: pair.token, expert: pair.expert, rank: pair.rank });
+            }
+            at += 1;
+        }
+        self.granted.truncate(kept);
+    }
+
+    /// Runs `route` on a stretch of the batch: token 0 of what it pushes is `first` of the whole.
+    pub fn with_first_token<T>(&mut self, first: usize, route: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.first_token;
+        self.first_token = outer.saturating_add(first);
+        let result = route(self);
+        self.first_token = outer;
+        result
+    }
+
+    /// Indices as stored, and the rank of the token's next choice. What is out of range is stored so, and sealing says so.
+    fn next(&mut self, token: usize, expert: usize) -> (u32, u32, u32) {
+        let token = token.saturating_add(self.first_token);
+        let rank = match self.pushed.get_mut(token) {
+            Some(count) => {
+                *count += 1;
+                *count - 1
+            }
+            None => 0,
+        };
+        let narrow = |i: usize| u32::try_from(i).unwrap_or(u32::MAX);
+        (narrow(token), narrow(expert), rank)
+    }
+}
+
+/// Makes `list` hold `len` times `value`.
+fn refill<T: Clone>(list: &mut Vec<T>, len: usize, value: T) {
+    list.clear();
+    list.resize(len, value);
+}

@@ -1,0 +1,70 @@
+//! The learned projection from hidden states to router logits.
+
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
+
+use crate::numerics;
+use crate::{Error, Result, TokenContext};
+
+/// A layer's gate: `[T, D]` hidden states to `[T, E]` logits.
+pub trait Gate: Send + Sync {
+    /// Number of experts, E.
+    fn experts(&self) -> usize;
+
+    /// Width of a hidden state, D.
+    fn dim(&self) -> usize;
+
+    /// Computes the logits of every token; `out` is `[T, E]` and is overwritten.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the gate may run into ([`Error::gate`]).
+    fn logits(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        context: &TokenContext<'_>,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> Result<()>;
+}
+
+/// The linear gate by its definition: `logits = hidden · Wᵀ`, each a canonical dot product.
+///
+/// For layers without the kernels crate, whose linear map gives the same bits from weights of any type.
+#[derive(Clone, Debug)]
+pub struct LinearGate {
+    weight: Array2<f32>,
+}
+
+impl LinearGate {
+    /// A gate with weight `[E, D]`.
+    pub fn new(weight: Array2<f32>) -> Self {
+        Self { weight: weight.as_standard_layout().into_owned() }
+    }
+}
+
+impl Gate for LinearGate {
+    fn experts(&self) -> usize {
+        self.weight.nrows()
+    }
+
+    fn dim(&self) -> usize {
+        self.weight.ncols()
+    }
+
+    fn logits(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        _: &TokenContext<'_>,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
+        Error::check_shape("gate input", &[hidden.nrows(), self.dim()], hidden.shape())?;
+        Error::check_shape("gate output", &[hidden.nrows(), self.experts()], out.shape())?;
+        let hidden = hidden.as_standard_layout();
+        for (x, mut logits) in hidden.rows().into_iter().zip(out.rows_mut()) {
+            for (w, logit) in self.weight.rows().into_iter().zip(&mut logits) {
+                // Both are in standard layout, so both rows are slices.
+                *logit = numerics::dot(x.as_slice().unwrap_or(&[]), w.as_slice().unwrap_or(&[]));
+            }
+        }
+        Ok(())
+    }
+}

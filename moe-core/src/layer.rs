@@ -1,0 +1,167 @@
+//! The mixture-of-experts layer: gate, router, experts, and the one way a batch goes through them.
+
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::numerics;
+use crate::workspace::shaped;
+use crate::{
+    Error, Experts, Gate, GroupedRows, Observer, Result, RouteInput, Routed, Router, Stage, TokenContext,
+    Workspace, combine, gather, gather_weighted,
+};
+
+/// Where the combination weights enter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ApplyWeights {
+    /// `y = Σ wₑ · fₑ(x)`, as in Mixtral and nearly everywhere.
+    #[default]
+    Output,
+    /// `y = Σ fₑ(wₑ · x)`, as in Llama 4.
+    Input,
+}
+
+/// A sparse mixture-of-experts layer: `y = Σₑ wₑ(x) · fₑ(x)` over the experts that the router chose for x.
+///
+/// It is immutable and shared freely; whatever changes is an argument.
+pub struct MoeLayer {
+    index: usize,
+    gate: Box<dyn Gate>,
+    router: Box<dyn Router>,
+    experts: Box<dyn Experts>,
+    apply_weights: ApplyWeights,
+}
+
+impl MoeLayer {
+    /// A layer from its three parts.
+    ///
+    /// # Errors
+    ///
+    /// If gate and experts disagree on the number of experts or the width of a hidden state.
+    pub fn new(gate: Box<dyn Gate>, router: Box<dyn Router>, experts: Box<dyn Experts>) -> Result<Self> {
+        Error::check_shape(
+            "gate weight",
+            &[experts.experts(), experts.dim()],
+            &[gate.experts(), gate.dim()],
+        )?;
+        Ok(Self { index: 0, gate, router, experts, apply_weights: ApplyWeights::default() })
+    }
+
+    /// The same layer, known as the `index`-th of its model in errors and to observers.
+    pub fn at(self, index: usize) -> Self {
+        Self { index, ..self }
+    }
+
+    /// The same layer, with the weights applied elsewhere.
+    pub fn with_weights_applied_to(self, apply_weights: ApplyWeights) -> Self {
+        Self { apply_weights, ..self }
+    }
+
+    /// Number of experts, E.
+    pub fn experts(&self) -> usize {
+        self.experts.experts()
+    }
+
+    /// Width of a hidden state, D.
+    pub fn dim(&self) -> usize {
+        self.experts.dim()
+    }
+
+    /// The layer's own router.
+    pub fn router(&self) -> &dyn Router {
+        &*self.router
+    }
+
+    /// Computes the layer's output for T tokens; `hidden` and `y` are `[T, D]`, `y` is overwritten.
+    ///
+    /// A token that no expert received gets a zero row.
+    ///
+    /// # Errors
+    ///
+    /// Shapes that do not fit; what gate, router or experts report; a plan that cannot be sealed; logits or outputs that are
+    /// not finite ([`Error::NotFinite`]).
+    pub fn forward(
+        &self,
+        hidden: ArrayView2<'_, f32>,
+        context: TokenContext<'_>,
+        workspace: &mut Workspace,
+        observer: &mut dyn Observer,
+        y: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
+        self.forward_with(&*self.router, hidden, context, workspace, observer, y)
+    }
+
+    /// [`forward`](Self::forward) under another routing policy.
+    ///
+    /// # Errors
+    ///
+    /// As `forward`.
+    pub fn forward_with(
+        &self,
+        router: &dyn Router,
+        hidden: ArrayView2<'_, f32>,
+        context: TokenContext<'_>,
+        workspace: &mut Workspace,
+        observer: &mut dyn Observer,
+        mut y: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
+        let (tokens, dim, experts) = (hidden.nrows(), self.dim(), self.experts());
+        Error::check_shape("layer input", &[tokens, dim], hidden.shape())?;
+        Error::check_shape("layer output", &[tokens, dim], y.shape())?;
+        let context = context.at_layer(self.index);
+        context.check(tokens)?;
+        let Workspace { assignments, plan, logits, rows, outputs, scratch } = workspace;
+
+        // Gate: one logit for each token and expert.
+        let mut logits = shaped(logits, tokens, experts);
+        self.gate.logits(hidden, &context, logits.view_mut())?;
+        self.check_finite(logits.view(), Stage::RouterLogits)?;
+
+        // Router: who works on what; sealing makes it trustworthy.
+        assignments.reset(tokens, experts)?;
+        router.route(&RouteInput::new(logits.view(), context)?, assignments)?;
+        plan.seal(assignments)?;
+        observer.routed(&Routed::new(logits.view(), plan, context));
+
+        // Gather: the rows of each expert side by side.
+        let mut rows = shaped(rows, plan.rows(), dim);
+        match self.apply_weights {
+            ApplyWeights::Output => gather(plan, hidden, rows.view_mut()),
+            ApplyWeights::Input => gather_weighted(plan, hidden, rows.view_mut()),
+        }
+
+        // Experts: the whole bank at once.
+        let mut outputs = shaped(outputs, plan.rows(), dim);
+        self.experts.forward(
+            GroupedRows::new(rows.view(), plan.expert_offsets())?,
+            scratch,
+            outputs.view_mut(),
+        )?;
+
+        // Combine: back to token order.
+        combine(plan, outputs.view(), self.apply_weights == ApplyWeights::Output, y.view_mut());
+        self.check_finite(y.view(), Stage::LayerOutput)
+    }
+
+    fn check_finite(&self, values: ArrayView2<'_, f32>, stage: Stage) -> Result<()> {
+        for (token, row) in values.rows().into_iter().enumerate() {
+            let bad = match row.as_slice() {
+                Some(row) => numerics::first_not_finite(row).map(|i| row[i]),
+                None => row.iter().copied().find(|v| !v.is_finite()),
+            };
+            if let Some(value) = bad {
+                return Err(Error::NotFinite { layer: self.index, stage, token, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for MoeLayer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MoeLayer")
+            .field("index", &self.index)
+            .field("experts", &self.experts())
+            .field("dim", &self.dim())
+            .field("apply_weights", &self.apply_weights)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,310 @@
+//! The sealed plan of a batch: who works on what, by expert and by token.
+
+use std::ops::Range;
+
+use crate::{Assignments, Error, PlanStats, Refusal, Result};
+
+/// One term of a token's combination.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Part {
+    /// Row of the grouped rows.
+    pub row: usize,
+    /// What the row's output is multiplied by.
+    pub weight: f32,
+}
+
+/// One choice of a token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// The expert.
+    pub expert: usize,
+    /// The combination weight.
+    pub weight: f32,
+    /// How many of the token's choices came before this one, refused ones included.
+    pub rank: usize,
+    /// Row of the grouped rows.
+    pub row: usize,
+}
+
+/// A validated routing, readable by expert and by token.
+///
+/// Rows are grouped by expert, within an expert by ascending token: row r is one (token, expert) pair. Whoever holds a
+/// plan may trust that tokens and experts are in range, that no token has an expert twice, and that weights are finite.
+///
+/// T tokens, E experts, R rows. A token may have any number of rows, none too.
+#[derive(Debug, Default)]
+pub struct RoutingPlan {
+    /// Expert e has rows `expert_offsets[e]..expert_offsets[e + 1]`; `[E + 1]`.
+    expert_offsets: Vec<usize>,
+    row_token: Vec<u32>,
+    row_expert: Vec<u32>,
+    row_weight: Vec<f32>,
+    row_rank: Vec<u32>,
+    /// Token t has entries `token_offsets[t]..token_offsets[t + 1]` of the two lists below; `[T + 1]`.
+    token_offsets: Vec<usize>,
+    /// Its rows by ascending expert.
+    token_rows: Vec<u32>,
+    /// Its rows by ascending rank.
+    ranked_rows: Vec<u32>,
+    refused: Vec<Refusal>,
+    /// Scratch of sealing: the pairs' indices by ascending token.
+    by_token: Vec<u32>,
+    cursor: Vec<usize>,
+}
+
+impl RoutingPlan {
+    /// A plan of nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Validates what a router wrote and sorts it both ways, in O(R + E + T); allocates only to grow.
+    ///
+    /// # Errors
+    ///
+    /// A token or expert out of range, an expert twice for a token, a weight that is not finite. The plan is then empty.
+    pub fn seal(&mut self, from: &Assignments) -> Result<()> {
+        let sealed = self.try_seal(from);
+        if sealed.is_err() {
+            self.clear(0, 0);
+        }
+        sealed
+    }
+
+    fn try_seal(&mut self, from: &Assignments) -> Result<()> {
+        let (tokens, experts, pairs) = (from.tokens(), from.experts(), from.granted());
+        if u32::try_from(pairs.len()).is_err() {
+            return Err(Error::TooLarge { what: "assignments", found: pairs.len() });
+        }
+        self.clear(tokens, experts);
+        for p in pairs {
+            check_range(p.token, p.expert, tokens, experts)?;
+            if !p.weight.is_finite() {
+                return Err(Error::WeightNotFinite { token: p.token, expert: p.expert, weight: p.weight });
+            }
+            self.token_offsets[p.token as usize + 1] += 1;
+            self.expert_offsets[p.expert as usize + 1] += 1;
+        }
+        for r in from.refused() {
+            check_range(r.token, r.expert, tokens, experts)?;
+        }
+        self.refused.extend_from_slice(from.refused());
+        accumulate(&mut self.token_offsets);
+        accumulate(&mut self.expert_offsets);
+
+        // A counting sort by token, then a stable one by expert, leaves each expert's rows in ascending token order.
+        self.by_token.resize(pairs.len(), 0);
+        restart(&mut self.cursor, &self.token_offsets);
+        for (i, p) in pairs.iter().enumerate() {
+            let at = &mut self.cursor[p.token as usize];
+            self.by_token[*at] = i as u32;
+            *at += 1;
+        }
+        self.row_token.resize(pairs.len(), 0);
+        self.row_expert.resize(pairs.len(), 0);
+        self.row_weight.resize(pairs.len(), 0.0);
+        self.row_rank.resize(pairs.len(), 0);
+        restart(&mut self.cursor, &self.expert_offsets);
+        for &i in &self.by_token {
+            let p = pairs[i as usize];
+            let row = self.cursor[p.expert as usize];
+            self.cursor[p.expert as usize] += 1;
+            if row > self.expert_offsets[p.expert as usize] && self.row_token[row - 1] == p.token {
+                return Err(Error::DuplicateAssignment { token: p.token, expert: p.expert });
+            }
+            self.row_token[row] = p.token;
+            self.row_expert[row] = p.expert;
+            self.row_weight[row] = p.weight;
+            self.row_rank[row] = p.rank;
+        }
+
+        // Rows come by ascending expert, so dealing them out to their tokens leaves each token's in that order.
+        self.token_rows.resize(pairs.len(), 0);
+        restart(&mut self.cursor, &self.token_offsets);
+        for (row, &token) in self.row_token.iter().enumerate() {
+            let at = &mut self.cursor[token as usize];
+            self.token_rows[*at] = row as u32;
+            *at += 1;
+        }
+        self.ranked_rows.extend_from_slice(&self.token_rows);
+        let rank = &self.row_rank;
+        for t in 0..tokens {
+            self.ranked_rows[self.token_offsets[t]..self.token_offsets[t + 1]]
+                .sort_unstable_by_key(|&row| (rank[row as usize], row));
+        }
+        Ok(())
+    }
+
+    /// Number of tokens, T.
+    pub fn tokens(&self) -> usize {
+        self.token_offsets.len().saturating_sub(1)
+    }
+
+    /// Number of experts, E.
+    pub fn experts(&self) -> usize {
+        self.expert_offsets.len().saturating_sub(1)
+    }
+
+    /// Number of rows, R: the pairs that were kept.
+    pub fn rows(&self) -> usize {
+        self.row_token.len()
+    }
+
+    /// Boundaries of the experts' rows, `[E + 1]`.
+    pub fn expert_offsets(&self) -> &[usize] {
+        &self.expert_offsets
+    }
+
+    /// The rows of expert `e`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such expert.
+    #[track_caller]
+    pub fn expert_rows(&self, e: usize) -> Range<usize> {
+        self.expert_offsets[e]..self.expert_offsets[e + 1]
+    }
+
+    /// The token of each row, `[R]`.
+    pub fn row_tokens(&self) -> &[u32] {
+        &self.row_token
+    }
+
+    /// The expert of each row, `[R]`.
+    pub fn row_experts(&self) -> &[u32] {
+        &self.row_expert
+    }
+
+    /// The combination weight of each row, `[R]`.
+    pub fn row_weights(&self) -> &[f32] {
+        &self.row_weight
+    }
+
+    /// The rank of each row among its token's choices, `[R]`.
+    pub fn row_ranks(&self) -> &[u32] {
+        &self.row_rank
+    }
+
+    /// The terms of token `t`'s combination, by ascending expert.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such token.
+    #[track_caller]
+    pub fn token_parts(&self, t: usize) -> impl ExactSizeIterator<Item = Part> + '_ {
+        let range = self.token_offsets[t]..self.token_offsets[t + 1];
+        self.token_rows[range]
+            .iter()
+            .map(|&row| Part { row: row as usize, weight: self.row_weight[row as usize] })
+    }
+
+    /// The choices of token `t` that were kept, best first.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such token.
+    #[track_caller]
+    pub fn choices(&self, t: usize) -> impl ExactSizeIterator<Item = Choice> + '_ {
+        let range = self.token_offsets[t]..self.token_offsets[t + 1];
+        self.ranked_rows[range].iter().map(|&row| {
+            let row = row as usize;
+            Choice {
+                expert: self.row_expert[row] as usize,
+                weight: self.row_weight[row],
+                rank: self.row_rank[row] as usize,
+                row,
+            }
+        })
+    }
+
+    /// The pairs that a capacity turned away, in the order they were refused.
+    pub fn refused(&self) -> &[Refusal] {
+        &self.refused
+    }
+
+    /// Load, importance, balance and drop rate of the plan.
+    pub fn stats(&self) -> PlanStats {
+        PlanStats::of(self)
+    }
+
+    fn clear(&mut self, tokens: usize, experts: usize) {
+        let Self { row_token, row_expert, row_rank, token_rows, ranked_rows, by_token, .. } = self;
+        for list in [row_token, row_expert, row_rank, token_rows, ranked_rows, by_token] {
+            list.clear();
+        }
+        self.row_weight.clear();
+        self.refused.clear();
+        for (offsets, n) in [(&mut self.token_offsets, tokens), (&mut self.expert_offsets, experts)] {
+            offsets.clear();
+            offsets.resize(n + 1, 0);
+        }
+    }
+}
+
+fn check_range(token: u32, expert: u32, tokens: usize, experts: usize) -> Result<()> {
+    if token as usize >= tokens {
+        return Err(Error::TokenOutOfRange { token, tokens });
+    }
+    if expert as usize >= experts {
+        return Err(Error::ExpertOutOfRange { token, expert, experts });
+    }
+    Ok(())
+}
+
+/// Turns counts, shifted by one place, into offsets.
+fn accumulate(counts: &mut [usize]) {
+    for i in 1..counts.len() {
+        counts[i] += counts[i - 1];
+    }
+}
+
+/// Sets a cursor to the start of each group.
+fn restart(cursor: &mut Vec<usize>, offsets: &[usize]) {
+    cursor.clear();
+    cursor.extend_from_slice(offsets);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Pairs<'a> = &'a [(usize, usize, f32)];
+
+    fn sealed(tokens: usize, experts: usize, pairs: Pairs<'_>) -> Result<RoutingPlan> {
+        let mut a = Assignments::new();
+        a.reset(tokens, experts)?;
+        for &(t, e, w) in pairs {
+            a.assign(t, e, w);
+        }
+        let mut plan = RoutingPlan::new();
+        plan.seal(&a)?;
+        Ok(plan)
+    }
+
+    #[test]
+    fn both_views() {
+        let plan = sealed(3, 4, &[(2, 3, 0.7), (0, 1, 0.6), (2, 1, 0.3), (0, 0, 0.4)]).unwrap();
+        assert_eq!(plan.expert_offsets(), [0, 1, 3, 3, 4]);
+        assert_eq!(plan.row_tokens(), [0, 0, 2, 2]);
+        let parts: Vec<_> = plan.token_parts(2).map(|p| (p.row, p.weight)).collect();
+        assert_eq!(parts, [(2, 0.3), (3, 0.7)]);
+        let best_first: Vec<_> = plan.choices(2).map(|c| (c.expert, c.rank)).collect();
+        assert_eq!(best_first, [(3, 0), (1, 1)]);
+        assert_eq!(plan.token_parts(1).len(), 0);
+    }
+
+    #[test]
+    fn refuses_what_cannot_be_trusted() {
+        let cases: [(Pairs<'_>, &str); 5] = [
+            (&[(3, 0, 1.0)], "expected a token below 3, found 3"),
+            (&[(usize::MAX, 0, 1.0)], "expected a token below 3"),
+            (&[(0, 4, 1.0)], "expected an expert below 4, found 4"),
+            (&[(1, 2, 0.5), (0, 2, 0.5), (1, 2, 0.5)], "found expert 2 twice"),
+            (&[(1, 2, f32::NAN)], "expected a finite weight"),
+        ];
+        for (pairs, message) in cases {
+            let error = sealed(3, 4, pairs).unwrap_err().to_string();
+            assert!(error.contains(message), "{pairs:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The routing policy: which experts work on which token, and with what weight.
+
+use ndarray::{ArrayViewMut2, Axis, Slice};
+
+use crate::numerics;
+use crate::{Assignments, Error, Result, RouteInput};
+
+/// What a token's experts depend on.
+///
+/// Only [`Token`](Self::Token) routers leave a token's result the same, bit for bit, over batching and chunking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Locality {
+    /// On the token alone.
+    Token,
+    /// On it and on earlier tokens of its sequence in the same call.
+    Causal,
+    /// On the whole batch, later tokens included: not fit for a decoder without a warning.
+    Batch,
+}
+
+/// A routing policy. It has settings but no learned weights, and sees logits but never hidden states.
+///
+/// ```
+/// use moe_core::{Assignments, Locality, Result, RouteInput, Router};
+///
+/// /// Every token goes to the expert of its position, modulo the number of experts.
+/// struct RoundRobin;
+///
+/// impl Router for RoundRobin {
+///     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+///         for token in 0..input.tokens() {
+///             out.assign(token, token % input.experts(), 1.0);
+///         }
+///         Ok(())
+///     }
+/// }
+/// # assert_eq!(RoundRobin.locality(), Locality::Batch);
+/// ```
+pub trait Router: Send + Sync {
+    /// Pushes the assignments of every token of the input into `out`, which the caller has reset.
+    ///
+    /// Tokens may come in any order; within a token the order of pushes is the rank, best first. A pair that a capacity
+    /// turned away is pushed with [`Assignments::refuse`]. Sequences must not influence each other.
+    ///
+    /// # Errors
+    ///
+    /// If the input lacks what the policy needs (enough experts, token ids). Range, duplicates and weights are checked by
+    /// whoever seals the plan.
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()>;
+
+    /// What a token's experts depend on. The default promises nothing.
+    fn locality(&self) -> Locality {
+        Locality::Batch
+    }
+
+    /// The scores `[T, E]` that priorities look at; the default is softmax over all experts.
+    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
+        for (logits, mut scores) in input.logits.rows().into_iter().zip(out.rows_mut()) {
+            scores.assign(&logits);
+            match scores.as_slice_mut() {
+                Some(row) => numerics::softmax(row),
+                None => {
+                    let mut row = scores.to_vec();
+                    numerics::softmax(&mut row);
+                    scores.iter_mut().zip(row).for_each(|(to, from)| *to = from);
+                }
+            }
+        }
+    }
+}
+
+impl<R: Router + ?Sized> Router for &R {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        (**self).route(input, out)
+    }
+
+    fn locality(&self) -> Locality {
+        (**self).locality()
+    }
+
+    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
+        (**self).scores(input, out);
+    }
+}
+
+impl<R: Router + ?Sized> Router for Box<R> {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        (**self).route(input, out)
+    }
+
+    fn locality(&self) -> Locality {
+        (**self).locality()
+    }
+
+    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
+        (**self).scores(input, out);
+    }
+}
+
+/// A router of its own for each sequence of the batch, for sessions that are decoded together under different policies.
+pub struct PerSequence<'a>(
+    /// One router a sequence, in order.
+    pub &'a [&'a dyn Router],
+);
+
+impl Router for PerSequence<'_> {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        let sequences = input.context.sequences();
+        if sequences != self.0.len() {
+            return Err(Error::Router {
+                setting: "one router a sequence",
+                expected: format!("{} sequences", self.0.len()),
+                found: sequences.to_string(),
+            });
+        }
+        for (range, router) in input.sequences().zip(self.0) {
+            out.with_first_token(range.start, |out| router.route(&input.slice(range), out))?;
+        }
+        Ok(())
+    }
+
+    /// The weakest promise among the routers.
+    fn locality(&self) -> Locality {
+        self.0.iter().map(|r| r.locality()).max().unwrap_or(Locality::Token)
+    }
+
+    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
+        for (range, router) in input.sequences().zip(self.0) {
+            router.scores(&input.slice(range.clone()), out.slice_axis_mut(Axis(0), Slice::from(range)));
+        }
+    }
+}
