@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::numerics;
-use crate::{Error, Result, TokenContext};
+use crate::{Error, Result, Scratch, TokenContext};
 
 /// A layer's gate: `[T, D]` hidden states to `[T, E]` logits.
 pub trait Gate: Send + Sync {
@@ -15,6 +15,8 @@ pub trait Gate: Send + Sync {
 
     /// Computes the logits of every token; `out` is `[T, E]` and is overwritten.
     ///
+    /// Scratch that should outlive the call is taken from `scratch`.
+    ///
     /// # Errors
     ///
     /// Whatever the gate may run into ([`Error::gate`]).
@@ -22,6 +24,7 @@ pub trait Gate: Send + Sync {
         &self,
         hidden: ArrayView2<'_, f32>,
         context: &TokenContext<'_>,
+        scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<()>;
 }
@@ -54,6 +57,7 @@ impl Gate for LinearGate {
         &self,
         hidden: ArrayView2<'_, f32>,
         _: &TokenContext<'_>,
+        _: &mut Scratch,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
         Error::check_shape("gate input", &[hidden.nrows(), self.dim()], hidden.shape())?;

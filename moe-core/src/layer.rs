@@ -112,7 +112,7 @@ impl MoeLayer {
 
         // Gate: one logit for each token and expert.
         let mut logits = shaped(logits, tokens, experts);
-        self.gate.logits(hidden, &context, logits.view_mut())?;
+        self.gate.logits(hidden, &context, scratch, logits.view_mut())?;
         self.check_finite(logits.view(), Stage::RouterLogits)?;
 
         // Router: who works on what; sealing makes it trustworthy.

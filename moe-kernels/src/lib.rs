@@ -1,3 +1,36 @@
-//! SIMD kernels of a mixture-of-experts layer.
+//! SIMD kernels of a mixture-of-experts layer: the same bits on every backend and with any number of threads.
+//!
+//! Every dot product has the one canonical order of [`moe_core::numerics`], and parallel work is split over output
+//! columns, rows and experts, never over the dimension summed. So a result depends on its operands alone.
+//!
+//! - [`Backend`] is the instruction set, chosen once at run time.
+//! - [`WeightMatrix`] is a matrix where it lies in a checkpoint, in f32, f16 or bf16.
+//! - [`Linear`] is `x · Wᵀ`, and a [`moe_core::Gate`].
+//! - [`SwiGluExperts`] is Mixtral's bank of experts, a [`moe_core::Experts`].
+//! - [`vector`] has norms and softmax, [`attention`] one layer's attention over a cache.
+//!
+//! Work runs in the rayon pool that the caller is in, or the global one.
+
+pub mod attention;
+mod backend;
 mod dtype;
+mod element;
+mod error;
+mod grouped;
+mod linear;
+mod pack;
+mod product;
+mod schedule;
+mod simd;
+mod swiglu;
+pub mod vector;
+mod weight;
+
+pub use backend::Backend;
 pub use dtype::Dtype;
+pub use element::{narrow_row, padded_row_bytes, widen_row};
+pub use error::{Error, Result};
+pub use linear::{Linear, LinearScratch};
+pub use schedule::enter;
+pub use swiglu::{SwiGluExperts, SwiGluWeights};
+pub use weight::WeightMatrix;

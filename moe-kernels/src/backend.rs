@@ -1,0 +1,114 @@
+//! The choice of instruction set, made once at run time.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::simd::{Portable, Simd};
+use crate::{Error, Result};
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx2::Avx2;
+
+/// Work that is written once for every instruction set.
+pub(crate) trait Kernel {
+    /// What it computes.
+    type Output;
+
+    /// Does it. Must be `#[inline(always)]`, as must whatever it calls that is generic over `S`: only what is inlined into
+    /// the dispatching function is compiled for its instructions.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// An instruction set that this processor has. All give the same bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend(Isa);
+
+#[derive(Clone, Copy, Debug)]
+enum Isa {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+}
+
+impl Backend {
+    /// The names of all backends, available or not, from slow to fast.
+    pub const NAMES: [&'static str; 2] = ["portable", "avx2"];
+
+    /// Safe code without vector instructions: the definition of every result, far from fast.
+    pub fn portable() -> Self {
+        Self(Isa::Portable(Portable))
+    }
+
+    /// AVX2 with FMA and F16C, where the processor has them.
+    pub fn avx2() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Avx2::new().map(|isa| Self(Isa::Avx2(isa)));
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
+    /// Every backend of this processor, from slow to fast.
+    pub fn available() -> impl Iterator<Item = Self> {
+        [Some(Self::portable()), Self::avx2()].into_iter().flatten()
+    }
+
+    /// The fastest backend of this processor.
+    pub fn best() -> Self {
+        Self::avx2().unwrap_or_else(Self::portable)
+    }
+
+    /// Its name, one of [`NAMES`](Self::NAMES).
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Isa::Portable(_) => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+        }
+    }
+
+    /// Runs a kernel on this instruction set.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            Isa::Portable(isa) => kernel.run(isa),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Avx2` exists only where AVX2, FMA and F16C were detected (`Avx2::new`).
+            Isa::Avx2(isa) => unsafe { isa.run(kernel) },
+        }
+    }
+}
+
+impl Default for Backend {
+    fn default() -> Self {
+        Self::best()
+    }
+}
+
+impl PartialEq for Backend {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Backend {}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Backend {
+    type Err = Error;
+
+    /// The backend of that name, where this processor can run it.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "portable" => Ok(Self::portable()),
+            "avx2" => {
+                Self::avx2().ok_or(Error::MissingFeatures { name: "avx2", needs: "AVX2, FMA and F16C" })
+            }
+            _ => Err(Error::UnknownBackend { known: Self::NAMES.join(", "), found: name.to_owned() }),
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! One parallel pass of products over (group of rows, panel of columns), and the layout it writes.
+
+use std::ops::Range;
+
+use moe_core::numerics::LANES;
+use ndarray::{ArrayViewMut2, Axis};
+use rayon::prelude::*;
+
+use crate::backend::Kernel;
+use crate::element::with_element;
+use crate::pack::{PackedRows, grow};
+use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
+use crate::schedule::{for_each_piece, worth_threads};
+use crate::simd::{Chunk, Simd};
+use crate::{Backend, WeightMatrix};
+
+/// The rows of one expert that has any.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) expert: usize,
+    pub(crate) rows: Range<usize>,
+}
+
+/// What a task computes from its rows.
+#[derive(Clone, Copy)]
+pub(crate) enum Product<'a> {
+    /// `x · Wᵀ`
+    Plain(&'a WeightMatrix),
+    /// `silu(x · W1ᵀ) ⊙ (x · W3ᵀ)`
+    Activated(&'a WeightMatrix, &'a WeightMatrix),
+}
+
+impl Product<'_> {
+    fn weight(&self) -> &WeightMatrix {
+        match self {
+            Self::Plain(w) | Self::Activated(w, _) => w,
+        }
+    }
+}
+
+/// Computes every group's product with its expert's weights, which all have `columns` rows, into `memory`, which grows if
+/// it must. Groups are in row order and cover all rows.
+///
+/// Tasks are (group, panel), in the order of memory. Each sweeps all of its group's rows over one panel of weights.
+pub(crate) fn products<'m, 'w>(
+    backend: Backend,
+    x: PackedRows<'_>,
+    groups: &'m [Group],
+    columns: usize,
+    product: impl Fn(usize) -> Product<'w> + Sync,
+    memory: &'m mut Vec<Chunk>,
+) -> PanelMajor<'m> {
+    let panels = panels_of(columns);
+    let rows = groups.last().map_or(0, |g| g.rows.end);
+    let total = rows * panels * PANEL_CHUNKS;
+    grow(memory, total);
+    let start = |task: usize| match groups.get(task / panels.max(1)) {
+        Some(g) => (g.rows.start * panels + (task % panels) * g.rows.len()) * PANEL_CHUNKS,
+        None => total,
+    };
+    let cost = rows.saturating_mul(columns).saturating_mul(x.columns());
+    for_each_piece(0..groups.len() * panels, &mut memory[..total], &start, cost, &|task, out| {
+        let group = &groups[task / panels];
+        backend.run(Panel { x, rows: &group.rows, product: product(group.expert), p: task % panels, out });
+    });
+    PanelMajor { memory: &memory[..total], groups, panels, columns }
+}
+
+/// One panel of a product for all rows of a group.
+struct Panel<'a> {
+    x: PackedRows<'a>,
+    rows: &'a Range<usize>,
+    product: Product<'a>,
+    p: usize,
+    out: &'a mut [Chunk],
+}
+
+impl Kernel for Panel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, rows, product, p, out } = self;
+        for (block, out) in out.chunks_mut(ROW_BLOCK * PANEL_CHUNKS).enumerate() {
+            let first = rows.start + block * ROW_BLOCK;
+            let rows = first..(first + ROW_BLOCK).min(rows.end);
+            weighted_panel(s, x, rows.clone(), product.weight(), p, out);
+            if let Product::Activated(_, w3) = product {
+                let mut factor = [[0.0; LANES]; ROW_BLOCK * PANEL_CHUNKS];
+                let factor = &mut factor[..out.len()];
+                weighted_panel(s, x, rows, w3, p, factor);
+                for (h, u) in out.iter_mut().zip(factor) {
+                    s.store(s.mul(s.silu(s.load(h)), s.load(u)), h);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn weighted_panel<S: Simd>(
+    s: S,
+    x: PackedRows<'_>,
+    rows: Range<usize>,
+    w: &WeightMatrix,
+    p: usize,
+    out: &mut [Chunk],
+) {
+    with_element!(w.dtype(), E => panel::<S, E>(s, x, rows, w, p, out.as_flattened_mut()));
+}
+
+/// Rows `[R, columns]`: for each group its panels one after the other, in each panel row by row. What lies beyond the last
+/// column is unspecified.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelMajor<'a> {
+    memory: &'a [Chunk],
+    groups: &'a [Group],
+    panels: usize,
+    columns: usize,
+}
+
+impl PanelMajor<'_> {
+    /// The floats of row `m` in panel `p`, a whole panel of them.
+    #[inline]
+    fn piece(&self, group: &Group, m: usize, p: usize) -> &[f32] {
+        let at = group.rows.start * self.panels + p * group.rows.len() + (m - group.rows.start);
+        self.memory[at * PANEL_CHUNKS..(at + 1) * PANEL_CHUNKS].as_flattened()
+    }
+
+    fn group_of(&self, m: usize) -> &Group {
+        &self.groups[self.groups.partition_point(|g| g.rows.end <= m)]
+    }
+
+    /// Copies the columns from `from` on of row `m`, and zeros beyond the last one. `from` is a multiple of a panel's width.
+    pub(crate) fn copy_columns(&self, m: usize, from: usize, to: &mut [f32]) {
+        let group = self.group_of(m);
+        for (i, to) in to.chunks_mut(PANEL).enumerate() {
+            let column = from + i * PANEL;
+            let (here, beyond) = to.split_at_mut(to.len().min(self.columns.saturating_sub(column)));
+            if !here.is_empty() {
+                here.copy_from_slice(&self.piece(group, m, column / PANEL)[..here.len()]);
+            }
+            beyond.fill(0.0);
+        }
+    }
+
+    /// Copies all rows into a matrix `[R, columns]`.
+    pub(crate) fn copy_to(&self, mut out: ArrayViewMut2<'_, f32>) {
+        let parallel = worth_threads(out.len());
+        match out.as_slice_mut() {
+            Some(out) if parallel => {
+                out.par_chunks_mut(self.columns).enumerate().for_each(|(m, to)| self.copy_columns(m, 0, to));
+            }
+            Some(out) => {
+                out.chunks_mut(self.columns.max(1))
+                    .enumerate()
+                    .for_each(|(m, to)| self.copy_columns(m, 0, to));
+            }
+            None => {
+                for (m, mut row) in out.axis_iter_mut(Axis(0)).enumerate() {
+                    let group = self.group_of(m);
+                    row.iter_mut()
+                        .enumerate()
+                        .for_each(|(c, to)| *to = self.piece(group, m, c / PANEL)[c % PANEL]);
+                }
+            }
+        }
+    }
+}

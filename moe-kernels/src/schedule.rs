@@ -1,0 +1,101 @@
+//! How work is cut over the threads of the rayon pool.
+//!
+//! Only `join` and parallel iterators over ranges are used, which allocate nothing.
+
+use std::ops::Range;
+
+use crate::simd::Chunk;
+
+/// Runs `work` inside the rayon pool the caller is in, or the global one, so that the parallel passes within start
+/// without crossing into it again. A model enters once a forward pass.
+pub fn enter<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::join(work, || ()).0
+}
+
+/// Multiply-adds below which a second thread costs more than it brings.
+const SERIAL: usize = 1 << 17;
+
+/// Runs `work(i, piece i)` for every task of `tasks`, where the pieces lie one after the other in `memory` and `start(i)`
+/// is where piece i begins (for i up to and including `tasks.end`), relative to the start of `memory` at `tasks.start`.
+///
+/// `cost` is the number of multiply-adds of everything; little work stays on this thread.
+pub(crate) fn for_each_piece<W>(
+    tasks: Range<usize>,
+    memory: &mut [Chunk],
+    start: &(impl Fn(usize) -> usize + Sync),
+    cost: usize,
+    work: &W,
+) where
+    W: Fn(usize, &mut [Chunk]) + Sync,
+{
+    if cost < SERIAL {
+        serial(tasks, memory, start, work);
+    } else {
+        parallel(tasks, memory, start, work);
+    }
+}
+
+fn serial<W: Fn(usize, &mut [Chunk])>(
+    tasks: Range<usize>,
+    mut memory: &mut [Chunk],
+    start: &impl Fn(usize) -> usize,
+    work: &W,
+) {
+    for i in tasks {
+        let (piece, rest) = memory.split_at_mut(start(i + 1) - start(i));
+        work(i, piece);
+        memory = rest;
+    }
+}
+
+fn parallel<W>(tasks: Range<usize>, memory: &mut [Chunk], start: &(impl Fn(usize) -> usize + Sync), work: &W)
+where
+    W: Fn(usize, &mut [Chunk]) + Sync,
+{
+    if tasks.len() <= 1 {
+        return serial(tasks, memory, start, work);
+    }
+    let middle = tasks.start + tasks.len() / 2;
+    let (left, right) = memory.split_at_mut(start(middle) - start(tasks.start));
+    rayon::join(
+        || parallel(tasks.start..middle, left, start, work),
+        || parallel(middle..tasks.end, right, start, work),
+    );
+}
+
+/// Whether work of that many multiply-adds, or moved floats, is worth a second thread.
+pub(crate) fn worth_threads(cost: usize) -> bool {
+    cost >= SERIAL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn every_task_gets_its_own_piece_once() {
+        let sizes = [3, 0, 7, 1, 1, 4, 0, 9, 2, 5, 0];
+        let starts: Vec<usize> = std::iter::once(0)
+            .chain(sizes.iter().scan(0, |sum, n| {
+                Some({
+                    *sum += n;
+                    *sum
+                })
+            }))
+            .collect();
+        for cost in [0, usize::MAX] {
+            let mut memory = vec![[0.0; 16]; starts[sizes.len()]];
+            let visits: Vec<AtomicUsize> = sizes.iter().map(|_| AtomicUsize::new(0)).collect();
+            for_each_piece(0..sizes.len(), &mut memory, &|i| starts[i], cost, &|i, piece| {
+                assert_eq!(piece.len(), sizes[i]);
+                visits[i].fetch_add(1, Ordering::Relaxed);
+                piece.fill([i as f32 + 1.0; 16]);
+            });
+            assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
+            for (i, n) in sizes.iter().enumerate() {
+                assert!(memory[starts[i]..starts[i] + n].iter().all(|c| c[0] == i as f32 + 1.0));
+            }
+        }
+    }
+}

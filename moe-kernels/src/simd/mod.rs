@@ -1,0 +1,83 @@
+//! Sixteen f32 lanes, by instruction set.
+//!
+//! A kernel is written once, generic over [`Simd`]; a value of an implementing type is the proof that its instructions
+//! may be used. [`Portable`] is the definition, and the others give its bits.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+mod portable;
+
+pub(crate) use portable::Portable;
+
+use moe_core::numerics::{EXP_MAX, EXP_MIN, EXP_POLY, LANES, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC};
+
+/// Sixteen f32 in memory: the unit in which packed rows are laid out.
+pub(crate) type Chunk = [f32; LANES];
+
+/// The operations kernels are made of, on sixteen lanes. Each lane is IEEE binary32, rounded to nearest even.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Sixteen lanes.
+    type F: Copy;
+
+    /// Whether registers allow large tiles (thirty-two registers of sixteen lanes).
+    const WIDE: bool;
+
+    fn splat(self, value: f32) -> Self::F;
+    fn load(self, from: &Chunk) -> Self::F;
+    fn store(self, lanes: Self::F, to: &mut Chunk);
+
+    /// Sixteen little-endian binary32, wherever they lie.
+    fn load_f32(self, from: &[u8; 64]) -> Self::F;
+    /// Sixteen little-endian binary16, widened exactly.
+    fn load_f16(self, from: &[u8; 32]) -> Self::F;
+    /// Sixteen little-endian bfloat16, widened exactly.
+    fn load_bf16(self, from: &[u8; 32]) -> Self::F;
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a > b ? a : b`: the second where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b`: the second where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `y · 2^⌊n/2⌋ · 2^(n-⌊n/2⌋)`, where n is the integer in the low bits of `shifted` ([`ROUND_MAGIC`] was added to it).
+    fn scale_by_power_of_two(self, y: Self::F, shifted: Self::F) -> Self::F;
+
+    /// [`moe_core::numerics::tree_sum`].
+    fn tree_sum(self, lanes: Self::F) -> f32;
+
+    /// The tree sums of four vectors.
+    #[inline(always)]
+    fn tree_sum4(self, lanes: [Self::F; 4]) -> [f32; 4] {
+        lanes.map(|v| self.tree_sum(v))
+    }
+
+    /// [`moe_core::numerics::exp`] in every lane.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        let x = self.max(self.splat(EXP_MIN), x);
+        let x = self.min(self.splat(EXP_MAX), x);
+        let magic = self.splat(ROUND_MAGIC);
+        let shifted = self.fma(x, self.splat(LOG2_E), magic);
+        let n = self.sub(shifted, magic);
+        // fma(n, -c, x) and fma(-n, c, x) are the same number.
+        let r = self.fma(n, self.splat(-LN2_HI), x);
+        let r = self.fma(n, self.splat(-LN2_LO), r);
+        let mut q = self.splat(EXP_POLY[4]);
+        for i in (0..4).rev() {
+            q = self.fma(q, r, self.splat(EXP_POLY[i]));
+        }
+        let y = self.add(self.fma(self.mul(r, r), q, r), self.splat(1.0));
+        self.scale_by_power_of_two(y, shifted)
+    }
+
+    /// [`moe_core::numerics::silu`] in every lane.
+    #[inline(always)]
+    fn silu(self, x: Self::F) -> Self::F {
+        let negative = self.sub(self.splat(-0.0), x);
+        self.div(x, self.add(self.splat(1.0), self.exp(negative)))
+    }
+}

@@ -1,0 +1,92 @@
+//! The definition: sixteen lanes as an array, in safe code.
+
+use half::{bf16, f16};
+use moe_core::numerics::{LANES, ROUND_MAGIC, tree_sum};
+
+use super::{Chunk, Simd};
+
+/// Needs nothing. Not a fast path: without FMA in the target `mul_add` is a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+fn lanewise(f: impl Fn(usize) -> f32) -> Chunk {
+    std::array::from_fn(f)
+}
+
+fn two_bytes(from: &[u8; 32], lane: usize) -> [u8; 2] {
+    [from[2 * lane], from[2 * lane + 1]]
+}
+
+/// 2ⁿ for -126 ≤ n ≤ 127.
+fn power_of_two(n: i32) -> f32 {
+    f32::from_bits((n.wrapping_add(127) as u32) << 23)
+}
+
+impl Simd for Portable {
+    type F = Chunk;
+    const WIDE: bool = false;
+
+    fn splat(self, value: f32) -> Chunk {
+        [value; LANES]
+    }
+
+    fn load(self, from: &Chunk) -> Chunk {
+        *from
+    }
+
+    fn store(self, lanes: Chunk, to: &mut Chunk) {
+        *to = lanes;
+    }
+
+    fn load_f32(self, from: &[u8; 64]) -> Chunk {
+        lanewise(|i| f32::from_le_bytes([from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]]))
+    }
+
+    fn load_f16(self, from: &[u8; 32]) -> Chunk {
+        lanewise(|i| f16::from_le_bytes(two_bytes(from, i)).to_f32())
+    }
+
+    fn load_bf16(self, from: &[u8; 32]) -> Chunk {
+        lanewise(|i| bf16::from_le_bytes(two_bytes(from, i)).to_f32())
+    }
+
+    fn add(self, a: Chunk, b: Chunk) -> Chunk {
+        lanewise(|i| a[i] + b[i])
+    }
+
+    fn sub(self, a: Chunk, b: Chunk) -> Chunk {
+        lanewise(|i| a[i] - b[i])
+    }
+
+    fn mul(self, a: Chunk, b: Chunk) -> Chunk {
+        lanewise(|i| a[i] * b[i])
+    }
+
+    fn div(self, a: Chunk, b: Chunk) -> Chunk {
+        lanewise(|i| a[i] / b[i])
+    }
+
+    fn fma(self, a: Chunk, b: Chunk, c: Chunk) -> Chunk {
+        lanewise(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    fn max(self, a: Chunk, b: Chunk) -> Chunk {
+        lanewise(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    fn min(self, a: Chunk, b: Chunk) -> Chunk {
+        lanewise(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    fn scale_by_power_of_two(self, y: Chunk, shifted: Chunk) -> Chunk {
+        lanewise(|i| {
+            let n = shifted[i].to_bits().wrapping_sub(ROUND_MAGIC.to_bits()) as i32;
+            let half = n >> 1;
+            y[i] * power_of_two(half) * power_of_two(n.wrapping_sub(half))
+        })
+    }
+
+    fn tree_sum(self, lanes: Chunk) -> f32 {
+        tree_sum(lanes)
+    }
+}

@@ -1,0 +1,112 @@
+//! Mixtral's bank of experts: `f(x) = (silu(x · W1ᵀ) ⊙ (x · W3ᵀ)) · W2ᵀ`.
+//!
+//! Two flat parallel passes over (expert, panel of columns): the first makes the hidden rows, both products and the
+//! activation in one task, the second the output. Within a task rows are looped inside, so that a panel of weights is read
+//! from memory once. Results are panel-major, so that each task owns one stretch of memory; copying passes between bring
+//! them into the order the next one reads.
+
+use moe_core::numerics::LANES;
+use moe_core::{Error as CoreError, Experts, GroupedRows, Result as CoreResult, Scratch};
+use ndarray::ArrayViewMut2;
+
+use crate::grouped::{Group, Product, products};
+use crate::pack::{pack, pack_with};
+use crate::schedule::enter;
+use crate::simd::Chunk;
+use crate::{Backend, Error, Result, WeightMatrix};
+
+/// The matrices of one expert, as checkpoints name them.
+#[derive(Clone, Debug)]
+pub struct SwiGluWeights {
+    /// To the activation, `[H, D]`.
+    pub w1: WeightMatrix,
+    /// Back to the model's width, `[D, H]`.
+    pub w2: WeightMatrix,
+    /// To the factor, `[H, D]`.
+    pub w3: WeightMatrix,
+}
+
+/// A bank of SwiGLU experts of one shape.
+#[derive(Debug)]
+pub struct SwiGluExperts {
+    experts: Vec<SwiGluWeights>,
+    dim: usize,
+    hidden: usize,
+    backend: Backend,
+}
+
+impl SwiGluExperts {
+    /// A bank of these experts, computed by this backend. Element types may differ from matrix to matrix.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoExperts`], or [`Error::Shape`] where a matrix does not fit the first expert's w1.
+    pub fn new(experts: Vec<SwiGluWeights>, backend: Backend) -> Result<Self> {
+        let Some(first) = experts.first() else { return Err(Error::NoExperts) };
+        let (hidden, dim) = (first.w1.rows(), first.w1.columns());
+        for (e, x) in experts.iter().enumerate() {
+            let expected =
+                [("w1", &x.w1, [hidden, dim]), ("w2", &x.w2, [dim, hidden]), ("w3", &x.w3, [hidden, dim])];
+            for (name, w, expected) in expected {
+                let found = [w.rows(), w.columns()];
+                if found != expected {
+                    return Err(Error::Shape { what: format!("expert {e} {name}"), expected, found });
+                }
+            }
+        }
+        Ok(Self { experts, dim, hidden, backend })
+    }
+
+    /// Width of the hidden rows, H.
+    pub fn hidden(&self) -> usize {
+        self.hidden
+    }
+}
+
+/// What the bank keeps between calls.
+#[derive(Debug, Default)]
+struct SwiGluScratch {
+    groups: Vec<Group>,
+    packed: Vec<Chunk>,
+    panels: Vec<Chunk>,
+}
+
+impl Experts for SwiGluExperts {
+    fn experts(&self) -> usize {
+        self.experts.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn forward(
+        &self,
+        rows: GroupedRows<'_>,
+        scratch: &mut Scratch,
+        out: ArrayViewMut2<'_, f32>,
+    ) -> CoreResult<()> {
+        let Self { experts, dim, hidden, backend } = self;
+        let count = rows.rows().nrows();
+        CoreError::check_shape("expert offsets", &[experts.len() + 1], &[rows.offsets().len()])?;
+        CoreError::check_shape("expert input", &[count, *dim], rows.rows().shape())?;
+        CoreError::check_shape("expert output", &[count, *dim], out.shape())?;
+        let SwiGluScratch { groups, packed, panels } = scratch.of();
+        groups.clear();
+        groups.extend(
+            rows.offsets().windows(2).enumerate().map(|(expert, w)| Group { expert, rows: w[0]..w[1] }),
+        );
+        groups.retain(|g| !g.rows.is_empty());
+        let activated = |e: usize| Product::Activated(&experts[e].w1, &experts[e].w3);
+        let plain = |e: usize| Product::Plain(&experts[e].w2);
+        enter(|| {
+            let x = pack(packed, rows.rows());
+            let h = products(*backend, x, groups, *hidden, activated, panels);
+            let h = pack_with(packed, count, *hidden, |m, chunks, to| {
+                h.copy_columns(m, chunks.start * LANES, to.as_flattened_mut());
+            });
+            products(*backend, h, groups, *dim, plain, panels).copy_to(out);
+        });
+        Ok(())
+    }
+}
