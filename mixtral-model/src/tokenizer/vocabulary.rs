@@ -1,0 +1,115 @@
+//! The table of pieces: what each id stands for.
+
+use std::collections::HashMap;
+
+use super::Reason;
+
+/// What sentencepiece writes where the unknown piece is decoded, unless the file says otherwise.
+pub(super) const UNKNOWN_SURFACE: &str = " \u{2047} ";
+
+/// One entry of the vocabulary.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) text: Box<str>,
+    pub(super) kind: Kind,
+}
+
+/// What a piece is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Stands for its own text, with `▁` for a space.
+    Normal,
+    /// Stands for text that no other piece covers.
+    Unknown,
+    /// Steers the model, such as `<s>`; has no text.
+    Control,
+    /// Stands for one byte of UTF-8, `<0x00>` to `<0xFF>`.
+    Byte(u8),
+}
+
+/// All pieces, by id, and the ids that have a meaning of their own.
+pub(super) struct Vocabulary {
+    pieces: Vec<Piece>,
+    bytes: [u32; 256],
+    pub(super) unk: u32,
+    pub(super) bos: u32,
+    pub(super) eos: u32,
+    pub(super) unknown_surface: Box<str>,
+}
+
+/// The texts by which the special pieces are found.
+pub(super) struct Names<'a> {
+    pub(super) unk: &'a str,
+    pub(super) bos: &'a str,
+    pub(super) eos: &'a str,
+}
+
+impl Vocabulary {
+    /// Takes the pieces in the order of their ids.
+    ///
+    /// Fails where a text is empty or occurs twice, a special piece is missing or of another kind,
+    /// or one of the 256 byte pieces is missing: with all of them, every text can be encoded.
+    pub(super) fn new(pieces: Vec<Piece>, names: &Names<'_>, unknown_surface: &str) -> Reason<Self> {
+        if u32::try_from(pieces.len()).is_err() {
+            return Err(format!("expected fewer than 2^32 pieces, found {}", pieces.len()));
+        }
+        let mut ids = HashMap::with_capacity(pieces.len());
+        for (id, piece) in (0..).zip(&pieces) {
+            if piece.text.is_empty() {
+                return Err(format!("piece {id}: expected a text, found none"));
+            }
+            if let Some(first) = ids.insert(&*piece.text, id) {
+                return Err(format!(
+                    "piece {id}: expected a new text, found {:?} of piece {first}",
+                    piece.text
+                ));
+            }
+        }
+        let find = |text: &str, kind: Kind| match ids.get(text) {
+            Some(&id) if pieces[id as usize].kind == kind => Ok(id),
+            Some(&id) => {
+                let found = pieces[id as usize].kind;
+                Err(format!("piece {id} {text:?}: expected {kind:?}, found {found:?}"))
+            }
+            None => Err(format!("expected a piece {text:?}, found none")),
+        };
+        let mut bytes = [0; 256];
+        for (byte, id) in (0..=u8::MAX).zip(&mut bytes) {
+            *id = find(&format!("<0x{byte:02X}>"), Kind::Byte(byte))?;
+        }
+        let unk = find(names.unk, Kind::Unknown)?;
+        let bos = find(names.bos, Kind::Control)?;
+        let eos = find(names.eos, Kind::Control)?;
+        Ok(Self { pieces, bytes, unk, bos, eos, unknown_surface: unknown_surface.into() })
+    }
+
+    /// Number of pieces; ids are below it.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The piece of an id, if there is one.
+    pub(super) fn get(&self, id: u32) -> Option<&Piece> {
+        self.pieces.get(id as usize)
+    }
+
+    /// The id of the piece for one byte.
+    pub(super) fn byte(&self, byte: u8) -> u32 {
+        self.bytes[usize::from(byte)]
+    }
+
+    /// The normal pieces with their ids, in ascending order.
+    pub(super) fn normal(&self) -> impl Iterator<Item = (u32, &str)> {
+        (0..)
+            .zip(&self.pieces)
+            .filter(|(_, piece)| piece.kind == Kind::Normal)
+            .map(|(id, piece)| (id, &*piece.text))
+    }
+}
+
+/// The byte that a text of the form `<0x0A>` stands for, with two upper-case digits.
+pub(super) fn parse_byte(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    let byte = u8::from_str_radix(digits, 16).ok()?;
+    (format!("{byte:02X}") == digits).then_some(byte)
+}
