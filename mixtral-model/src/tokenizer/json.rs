@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
-use super::Reason;
 use super::added::{AddedTokens, Layout};
 use super::bpe::{Merge, Merges};
 use super::vocabulary::{Kind, Names, Piece, UNKNOWN_SURFACE, Vocabulary, parse_byte};
+use super::{Reason, shorten};
 
 /// The fields that matter here.
 #[derive(Deserialize)]
@@ -72,7 +72,7 @@ impl File {
     pub(super) fn build(self) -> Reason<(Vocabulary, Merges, AddedTokens)> {
         self.model.check()?;
         let layout = layout(&self.normalizer, &self.pre_tokenizer)?;
-        let merges = merges(&self.model)?;
+        let mut merges = merges(&self.model)?;
         let Model { vocab, unk_token, .. } = self.model;
         let unk = unk_token.as_deref().unwrap_or("<unk>");
 
@@ -123,6 +123,8 @@ impl File {
         }
         let names = Names { unk, bos: "<s>", eos: "</s>" };
         let vocabulary = Vocabulary::new(pieces.into_values().collect(), &names, UNKNOWN_SURFACE)?;
+        // Nor does sentencepiece let text grow into `</s>` or `<0x0A>`.
+        merges.retain(|_, merge| vocabulary.get(merge.piece).is_some_and(|piece| piece.kind == Kind::Normal));
         Ok((vocabulary, merges, AddedTokens::new(layout, raw, normalized)))
     }
 }
@@ -131,7 +133,7 @@ impl Model {
     fn check(&self) -> Reason<()> {
         let absent = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
         if self.r#type != "BPE" {
-            return Err(format!("model: expected type BPE, found {}", self.r#type));
+            return Err(format!("model: expected type BPE, found {}", shorten(&self.r#type)));
         }
         for (option, holds) in [
             ("byte_fallback true", self.byte_fallback),
@@ -177,7 +179,7 @@ fn layout(normalizer: &Value, pre_tokenizer: &Value) -> Reason<Layout> {
 fn merges(model: &Model) -> Reason<Merges> {
     let id = |rank: u32, text: &str| {
         let id = model.vocab.get(text).copied();
-        id.ok_or_else(|| format!("merge {rank}: expected pieces of vocab, found {text:?}"))
+        id.ok_or_else(|| format!("merge {rank}: expected pieces of vocab, found {:?}", shorten(text)))
     };
     let mut merges = Merges::with_capacity(model.merges.len());
     for (rank, Pair(left, right)) in (0..).zip(&model.merges) {

@@ -34,7 +34,7 @@ use crate::{Error, Result};
 type Reason<T> = std::result::Result<T, String>;
 
 /// No tokenizer file is larger; Mixtral's are below 4 MB.
-const MAX_FILE_BYTES: u64 = 1 << 28;
+const MAX_FILE_BYTES: u64 = 1 << 26;
 
 /// A vocabulary, and how text is cut into its pieces.
 ///
@@ -217,6 +217,11 @@ impl fmt::Debug for Tokenizer {
 
 fn unusable(path: &Path, reason: String) -> Error {
     Error::Tokenizer { path: path.to_owned(), reason }
+}
+
+/// The beginning of a text that may be long, for a message.
+fn shorten(text: &str) -> &str {
+    text.char_indices().nth(32).map_or(text, |(end, _)| &text[..end])
 }
 
 /// The bytes of a file, or `None` where there is none.

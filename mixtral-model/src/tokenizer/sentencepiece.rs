@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 
-use super::Reason;
 use super::bpe::{Merge, Merges};
 use super::protobuf::Fields;
-use super::vocabulary::{Kind, Names, Piece, UNKNOWN_SURFACE, Vocabulary, parse_byte};
+use super::vocabulary::{Kind, MAX_PIECES, Names, Piece, UNKNOWN_SURFACE, Vocabulary, parse_byte};
+use super::{Reason, shorten};
 
 /// No piece is longer. Finding the merges of a piece takes time quadratic in its length;
 /// sentencepiece itself stops at 16 characters unless told otherwise.
@@ -70,6 +70,9 @@ impl<'a> Model<'a> {
 
     fn read_piece(&mut self, message: &'a [u8]) -> Reason<()> {
         let id = self.pieces.len();
+        if id == MAX_PIECES {
+            return Err(format!("expected at most {MAX_PIECES} pieces, found more"));
+        }
         let (mut text, mut score, mut kind) = ("", 0.0, 1);
         for field in Fields::new(message) {
             match field? {
@@ -192,9 +195,4 @@ fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Reason<Merges> {
         }
     }
     Ok(merges)
-}
-
-/// The beginning of a text that may be long, for a message.
-fn shorten(text: &str) -> &str {
-    text.char_indices().nth(32).map_or(text, |(end, _)| &text[..end])
 }

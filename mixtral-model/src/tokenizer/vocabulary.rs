@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 
-use super::Reason;
+use super::{Reason, shorten};
 
 /// What sentencepiece writes where the unknown piece is decoded, unless the file says otherwise.
 pub(super) const UNKNOWN_SURFACE: &str = " \u{2047} ";
+
+/// No vocabulary is larger. The largest in use have a quarter as many.
+pub(super) const MAX_PIECES: usize = 1 << 20;
 
 /// One entry of the vocabulary.
 #[derive(Debug)]
@@ -50,8 +53,8 @@ impl Vocabulary {
     /// Fails where a text is empty or occurs twice, a special piece is missing or of another kind,
     /// or one of the 256 byte pieces is missing: with all of them, every text can be encoded.
     pub(super) fn new(pieces: Vec<Piece>, names: &Names<'_>, unknown_surface: &str) -> Reason<Self> {
-        if u32::try_from(pieces.len()).is_err() {
-            return Err(format!("expected fewer than 2^32 pieces, found {}", pieces.len()));
+        if pieces.len() > MAX_PIECES {
+            return Err(format!("expected at most {MAX_PIECES} pieces, found {}", pieces.len()));
         }
         let mut ids = HashMap::with_capacity(pieces.len());
         for (id, piece) in (0..).zip(&pieces) {
@@ -59,17 +62,15 @@ impl Vocabulary {
                 return Err(format!("piece {id}: expected a text, found none"));
             }
             if let Some(first) = ids.insert(&*piece.text, id) {
-                return Err(format!(
-                    "piece {id}: expected a new text, found {:?} of piece {first}",
-                    piece.text
-                ));
+                let text = shorten(&piece.text);
+                return Err(format!("piece {id}: expected a new text, found {text:?} of piece {first}"));
             }
         }
         let find = |text: &str, kind: Kind| match ids.get(text) {
             Some(&id) if pieces[id as usize].kind == kind => Ok(id),
             Some(&id) => {
-                let found = pieces[id as usize].kind;
-                Err(format!("piece {id} {text:?}: expected {kind:?}, found {found:?}"))
+                let (expected, found) = (kind.name(), pieces[id as usize].kind.name());
+                Err(format!("piece {id} {text:?}: expected a {expected} piece, found a {found} one"))
             }
             None => Err(format!("expected a piece {text:?}, found none")),
         };
@@ -104,6 +105,17 @@ impl Vocabulary {
             .zip(&self.pieces)
             .filter(|(_, piece)| piece.kind == Kind::Normal)
             .map(|(id, piece)| (id, &*piece.text))
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Normal => "normal",
+            Kind::Unknown => "unknown",
+            Kind::Control => "control",
+            Kind::Byte(_) => "byte",
+        }
     }
 }
 
