@@ -1,4 +1,4 @@
-//! Byte-pair encoding over characters, with bytes for the characters that have no piece.
+//! Byte-pair encoding over characters, with bytes or the unknown piece for the characters that have no piece.
 //!
 //! Neighbours are merged in order of rank, leftmost first among equals, until no pair of neighbours has a merge
 //! (Sennrich, Haddow, Birch 2016, <https://arxiv.org/abs/1508.07909>). A heap of candidates over a linked list of symbols makes that
@@ -86,21 +86,22 @@ impl Bpe {
         out.extend(symbols.iter().map(|symbol| symbol.piece).filter(|&piece| piece != MERGED));
     }
 
-    /// One symbol a character, or one a byte where the character has no piece.
+    /// One symbol a character. Where a character has no piece, one a byte; or without byte pieces, one a run of such characters.
     fn symbols(&self, vocabulary: &Vocabulary, text: impl Iterator<Item = char>) -> Vec<Symbol> {
-        let mut symbols = Vec::new();
-        let mut push = |piece| {
+        let mut symbols: Vec<Symbol> = Vec::new();
+        let push = |symbols: &mut Vec<Symbol>, piece| {
             let at = symbols.len();
             symbols.push(Symbol { piece, previous: at.wrapping_sub(1), next: at + 1 });
         };
         for character in text {
-            match self.characters.get(&character) {
-                Some(&piece) => push(piece),
-                None => {
-                    for &byte in character.encode_utf8(&mut [0; 4]).as_bytes() {
-                        push(vocabulary.byte(byte));
-                    }
+            if let Some(&piece) = self.characters.get(&character) {
+                push(&mut symbols, piece);
+            } else if let Some(pieces) = vocabulary.bytes() {
+                for &byte in character.encode_utf8(&mut [0; 4]).as_bytes() {
+                    push(&mut symbols, pieces[usize::from(byte)]);
                 }
+            } else if symbols.last().is_none_or(|last| last.piece != vocabulary.unk) {
+                push(&mut symbols, vocabulary.unk);
             }
         }
         if let Some(last) = symbols.last_mut() {

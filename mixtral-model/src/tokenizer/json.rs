@@ -1,6 +1,6 @@
 //! Reading `tokenizer.json`, the format of the `tokenizers` library.
 //!
-//! Accepted is what sentencepiece BPE with byte fallback is converted to, in its two layouts: an older one, where a normaliser
+//! Accepted is what sentencepiece BPE is converted to, in its two layouts: an older one, where a normaliser
 //! puts `▁` in front and for spaces, and a newer one, where the `Metaspace` pre-tokeniser does.
 //! The file's decoder, post-processor, padding and truncation are not applied: decoding is sentencepiece's for either kind of
 //! file, and which tokens surround a text is the caller's choice.
@@ -19,6 +19,7 @@ use super::{Reason, shorten};
 
 /// The fields that matter here.
 #[derive(Deserialize)]
+#[serde(expecting = "an object with `model`")]
 pub(super) struct File {
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
@@ -59,6 +60,8 @@ struct Model {
     #[serde(default)]
     byte_fallback: bool,
     #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
     ignore_merges: bool,
     vocab: HashMap<String, u32>,
     merges: Vec<Pair>,
@@ -73,13 +76,13 @@ impl File {
         self.model.check()?;
         let layout = layout(&self.normalizer, &self.pre_tokenizer)?;
         let mut merges = merges(&self.model)?;
-        let Model { vocab, unk_token, .. } = self.model;
+        let Model { vocab, unk_token, byte_fallback, .. } = self.model;
         let unk = unk_token.as_deref().unwrap_or("<unk>");
 
         // By id, so that a gap shows; a hostile id costs no more than any other.
         let mut pieces: BTreeMap<u32, Piece> = BTreeMap::new();
         for (text, id) in vocab {
-            let kind = match parse_byte(&text) {
+            let kind = match parse_byte(&text).filter(|_| byte_fallback) {
                 Some(byte) => Kind::Byte(byte),
                 None if text == unk => Kind::Unknown,
                 None => Kind::Normal,
@@ -122,7 +125,8 @@ impl File {
             return Err(format!("vocab: expected ids without gaps, found {found} for {expected}"));
         }
         let names = Names { unk, bos: "<s>", eos: "</s>" };
-        let vocabulary = Vocabulary::new(pieces.into_values().collect(), &names, UNKNOWN_SURFACE)?;
+        let vocabulary =
+            Vocabulary::new(pieces.into_values().collect(), &names, byte_fallback, UNKNOWN_SURFACE)?;
         // Nor does sentencepiece let text grow into `</s>` or `<0x0A>`.
         merges.retain(|_, merge| vocabulary.get(merge.piece).is_some_and(|piece| piece.kind == Kind::Normal));
         Ok((vocabulary, merges, AddedTokens::new(layout, raw, normalized)))
@@ -136,7 +140,7 @@ impl Model {
             return Err(format!("model: expected type BPE, found {}", shorten(&self.r#type)));
         }
         for (option, holds) in [
-            ("byte_fallback true", self.byte_fallback),
+            ("byte_fallback or fuse_unk", self.byte_fallback || self.fuse_unk),
             ("ignore_merges false", !self.ignore_merges),
             ("no dropout", self.dropout.is_none_or(|dropout| dropout == 0.0)),
             ("no continuing_subword_prefix", absent(&self.continuing_subword_prefix)),

@@ -1,6 +1,6 @@
 //! Text to token ids and back.
 //!
-//! Mixtral's tokenizer is sentencepiece BPE with byte fallback. It is published in two files with the same vocabulary,
+//! Mixtral's tokenizer is sentencepiece BPE, with bytes for the characters that have no piece. It is published in two files with the same vocabulary,
 //! `tokenizer.model` (sentencepiece's own) and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
 //!
 //! | | from `tokenizer.model` | from `tokenizer.json` |
@@ -53,6 +53,8 @@ const MAX_FILE_BYTES: u64 = 1 << 26;
 pub struct Tokenizer {
     vocabulary: Vocabulary,
     bpe: Bpe,
+    /// Encoding puts a space in front of a text, and decoding drops it.
+    space_in_front: bool,
     /// Only a `tokenizer.json` recognises tokens that are written in a text.
     added: Option<AddedTokens>,
 }
@@ -82,11 +84,12 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE with all 256 byte pieces,
-    /// one space put in front and no other normalisation, or that has pieces which are user-defined or unused.
+    /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than by a space in front,
+    /// lacks some of the 256 byte pieces though it falls back on bytes, or has pieces which are user-defined or unused.
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
-        let (vocabulary, merges) = sentencepiece::read(bytes).map_err(|reason| unusable(path, reason))?;
-        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, added: None })
+        let (vocabulary, merges, space_in_front) =
+            sentencepiece::read(bytes).map_err(|reason| unusable(path, reason))?;
+        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, space_in_front, added: None })
     }
 
     /// Reads the bytes of a `tokenizer.json`; `path` serves error messages alone.
@@ -95,14 +98,14 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Json`] if the bytes are not JSON of the expected form, [`Error::Tokenizer`] if it describes anything but BPE with
-    /// byte fallback over `▁`-marked text, as converted from sentencepiece: a normaliser `Prepend` and `Replace`,
+    /// [`Error::Json`] if the bytes are not JSON of the expected form, [`Error::Tokenizer`] if it describes anything but
+    /// BPE over `▁`-marked text, as converted from sentencepiece: a normaliser `Prepend` and `Replace`,
     /// or a pre-tokeniser `Metaspace` that does not split.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
         let file: json::File =
             serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
         let (vocabulary, merges, added) = file.build().map_err(|reason| unusable(path, reason))?;
-        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, added: Some(added) })
+        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, space_in_front: true, added: Some(added) })
     }
 
     /// The ids of `text`, without BOS.
@@ -135,7 +138,8 @@ impl Tokenizer {
     pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         if !text.is_empty() {
-            self.bpe.encode(&self.vocabulary, std::iter::once('▁').chain(spaces_marked(text)), &mut ids);
+            let space = self.space_in_front.then_some('▁');
+            self.bpe.encode(&self.vocabulary, space.into_iter().chain(spaces_marked(text)), &mut ids);
         }
         ids
     }
@@ -199,7 +203,7 @@ impl Tokenizer {
         self.vocabulary.eos
     }
 
-    /// The id for unknown text. Encoding never gives it, because bytes cover all text.
+    /// The id for unknown text. Encoding gives it only where the vocabulary has no byte pieces.
     pub fn unk(&self) -> u32 {
         self.vocabulary.unk
     }
@@ -227,13 +231,15 @@ fn shorten(text: &str) -> &str {
 /// The bytes of a file, or `None` where there is none.
 fn read(path: &Path) -> Result<Option<Vec<u8>>> {
     let failed = |source| Error::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => {}
+        // Opening a pipe would wait for its writer.
+        Ok(_) => return Err(unusable(path, "expected a regular file, found another kind".to_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
-    };
+    }
     let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(unusable(path, format!("expected at most {MAX_FILE_BYTES} bytes, found more")));
     }

@@ -1,7 +1,7 @@
 //! Reading a sentencepiece model, `tokenizer.model`.
 //!
 //! A model is a `ModelProto` of sentencepiece's `sentencepiece_model.proto`. Accepted is what the tokenizers of Mistral are:
-//! BPE with byte fallback, one space in front of the text, and no other normalisation.
+//! BPE, usually with byte fallback, usually one space in front of the text, and no other normalisation.
 
 use std::collections::HashMap;
 
@@ -33,12 +33,14 @@ struct Model<'a> {
 }
 
 /// Reads a model from its bytes.
-pub(super) fn read(bytes: &[u8]) -> Reason<(Vocabulary, Merges)> {
+///
+/// The last value is whether a space is put in front of a text.
+pub(super) fn read(bytes: &[u8]) -> Reason<(Vocabulary, Merges, bool)> {
     let model = Model::read(bytes)?;
     model.check()?;
-    let vocabulary = Vocabulary::new(model.pieces, &model.names, model.unknown_surface)?;
+    let vocabulary = Vocabulary::new(model.pieces, &model.names, model.byte_fallback, model.unknown_surface)?;
     let merges = merges(&vocabulary, &model.scores)?;
-    Ok((vocabulary, merges))
+    Ok((vocabulary, merges, model.add_dummy_prefix))
 }
 
 impl<'a> Model<'a> {
@@ -147,16 +149,21 @@ impl<'a> Model<'a> {
     }
 
     fn check(&self) -> Reason<()> {
+        if self.pieces.is_empty() {
+            return Err("expected pieces, found none".to_owned());
+        }
         if self.model_type != BPE {
             return Err(format!("model_type: expected {BPE} (BPE), found {}", self.model_type));
         }
         if self.charsmap {
             return Err("precompiled_charsmap: expected none, found one".to_owned());
         }
+        let is_byte = |piece: &Piece| matches!(piece.kind, Kind::Byte(_));
+        if let Some(id) = self.pieces.iter().position(is_byte).filter(|_| !self.byte_fallback) {
+            return Err(format!("piece {id}: expected no bytes without byte_fallback, found one"));
+        }
         for (field, found, expected) in [
-            ("byte_fallback", self.byte_fallback, true),
             ("treat_whitespace_as_suffix", self.whitespace_as_suffix, false),
-            ("add_dummy_prefix", self.add_dummy_prefix, true),
             ("remove_extra_whitespaces", self.remove_extra_whitespaces, false),
             ("escape_whitespaces", self.escape_whitespaces, true),
         ] {

@@ -14,7 +14,7 @@ use crate::Result;
 #[derive(Clone, Debug)]
 pub struct StreamDecoder<'t> {
     tokenizer: &'t Tokenizer,
-    /// Neither text nor the leading space has been seen.
+    /// A leading space is to be dropped, because neither text nor that space has been seen.
     at_start: bool,
     /// The valid beginning of a character.
     incomplete: Vec<u8>,
@@ -22,7 +22,7 @@ pub struct StreamDecoder<'t> {
 
 impl<'t> StreamDecoder<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, at_start: true, incomplete: Vec::with_capacity(4) }
+        Self { tokenizer, at_start: tokenizer.space_in_front, incomplete: Vec::with_capacity(4) }
     }
 
     /// Takes the next id and returns the text that is complete by now, which may be empty.

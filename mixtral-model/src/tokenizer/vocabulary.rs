@@ -33,7 +33,8 @@ pub(super) enum Kind {
 /// All pieces, by id, and the ids that have a meaning of their own.
 pub(super) struct Vocabulary {
     pieces: Vec<Piece>,
-    bytes: [u32; 256],
+    /// The pieces for what no other piece covers, if bytes are.
+    bytes: Option<[u32; 256]>,
     pub(super) unk: u32,
     pub(super) bos: u32,
     pub(super) eos: u32,
@@ -51,8 +52,13 @@ impl Vocabulary {
     /// Takes the pieces in the order of their ids.
     ///
     /// Fails where a text is empty or occurs twice, a special piece is missing or of another kind,
-    /// or one of the 256 byte pieces is missing: with all of them, every text can be encoded.
-    pub(super) fn new(pieces: Vec<Piece>, names: &Names<'_>, unknown_surface: &str) -> Reason<Self> {
+    /// or one of the 256 byte pieces is missing where `byte_fallback` asks for them.
+    pub(super) fn new(
+        pieces: Vec<Piece>,
+        names: &Names<'_>,
+        byte_fallback: bool,
+        unknown_surface: &str,
+    ) -> Reason<Self> {
         if pieces.len() > MAX_PIECES {
             return Err(format!("expected at most {MAX_PIECES} pieces, found {}", pieces.len()));
         }
@@ -70,12 +76,12 @@ impl Vocabulary {
             Some(&id) if pieces[id as usize].kind == kind => Ok(id),
             Some(&id) => {
                 let (expected, found) = (kind.name(), pieces[id as usize].kind.name());
-                Err(format!("piece {id} {text:?}: expected a {expected} piece, found a {found} one"))
+                Err(format!("piece {id} {text:?}: expected kind {expected}, found {found}"))
             }
             None => Err(format!("expected a piece {text:?}, found none")),
         };
-        let mut bytes = [0; 256];
-        for (byte, id) in (0..=u8::MAX).zip(&mut bytes) {
+        let mut bytes = byte_fallback.then_some([0; 256]);
+        for (byte, id) in (0..=u8::MAX).zip(bytes.iter_mut().flatten()) {
             *id = find(&format!("<0x{byte:02X}>"), Kind::Byte(byte))?;
         }
         let unk = find(names.unk, Kind::Unknown)?;
@@ -94,9 +100,9 @@ impl Vocabulary {
         self.pieces.get(id as usize)
     }
 
-    /// The id of the piece for one byte.
-    pub(super) fn byte(&self, byte: u8) -> u32 {
-        self.bytes[usize::from(byte)]
+    /// The ids by byte for text that no other piece covers; if `None`, that text is unknown.
+    pub(super) fn bytes(&self) -> Option<&[u32; 256]> {
+        self.bytes.as_ref()
     }
 
     /// The normal pieces with their ids, in ascending order.

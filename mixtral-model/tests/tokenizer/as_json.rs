@@ -1,4 +1,4 @@
-//! Writes a sentencepiece model as `tokenizer.json`, as the published conversion does.
+//! Writes a sentencepiece model as `tokenizer.json`, as the published conversion does, or without byte pieces.
 //!
 //! Reads the model by itself, so that the library's reader is not asked to confirm its own reading.
 
@@ -76,6 +76,22 @@ pub(crate) fn as_json(model: &[u8], layout: Layout) -> Value {
             "vocab": vocab, "merges": merges,
         },
     })
+}
+
+/// The model without its byte pieces and without falling back on them.
+pub(crate) fn without_bytes(mut model: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::new();
+    while let [0x0a, len, ..] = model {
+        let (piece, after) = model.split_at(2 + usize::from(*len));
+        if !piece.ends_with(&[0x18, 6]) {
+            kept.extend_from_slice(piece);
+        }
+        model = after;
+    }
+    kept.extend_from_slice(model);
+    // TrainerSpec.byte_fallback: false
+    kept.extend_from_slice(&[0x12, 3, 0x98, 2, 0]);
+    kept
 }
 
 /// The pieces of an undamaged model: field 1 of the file, holding a text, a score and perhaps a type.

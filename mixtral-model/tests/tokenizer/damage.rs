@@ -82,7 +82,7 @@ fn other_files_are_errors() {
 fn an_unknown_kind_of_json_is_an_error() {
     let cases: [(&str, Value, &str); 20] = [
         ("/model/type", json!("Unigram"), "expected type BPE, found Unigram"),
-        ("/model/byte_fallback", json!(false), "expected byte_fallback true"),
+        ("/model/vocab/<0x41>", json!(2048), "expected ids without gaps, found 69 for 68"),
         ("/model/ignore_merges", json!(true), "expected ignore_merges false"),
         ("/model/dropout", json!(0.1), "expected no dropout"),
         ("/model/continuing_subword_prefix", json!("##"), "expected no continuing_subword_prefix"),
@@ -143,14 +143,17 @@ fn text_does_not_grow_into_special_tokens() {
 /// Fields appended to a good model override it, as protobuf has it.
 #[test]
 fn an_unknown_kind_of_model_is_an_error() {
-    let cases: [(&str, &[u8], &str); 13] = [
+    let cases: [(&str, &[u8], &str); 12] = [
         ("unigram", &[0x12, 2, 0x18, 1], "model_type: expected 2 (BPE), found 1"),
-        ("no bytes", &[0x12, 3, 0x98, 2, 0], "byte_fallback: expected true, found false"),
+        (
+            "bytes for nothing",
+            &[0x12, 3, 0x98, 2, 0],
+            "piece 3: expected no bytes without byte_fallback, found one",
+        ),
         ("suffix", &[0x12, 3, 0xc0, 1, 1], "treat_whitespace_as_suffix: expected false, found true"),
-        ("no prefix", &[0x1a, 2, 0x18, 0], "add_dummy_prefix: expected true, found false"),
         ("collapsing", &[0x1a, 2, 0x20, 1], "remove_extra_whitespaces: expected false, found true"),
         ("charsmap", &[0x1a, 3, 0x12, 1, b'x'], "precompiled_charsmap: expected none"),
-        ("another BOS", &[0x12, 4, 0xf2, 2, 1, b'e'], "\"e\": expected a control piece, found a normal one"),
+        ("another BOS", &[0x12, 4, 0xf2, 2, 1, b'e'], "\"e\": expected kind control, found normal"),
         ("twice", &[0x0a, 3, 0x0a, 1, b'e'], "piece 2048: expected a new text, found \"e\" of piece"),
         ("no text", &[0x0a, 0], "piece 2048: expected a text, found none"),
         ("user-defined", &[0x0a, 5, 0x0a, 1, b'~', 0x18, 4], "piece 2048 \"~\": expected type 1"),

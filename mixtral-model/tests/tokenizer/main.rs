@@ -1,5 +1,7 @@
 //! The tokenizer and the chat format against what others' code computes, and under damage.
 
+#![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
+
 mod as_json;
 mod damage;
 
@@ -210,6 +212,51 @@ fn metaspace_layouts() {
             let expected = [first, always][column].to_vec();
             report.check(|| format!("{scheme}: {text:?}"), tokenizer.encode(text), expected);
         }
+    }
+    report.finish();
+}
+
+/// A model without its byte pieces. The ids and texts are sentencepiece's, and the ids those of `tokenizers` too.
+#[test]
+fn without_byte_pieces_text_may_be_unknown() {
+    let model = as_json::without_bytes(DEMO_MODEL);
+    let mut json = as_json(&model, Layout::Prepend);
+    json["model"]["byte_fallback"] = false.into();
+    let (model, json) = (from_model(&model), from_json(json.to_string().as_bytes()));
+
+    let cases: [(&str, &[u32], &str); 4] = [
+        ("the 🙂🙂é house", &[9, 1721, 0, 557], "the  \u{2047}  house"),
+        ("🙂", &[1721, 0], " \u{2047} "),
+        (" 🙂 a\n", &[1721, 1721, 0, 5, 0], "  \u{2047}  a \u{2047} "),
+        ("a🙂", &[5, 0], "a \u{2047} "),
+    ];
+    let mut report = Report::default();
+    for (text, ids, decoded) in cases {
+        for tokenizer in [&model, &json] {
+            report.check(|| format!("encode {text:?}"), &tokenizer.encode(text)[..], ids);
+            report.check(|| format!("decode {text:?}"), tokenizer.decode(ids).unwrap(), decoded.to_owned());
+        }
+    }
+    report.finish();
+}
+
+/// A model that puts no space in front of a text. The ids are sentencepiece's.
+#[test]
+fn without_a_space_in_front() {
+    let no_dummy_prefix = [0x1a, 2, 0x18, 0];
+    let tokenizer = from_model(&[DEMO_MODEL, &no_dummy_prefix].concat());
+    let cases: [(&str, &[u32]); 6] = [
+        ("the house", &[1201, 813]),
+        (" the house", &[265, 813]),
+        ("  x", &[1977, 1977, 2013]),
+        ("", &[]),
+        (" ", &[1977]),
+        ("🙂 the", &[243, 162, 156, 133, 265]),
+    ];
+    let mut report = Report::default();
+    for (text, ids) in cases {
+        report.check(|| format!("encode {text:?}"), &tokenizer.encode(text)[..], ids);
+        report.check(|| format!("decode {text:?}"), tokenizer.decode(ids).unwrap(), text.to_owned());
     }
     report.finish();
 }
