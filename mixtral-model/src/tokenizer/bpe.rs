@@ -1,8 +1,8 @@
 //! Byte-pair encoding over characters, with bytes or the unknown piece for the characters that have no piece.
 //!
 //! Neighbours are merged in order of rank, leftmost first among equals, until no pair of neighbours has a merge
-//! (Sennrich, Haddow, Birch 2016, <https://arxiv.org/abs/1508.07909>). A heap of candidates over a linked list of symbols makes that
-//! `O(n log n)` in the length of the text, which need not be cut into words first.
+//! (Sennrich, Haddow, Birch 2016, <https://arxiv.org/abs/1508.07909>). A heap of candidates over a
+//! linked list of symbols makes that `O(n log n)` in the length of the text, which need not be cut into words first.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};

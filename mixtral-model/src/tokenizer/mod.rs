@@ -1,7 +1,7 @@
 //! Text to token ids and back.
 //!
-//! Mixtral's tokenizer is sentencepiece BPE, with bytes for the characters that have no piece. It is published in two files with the same vocabulary,
-//! `tokenizer.model` (sentencepiece's own) and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
+//! Mixtral's tokenizer is sentencepiece BPE, with bytes for the characters that have no piece.
+//! It is published in two files with the same vocabulary, `tokenizer.model` (sentencepiece's own) and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
 //!
 //! | | from `tokenizer.model` | from `tokenizer.json` |
 //! |---|---|---|
@@ -84,8 +84,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than by a space in front,
-    /// lacks some of the 256 byte pieces though it falls back on bytes, or has pieces which are user-defined or unused.
+    /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than
+    /// by a space in front, lacks some of the 256 byte pieces though it falls back on bytes, or has pieces which are user-defined or unused.
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
         let (vocabulary, merges, space_in_front) =
             sentencepiece::read(bytes).map_err(|reason| unusable(path, reason))?;

@@ -12,7 +12,7 @@ use super::{Reason, shorten};
 
 /// No piece is longer. Finding the merges of a piece takes time quadratic in its length;
 /// sentencepiece itself stops at 16 characters unless told otherwise.
-const MAX_PIECE_BYTES: usize = 256;
+const MAX_PIECE_BYTES: usize = 128;
 
 /// `TrainerSpec.ModelType.BPE`.
 const BPE: u64 = 2;
