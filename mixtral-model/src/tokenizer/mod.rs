@@ -1,7 +1,8 @@
 //! Text to token ids and back.
 //!
 //! Mixtral's tokenizer is sentencepiece BPE, with bytes for the characters that have no piece.
-//! It is published in two files with the same vocabulary, `tokenizer.model` (sentencepiece's own) and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
+//! It is published in two files with the same vocabulary, `tokenizer.model` (sentencepiece's own)
+//! and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
 //!
 //! | | from `tokenizer.model` | from `tokenizer.json` |
 //! |---|---|---|
