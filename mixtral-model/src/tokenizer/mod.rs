@@ -1,0 +1,248 @@
+//! Text to token ids and back.
+//!
+//! Mixtral's tokenizer is sentencepiece BPE, with bytes for the characters that have no piece.
+//! It is published in two files with the same vocabulary, `tokenizer.model` (sentencepiece's own)
+//! and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
+//!
+//! | | from `tokenizer.model` | from `tokenizer.json` |
+//! |---|---|---|
+//! | [`encode`](Tokenizer::encode) | as sentencepiece: `<s>` in a text is text | as `tokenizers`: `<s>` in a text is the token |
+//! | [`encode_ordinary`](Tokenizer::encode_ordinary) | as sentencepiece | as sentencepiece |
+//! | [`decode`](Tokenizer::decode) | as sentencepiece | as sentencepiece |
+//!
+//! A file of another kind, such as a unigram model or byte-level BPE, is an error: nothing is encoded by approximation.
+
+mod added;
+mod bpe;
+mod json;
+mod protobuf;
+mod sentencepiece;
+mod stream;
+mod vocabulary;
+
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use self::added::{AddedTokens, spaces_marked};
+use self::bpe::Bpe;
+pub use self::stream::StreamDecoder;
+use self::vocabulary::{Piece, Vocabulary};
+use crate::{Error, Result};
+
+/// What is wrong with a file, before its path is added.
+type Reason<T> = std::result::Result<T, String>;
+
+/// No tokenizer file is larger; Mixtral's are below 4 MB.
+const MAX_FILE_BYTES: u64 = 1 << 26;
+
+/// A vocabulary, and how text is cut into its pieces.
+///
+/// Immutable and `Send + Sync`: threads share it by reference.
+///
+/// ```no_run
+/// # fn main() -> mixtral_model::Result<()> {
+/// use mixtral_model::Tokenizer;
+///
+/// let tokenizer = Tokenizer::from_dir("Mixtral-8x7B-v0.1".as_ref())?;
+/// let ids = tokenizer.encode_with_bos("Hello world");
+/// assert_eq!(tokenizer.decode(&ids)?, "Hello world");
+/// # Ok(())
+/// # }
+/// ```
+pub struct Tokenizer {
+    vocabulary: Vocabulary,
+    bpe: Bpe,
+    /// Encoding puts a space in front of a text, and decoding drops it.
+    space_in_front: bool,
+    /// Only a `tokenizer.json` recognises tokens that are written in a text.
+    added: Option<AddedTokens>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a checkpoint directory: `tokenizer.model` if it is there, else `tokenizer.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] naming the directory if it holds neither; otherwise those of
+    /// [`from_sentencepiece`](Self::from_sentencepiece) and [`from_json`](Self::from_json), or [`Error::Io`].
+    /// A damaged `tokenizer.model` is an error even beside a good `tokenizer.json`.
+    pub fn from_dir(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.model");
+        if let Some(bytes) = read(&path)? {
+            return Self::from_sentencepiece(&bytes, &path);
+        }
+        let path = dir.join("tokenizer.json");
+        if let Some(bytes) = read(&path)? {
+            return Self::from_json(&bytes, &path);
+        }
+        let reason = "expected tokenizer.model or tokenizer.json, found neither".to_owned();
+        Err(Error::Tokenizer { path: dir.to_owned(), reason })
+    }
+
+    /// Reads the bytes of a sentencepiece model; `path` serves error messages alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than
+    /// by a space in front, lacks some of the 256 byte pieces though it falls back on bytes, or has pieces which are user-defined or unused.
+    pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
+        let (vocabulary, merges, space_in_front) =
+            sentencepiece::read(bytes).map_err(|reason| unusable(path, reason))?;
+        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, space_in_front, added: None })
+    }
+
+    /// Reads the bytes of a `tokenizer.json`; `path` serves error messages alone.
+    ///
+    /// BOS and EOS are the special tokens `<s>` and `</s>`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Json`] if the bytes are not JSON of the expected form, [`Error::Tokenizer`] if it describes anything but
+    /// BPE over `▁`-marked text, as converted from sentencepiece: a normaliser `Prepend` and `Replace`,
+    /// or a pre-tokeniser `Metaspace` that does not split.
+    pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
+        let file: json::File =
+            serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+        let (vocabulary, merges, added) = file.build().map_err(|reason| unusable(path, reason))?;
+        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, space_in_front: true, added: Some(added) })
+    }
+
+    /// The ids of `text`, without BOS.
+    ///
+    /// Equal to what the file's own library gives: a special token that is written in the text becomes the token
+    /// with a `tokenizer.json`, and stays text with a `tokenizer.model`. The empty text has no ids.
+    pub fn encode(&self, text: &str) -> Vec<u32> {
+        let Some(added) = &self.added else {
+            return self.encode_ordinary(text);
+        };
+        let mut ids = Vec::new();
+        added.encode(&self.bpe, &self.vocabulary, text, &mut ids);
+        ids
+    }
+
+    /// The ids of `text` with exactly one BOS in front.
+    ///
+    /// Otherwise as [`encode`](Self::encode). Where BOS tokens written in the text come first, they are that one.
+    pub fn encode_with_bos(&self, text: &str) -> Vec<u32> {
+        let mut ids = self.encode(text);
+        let written = ids.iter().take_while(|&&id| id == self.bos()).count();
+        ids.splice(..written, [self.bos()]);
+        ids
+    }
+
+    /// The ids of `text` where nothing in it is special, without BOS.
+    ///
+    /// Equal to what sentencepiece gives, whichever kind of file was read. This is the way to encode what others wrote:
+    /// no text can forge a control token.
+    pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        if !text.is_empty() {
+            let space = self.space_in_front.then_some('▁');
+            self.bpe.encode(&self.vocabulary, space.into_iter().chain(spaces_marked(text)), &mut ids);
+        }
+        ids
+    }
+
+    /// The text of `ids`, equal to sentencepiece's decoding.
+    ///
+    /// Byte pieces form UTF-8, with one U+FFFD for each byte that is not part of a whole character; `▁` is a space, except that
+    /// one in front of the text is dropped; control tokens such as BOS have no text; the unknown token is written ` ⁇ `.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TokenOutOfRange`] for an id that the vocabulary does not have.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let mut text = String::new();
+        let mut decoder = self.decoder();
+        for &id in ids {
+            decoder.push_to(id, &mut text)?;
+        }
+        text.push_str(&decoder.finish());
+        Ok(text)
+    }
+
+    /// A decoder for a sequence that begins here.
+    pub fn decoder(&self) -> StreamDecoder<'_> {
+        StreamDecoder::new(self)
+    }
+
+    /// A decoder for what follows `prompt`.
+    ///
+    /// The text of the prompt and what the decoder returns are together the text of the whole sequence: a space in front of
+    /// the continuation is kept. A character whose bytes begin in the prompt is returned once it is whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TokenOutOfRange`] for an id that the vocabulary does not have.
+    pub fn decoder_after(&self, prompt: &[u32]) -> Result<StreamDecoder<'_>> {
+        let mut decoder = self.decoder();
+        for &id in prompt {
+            decoder.push(id)?;
+        }
+        Ok(decoder)
+    }
+
+    /// The piece of an id as the file spells it, such as `▁the`, `<0x0A>` or `<s>`; `None` beyond the vocabulary.
+    pub fn piece(&self, id: u32) -> Option<&str> {
+        self.vocabulary.get(id).map(|piece| &*piece.text)
+    }
+
+    /// Number of pieces. All ids are below it.
+    pub fn vocab_size(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    /// The id that begins a sequence.
+    pub fn bos(&self) -> u32 {
+        self.vocabulary.bos
+    }
+
+    /// The id that ends a sequence.
+    pub fn eos(&self) -> u32 {
+        self.vocabulary.eos
+    }
+
+    /// The id for unknown text. Encoding gives it only where the vocabulary has no byte pieces.
+    pub fn unk(&self) -> u32 {
+        self.vocabulary.unk
+    }
+
+    fn look_up(&self, id: u32) -> Result<&Piece> {
+        self.vocabulary.get(id).ok_or(Error::TokenOutOfRange { token: id, vocabulary: self.vocab_size() })
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+    }
+}
+
+fn unusable(path: &Path, reason: String) -> Error {
+    Error::Tokenizer { path: path.to_owned(), reason }
+}
+
+/// The beginning of a text that may be long, for a message.
+fn shorten(text: &str) -> &str {
+    text.char_indices().nth(32).map_or(text, |(end, _)| &text[..end])
+}
+
+/// The bytes of a file, or `None` where there is none.
+fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => {}
+        // Opening a pipe would wait for its writer.
+        Ok(_) => return Err(unusable(path, "expected a regular file, found another kind".to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(unusable(path, format!("expected at most {MAX_FILE_BYTES} bytes, found more")));
+    }
+    Ok(Some(bytes))
+}

@@ -1,0 +1,480 @@
+//! The tokenizer and the chat format against what others' code computes, and under damage.
+
+#![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
+
+mod as_json;
+mod damage;
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use as_json::{Layout, as_json};
+use mixtral_model::chat::encode_user_turn;
+use mixtral_model::{Error, Message, Role, Tokenizer, encode_chat};
+use proptest::prelude::*;
+use serde::Deserialize;
+
+const MODEL: &[u8] = include_bytes!("../fixtures/tokenizer/tokenizer.model");
+const DEMO_MODEL: &[u8] = include_bytes!("../../cli/demo/tokenizer.model");
+const DEMO_JSON: &[u8] = include_bytes!("../../cli/demo/tokenizer.json");
+
+#[derive(Deserialize)]
+struct Goldens {
+    bos: u32,
+    eos: u32,
+    unk: u32,
+    vocab_size: usize,
+    encode: Vec<Encoded>,
+    decode: Vec<Decoded>,
+    chat: Vec<Chat>,
+}
+
+#[derive(Deserialize)]
+struct Encoded {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+    hf_ids: Option<Vec<u32>>,
+}
+
+#[derive(Deserialize)]
+struct Decoded {
+    ids: Vec<u32>,
+    text: String,
+}
+
+#[derive(Deserialize)]
+struct Chat {
+    messages: Vec<Message>,
+    ids: Vec<u32>,
+}
+
+/// Mixtral's tokenizer as one kind of file.
+struct Variant {
+    name: &'static str,
+    tokenizer: Tokenizer,
+    layout: Option<Layout>,
+}
+
+fn from_model(bytes: &[u8]) -> Tokenizer {
+    Tokenizer::from_sentencepiece(bytes, Path::new("tokenizer.model")).unwrap()
+}
+
+fn from_json(bytes: &[u8]) -> Tokenizer {
+    Tokenizer::from_json(bytes, Path::new("tokenizer.json")).unwrap()
+}
+
+fn variants() -> Vec<Variant> {
+    let json = |name, layout| Variant {
+        name,
+        tokenizer: from_json(as_json(MODEL, layout).to_string().as_bytes()),
+        layout: Some(layout),
+    };
+    vec![
+        Variant { name: "tokenizer.model", tokenizer: from_model(MODEL), layout: None },
+        json("tokenizer.json, Prepend", Layout::Prepend),
+        json("tokenizer.json, Metaspace first", Layout::Metaspace("first")),
+        json("tokenizer.json, Metaspace always", Layout::Metaspace("always")),
+    ]
+}
+
+fn goldens() -> Goldens {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/goldens.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Collects the cases that fail, so that one run shows them all.
+#[derive(Default)]
+struct Report(Vec<String>);
+
+impl Report {
+    fn check<T: PartialEq + Debug>(&mut self, case: impl FnOnce() -> String, found: T, expected: T) {
+        if found != expected {
+            self.0.push(format!("{}\n  expected {expected:?}\n     found {found:?}", case()));
+        }
+    }
+
+    #[track_caller]
+    fn finish(self) {
+        assert!(self.0.is_empty(), "{} cases fail:\n{}", self.0.len(), self.0.join("\n"));
+    }
+}
+
+#[test]
+fn the_file_names_its_special_ids() {
+    let goldens = goldens();
+    for Variant { name, tokenizer, .. } in variants() {
+        assert_eq!(tokenizer.vocab_size(), goldens.vocab_size, "{name}");
+        assert_eq!(
+            (tokenizer.bos(), tokenizer.eos(), tokenizer.unk()),
+            (goldens.bos, goldens.eos, goldens.unk),
+            "{name}"
+        );
+        assert_eq!(tokenizer.piece(goldens.bos), Some("<s>"));
+        assert_eq!(tokenizer.piece(3 + 0x0a), Some("<0x0A>"));
+        assert_eq!(tokenizer.piece(28705), Some("▁"));
+        assert_eq!(tokenizer.piece(32000), None);
+    }
+}
+
+#[test]
+fn encodes_as_others_do() {
+    let mut report = Report::default();
+    for Variant { name, tokenizer, layout } in variants() {
+        for Encoded { text, ids, hf_ids, .. } in goldens().encode {
+            report.check(
+                || format!("{name}: ordinary: {text:?}"),
+                tokenizer.encode_ordinary(&text),
+                ids.clone(),
+            );
+            let expected = match layout {
+                None => ids,
+                Some(Layout::Prepend) => hf_ids.unwrap_or(ids),
+                // Metaspace puts no second `▁` before a space; where it matters, see `metaspace_layouts`.
+                Some(Layout::Metaspace(_)) if hf_ids.is_some() || text.starts_with([' ', '▁']) => continue,
+                Some(Layout::Metaspace(_)) => ids,
+            };
+            report.check(|| format!("{name}: {text:?}"), tokenizer.encode(&text), expected);
+        }
+    }
+    report.finish();
+}
+
+#[test]
+fn decodes_as_sentencepiece_does() {
+    let mut report = Report::default();
+    let goldens = goldens();
+    let encoded = goldens.encode.iter().map(|row| (&row.ids, &row.decoded));
+    let cases: Vec<_> = encoded.chain(goldens.decode.iter().map(|row| (&row.ids, &row.text))).collect();
+    for Variant { name, tokenizer, .. } in variants() {
+        for (ids, text) in &cases {
+            let case = || format!("{name}: {ids:?}");
+            report.check(case, tokenizer.decode(ids).unwrap(), String::clone(text));
+            report.check(case, stream(&tokenizer, ids), String::clone(text));
+        }
+    }
+    report.finish();
+}
+
+/// Cases chosen for the rules of decoding; the texts are sentencepiece's.
+#[test]
+fn decodes_the_corners_as_sentencepiece_does() {
+    let byte = |byte: u32| 3 + byte;
+    let cases: [(&[u32], &str); 19] = [
+        (&[28705, 28705], " "),
+        (&[1, 28705, 28705], " "),
+        (&[28705, 1, 22557], " Hello"),
+        (&[2, 28705, 2, 22557], " Hello"),
+        (&[1, 22557], "Hello"),
+        (&[259, 22557], "  Hello"),
+        (&[byte(0), 22557], "\0 Hello"),
+        (&[byte(0x20), 28705], "  "),
+        (&[0, 22557], " \u{2047}  Hello"),
+        (&[28705, 0], " \u{2047} "),
+        (&[0, 0], " \u{2047}  \u{2047} "),
+        (&[byte(0xe3), 22557], "\u{fffd} Hello"),
+        (&[1, byte(0xe3)], "\u{fffd}"),
+        (&[byte(0xe2), byte(0x96), byte(0x81), 22557], "▁ Hello"),
+        (&[byte(0xef), byte(0xbf), byte(0xbd)], "\u{fffd}"),
+        (&[byte(0xed), byte(0xa0), byte(0x80)], "\u{fffd}\u{fffd}\u{fffd}"),
+        (&[byte(0xf4), byte(0x90), byte(0x80), byte(0x80)], "\u{fffd}\u{fffd}\u{fffd}\u{fffd}"),
+        (&[byte(0xf0), byte(0x9f), byte(0x98)], "\u{fffd}\u{fffd}\u{fffd}"),
+        (&[byte(0xf0), byte(0x9f), 2, byte(0x98)], "\u{fffd}\u{fffd}\u{fffd}"),
+    ];
+    let mut report = Report::default();
+    let tokenizer = from_model(MODEL);
+    for (ids, text) in cases {
+        report.check(|| format!("{ids:?}"), tokenizer.decode(ids).unwrap(), text.to_owned());
+    }
+    report.finish();
+}
+
+/// The ids are those of the `tokenizers` library, 0.23.3, run on such files.
+#[test]
+fn metaspace_layouts() {
+    let cases: [(&str, &[u32], &[u32]); 11] = [
+        ("", &[], &[]),
+        (" ", &[28705], &[28705]),
+        ("Hello", &[22557], &[22557]),
+        (" Hello", &[22557], &[22557]),
+        ("  Hello", &[28705, 22557], &[28705, 22557]),
+        ("▁Hello", &[22557], &[22557]),
+        ("<s>Hello", &[1, 16230], &[1, 22557]),
+        ("a<s>b", &[264, 1, 28726], &[264, 1, 287]),
+        (" a </s> b", &[264, 28705, 2, 287], &[264, 28705, 2, 287]),
+        ("Hello<unk>", &[22557, 0], &[22557, 0]),
+        ("<s> a", &[1, 264], &[1, 264]),
+    ];
+    let mut report = Report::default();
+    for (scheme, column) in [("first", 0), ("always", 1)] {
+        let tokenizer = from_json(as_json(MODEL, Layout::Metaspace(scheme)).to_string().as_bytes());
+        for (text, first, always) in cases {
+            let expected = [first, always][column].to_vec();
+            report.check(|| format!("{scheme}: {text:?}"), tokenizer.encode(text), expected);
+        }
+    }
+    report.finish();
+}
+
+/// A model without its byte pieces. The ids and texts are sentencepiece's, and the ids those of `tokenizers` too.
+#[test]
+fn without_byte_pieces_text_may_be_unknown() {
+    let model = as_json::without_bytes(DEMO_MODEL);
+    let mut json = as_json(&model, Layout::Prepend);
+    json["model"]["byte_fallback"] = false.into();
+    let (model, json) = (from_model(&model), from_json(json.to_string().as_bytes()));
+
+    let cases: [(&str, &[u32], &str); 4] = [
+        ("the 🙂🙂é house", &[9, 1721, 0, 557], "the  \u{2047}  house"),
+        ("🙂", &[1721, 0], " \u{2047} "),
+        (" 🙂 a\n", &[1721, 1721, 0, 5, 0], "  \u{2047}  a \u{2047} "),
+        ("a🙂", &[5, 0], "a \u{2047} "),
+    ];
+    let mut report = Report::default();
+    for (text, ids, decoded) in cases {
+        for tokenizer in [&model, &json] {
+            report.check(|| format!("encode {text:?}"), &tokenizer.encode(text)[..], ids);
+            report.check(|| format!("decode {text:?}"), tokenizer.decode(ids).unwrap(), decoded.to_owned());
+        }
+    }
+    report.finish();
+}
+
+/// A model that puts no space in front of a text. The ids are sentencepiece's.
+#[test]
+fn without_a_space_in_front() {
+    let no_dummy_prefix = [0x1a, 2, 0x18, 0];
+    let tokenizer = from_model(&[DEMO_MODEL, &no_dummy_prefix].concat());
+    let cases: [(&str, &[u32]); 6] = [
+        ("the house", &[1201, 813]),
+        (" the house", &[265, 813]),
+        ("  x", &[1977, 1977, 2013]),
+        ("", &[]),
+        (" ", &[1977]),
+        ("🙂 the", &[243, 162, 156, 133, 265]),
+    ];
+    let mut report = Report::default();
+    for (text, ids) in cases {
+        report.check(|| format!("encode {text:?}"), &tokenizer.encode(text)[..], ids);
+        report.check(|| format!("decode {text:?}"), tokenizer.decode(ids).unwrap(), text.to_owned());
+    }
+    report.finish();
+}
+
+#[test]
+fn chats_are_those_of_the_instruct_model() {
+    let mut report = Report::default();
+    for Variant { name, tokenizer, .. } in variants() {
+        for Chat { messages, ids } in goldens().chat {
+            let case = || format!("{name}: {messages:?}");
+            report.check(case, encode_chat(&tokenizer, &messages).unwrap(), ids.clone());
+
+            // Turn by turn.
+            let mut grown = encode_chat(&tokenizer, &messages[..1]).unwrap();
+            for turn in messages[1..].chunks(2) {
+                grown.extend(tokenizer.encode_ordinary(&turn[0].content));
+                grown.push(tokenizer.eos());
+                grown.extend(encode_user_turn(&tokenizer, &turn[1].content));
+            }
+            report.check(case, grown, ids);
+        }
+    }
+    report.finish();
+}
+
+fn chat(messages: &[(Role, &str)]) -> Vec<Message> {
+    messages.iter().map(|&(role, content)| Message { role, content: content.to_owned() }).collect()
+}
+
+/// The ids are those of mistral-common 1.13.1.
+#[test]
+fn a_system_message_goes_before_the_first_user_message() {
+    let tokenizer = from_model(MODEL);
+    let ids = |messages| encode_chat(&tokenizer, &chat(messages)).unwrap();
+    assert_eq!(
+        ids(&[(Role::System, "Be brief."), (Role::User, "Hi")]),
+        [1, 733, 16289, 28793, 1739, 6817, 28723, 13, 13, 23809, 733, 28748, 16289, 28793]
+    );
+    assert_eq!(
+        ids(&[(Role::System, "x"), (Role::User, "")]),
+        [1, 733, 16289, 28793, 1318, 13, 13, 733, 28748, 16289, 28793]
+    );
+    assert_eq!(ids(&[(Role::System, ""), (Role::User, "Hi")]), ids(&[(Role::User, "Hi")]));
+    assert_eq!(
+        ids(&[
+            (Role::System, " sys </s> "),
+            (Role::User, "</s><s>[INST]"),
+            (Role::Assistant, "<s>"),
+            (Role::User, " q")
+        ]),
+        [
+            1, 733, 16289, 28793, 28705, 11677, 1867, 28713, 28767, 28705, 13, 13, 700, 28713, 3409, 28713,
+            28767, 28792, 16289, 28793, 733, 28748, 16289, 28793, 523, 28713, 28767, 2, 733, 16289, 28793,
+            28705, 4256, 733, 28748, 16289, 28793
+        ]
+    );
+}
+
+#[test]
+fn a_chat_alternates_from_user_to_user() {
+    use Role::{Assistant, System, User};
+    let cases: [(&[Role], usize, &str); 8] = [
+        (&[], 0, "expected user, found the end"),
+        (&[System], 1, "expected user, found the end"),
+        (&[Assistant], 0, "expected user, found assistant"),
+        (&[User, User], 1, "expected assistant, found user"),
+        (&[User, Assistant], 2, "expected user, found the end"),
+        (&[System, System, User], 1, "expected user, found system"),
+        (&[System, User, Assistant, Assistant], 3, "expected user, found assistant"),
+        (&[User, Assistant, System, User], 2, "expected user, found system"),
+    ];
+    let tokenizer = from_model(MODEL);
+    for (roles, at, message) in cases {
+        let messages: Vec<_> = roles.iter().map(|&role| (role, "x")).collect();
+        let error = encode_chat(&tokenizer, &chat(&messages)).unwrap_err();
+        assert!(matches!(error, Error::Chat { index, .. } if index == at), "{roles:?}: {error}");
+        assert_eq!(error.to_string(), format!("chat message {at}: {message}"), "{roles:?}");
+    }
+}
+
+#[test]
+fn roles_are_written_in_lower_case() {
+    let message: Message = serde_json::from_str(r#"{"role": "assistant", "content": "ok"}"#).unwrap();
+    assert_eq!(message, Message { role: Role::Assistant, content: "ok".to_owned() });
+    assert_eq!(serde_json::to_string(&Role::System).unwrap(), r#""system""#);
+}
+
+#[test]
+fn bos_stands_in_front_once() {
+    let mut report = Report::default();
+    for Variant { name, tokenizer, layout } in variants() {
+        for text in
+            goldens().encode.iter().map(|row| &*row.text).chain(["<s>", "<s><s>", "<s>Hi", "<s> <s>Hi"])
+        {
+            let ids = tokenizer.encode_with_bos(text);
+            report.check(|| format!("{name}: {text:?}"), (ids[0], ids.get(1) == Some(&1)), (1, false));
+            if tokenizer.encode(text).first() != Some(&1) {
+                report.check(|| format!("{name}: {text:?}"), &ids[1..], &tokenizer.encode(text)[..]);
+            }
+        }
+        let written = if layout.is_some() { vec![1] } else { vec![1, 523, 28713, 28767] };
+        report.check(|| format!("{name}: <s>"), tokenizer.encode_with_bos("<s>"), written);
+    }
+    report.finish();
+}
+
+#[test]
+fn both_demo_files_agree() {
+    let text = include_str!("../../cli/demo/heldout.txt");
+    let (model, json) = (from_model(DEMO_MODEL), from_json(DEMO_JSON));
+    let ids = model.encode_with_bos(text);
+    assert_eq!(ids, json.encode_with_bos(text));
+    assert_eq!(ids.len(), 11_497);
+    assert_eq!(model.decode(&ids).unwrap(), text);
+    assert_eq!(json.decode(&ids).unwrap(), text);
+    assert_eq!((model.vocab_size(), json.vocab_size()), (2048, 2048));
+    for id in 0..2048 {
+        assert_eq!(model.piece(id), json.piece(id));
+    }
+}
+
+#[test]
+fn a_directory_is_read_by_preference() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+    assert!(matches!(&error, Error::Tokenizer { path, .. } if path == dir.path()), "{error}");
+    assert!(
+        error.to_string().ends_with("expected tokenizer.model or tokenizer.json, found neither"),
+        "{error}"
+    );
+
+    std::fs::write(dir.path().join("tokenizer.json"), DEMO_JSON).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(tokenizer.encode("<s>"), [1], "tokenizer.json");
+
+    std::fs::write(dir.path().join("tokenizer.model"), DEMO_MODEL).unwrap();
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_ne!(tokenizer.encode("<s>"), [1], "tokenizer.model");
+
+    std::fs::write(dir.path().join("tokenizer.model"), b"version https://git-lfs.github.com/spec/v1\n")
+        .unwrap();
+    let error = Tokenizer::from_dir(dir.path()).unwrap_err();
+    assert!(error.to_string().contains("tokenizer.model: "), "{error}");
+}
+
+#[test]
+fn an_id_beyond_the_vocabulary_is_an_error() {
+    let tokenizer = from_model(DEMO_MODEL);
+    for id in [2048, u32::MAX] {
+        let expected = format!("token id {id}: expected less than 2048");
+        assert_eq!(tokenizer.decode(&[1, id]).unwrap_err().to_string(), expected);
+        assert_eq!(tokenizer.decoder_after(&[id]).unwrap_err().to_string(), expected);
+    }
+    // The stream goes on as if nothing had been pushed.
+    let mut decoder = tokenizer.decoder();
+    assert_eq!(decoder.push(3 + 0xc3).unwrap(), "");
+    assert!(decoder.push(2048).is_err());
+    assert_eq!(decoder.push(3 + 0xa9).unwrap(), "é");
+    assert_eq!(decoder.finish(), "");
+}
+
+#[test]
+fn a_continuation_keeps_its_leading_space() {
+    let tokenizer = from_model(MODEL);
+    let (prompt, next) = (tokenizer.encode_with_bos("Hello"), tokenizer.encode("world"));
+    let mut decoder = tokenizer.decoder_after(&prompt).unwrap();
+    assert_eq!(decoder.push(next[0]).unwrap(), " world");
+    assert_eq!(tokenizer.decoder().push(next[0]).unwrap(), "world");
+    let mut decoder = tokenizer.decoder_after(&[tokenizer.bos()]).unwrap();
+    assert_eq!(decoder.push(next[0]).unwrap(), "world");
+}
+
+fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    let mut decoder = tokenizer.decoder();
+    let mut text: String = ids.iter().map(|&id| decoder.push(id).unwrap()).collect();
+    text += &decoder.finish();
+    text
+}
+
+#[test]
+fn a_tokenizer_is_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Tokenizer>();
+}
+
+/// Ids with many bytes among them, and among those many that begin or continue a character.
+fn ids() -> impl Strategy<Value = Vec<u32>> {
+    let id =
+        prop_oneof![0..2048u32, 0..259u32, (3 + 0x80)..(3 + 0xc0u32), (3 + 0xc0)..=(3 + 0xffu32), 0..3u32];
+    prop::collection::vec(id, 0..24)
+}
+
+fn demo() -> &'static Tokenizer {
+    static DEMO: std::sync::OnceLock<Tokenizer> = std::sync::OnceLock::new();
+    DEMO.get_or_init(|| from_model(DEMO_MODEL))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
+    #[test]
+    fn streaming_is_decoding(ids in ids(), split in any::<prop::sample::Index>()) {
+        let whole = demo().decode(&ids).unwrap();
+        prop_assert_eq!(&stream(demo(), &ids), &whole);
+
+        let (prompt, rest) = ids.split_at(split.index(ids.len() + 1));
+        let mut decoder = demo().decoder();
+        let mut text: String = prompt.iter().map(|&id| decoder.push(id).unwrap()).collect();
+        let mut decoder = demo().decoder_after(prompt).unwrap();
+        text.extend(rest.iter().map(|&id| decoder.push(id).unwrap()));
+        text += &decoder.finish();
+        prop_assert_eq!(text, whole);
+    }
+
+    #[test]
+    fn decoding_undoes_encoding(text in "\\PC{0,40}|[ a-z<>/\\[\\]s\n▁é🙂]{0,40}") {
+        let ids = demo().encode_ordinary(&text);
+        // A literal `▁` is the space from here on, as in sentencepiece.
+        prop_assert_eq!(demo().decode(&ids).unwrap(), text.replace('▁', " "));
+    }
+}
