@@ -1,3 +1,11 @@
 //! Mixtral on the CPU.
+pub mod checkpoint;
+pub mod config;
 mod error;
+mod input;
+pub mod manifest;
+
+pub use checkpoint::{Access, Checkpoint, Layout, TensorEntry, TensorView};
+pub use config::Config;
 pub use error::{Error, Result};
+pub use manifest::{ExpertMatrix, Kind, LayerManifest, Manifest, TensorSpec};
