@@ -1,16 +1,16 @@
 //! The header of a safetensors file, parsed and checked without touching the data.
 //!
 //! A file is an eight-byte little-endian length, a JSON object of that length, and the data, which the ranges of the
-//! object's entries must cover exactly, without holes or overlaps. The element types and the form of an entry are
-//! those of the `safetensors` crate. Its `read_metadata` is not called, because it keeps the last of two entries of
-//! one name, buffers the whole object a second time, and adds the end of the data to the header's length unchecked.
+//! object's entries must cover exactly, without holes or overlaps. The element types are those of the `safetensors`
+//! crate. Its `read_metadata` is not called: it keeps the last of two entries of one name, buffers the object a second
+//! time, and adds the data's end to the header's length unchecked. What is accepted here, it accepts too.
 
 use std::fmt;
 use std::path::Path;
 
 use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::{Error, Result};
 
@@ -56,11 +56,12 @@ pub(super) fn parse(header: &[u8], data_len: u64, path: &Path) -> Result<Vec<Ent
     }
     let mut covered = 0;
     let mut checked = Vec::with_capacity(entries.len());
-    for (name, TensorInfo { dtype, shape, data_offsets: (begin, end) }) in entries {
+    for (name, Info { dtype, shape, data_offsets: (begin, end) }) in entries {
         let bytes = byte_len(dtype, &shape);
         if begin != covered || bytes.is_none_or(|bytes| begin.checked_add(bytes) != Some(end)) {
             let bytes = bytes.map_or("uncountable".to_owned(), |bytes| bytes.to_string());
-            let expected = format!("the {bytes} bytes of {dtype} {shape:?} from offset {covered}");
+            let expected =
+                format!("the {bytes} bytes of {dtype} {} from offset {covered}", brief_shape(&shape));
             return Err(tensor_error(path, &name, expected, format!("bytes {begin} to {end}")));
         }
         covered = end;
@@ -78,7 +79,7 @@ fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-fn repeated_name(entries: &[(String, TensorInfo)]) -> Option<&str> {
+fn repeated_name(entries: &[(String, Info)]) -> Option<&str> {
     let mut names: Vec<_> = entries.iter().map(|(name, _)| name.as_str()).collect();
     names.sort_unstable();
     names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
@@ -101,12 +102,31 @@ fn damaged(path: &Path, expected: &str, found: String) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), expected: expected.to_owned(), found }
 }
 
+/// An error about a tensor. Its name may come from a hostile file: it is cut, and control characters are escaped.
 pub(super) fn tensor_error(path: &Path, tensor: &str, expected: String, found: String) -> Error {
-    Error::Tensor { path: path.to_path_buf(), tensor: tensor.to_owned(), expected, found }
+    let tensor = tensor.chars().take(200).flat_map(char::escape_debug).collect();
+    Error::Tensor { path: path.to_path_buf(), tensor, expected, found }
+}
+
+/// A shape in a message; a hostile one may have a million dimensions.
+pub(super) fn brief_shape(shape: &[usize]) -> String {
+    match shape.get(..8) {
+        Some(first) if shape.len() > 8 => format!("{first:?}... of rank {}", shape.len()),
+        _ => format!("{shape:?}"),
+    }
+}
+
+/// The value of one entry, as the format has it and nothing besides.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Info {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
 }
 
 /// The header's entries in the order of the text, `__metadata__` left out.
-struct Entries(Vec<(String, TensorInfo)>);
+struct Entries(Vec<(String, Info)>);
 
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -20,9 +20,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use moe_kernels::Dtype;
 
-use crate::{Error, Result};
+#[cfg(doc)]
+use crate::Error;
+use crate::Result;
 use file::WeightFile;
-use header::{Entry, tensor_error};
+use header::{Entry, brief_shape, tensor_error};
 use index::Index;
 pub use layout::Layout;
 
@@ -145,9 +147,7 @@ impl Checkpoint {
         let mut this = Self::empty(dir);
         for shard in index.shards() {
             let (file, entries) = WeightFile::open(dir.join(shard), access)?;
-            this.add(file, entries, |tensor| {
-                index.map.get(tensor).filter(|home| *home != shard).map(|home| format!("{home} alone"))
-            })?;
+            this.add(file, entries, |tensor| index.map.get(tensor).filter(|home| *home != shard).cloned())?;
         }
         for (tensor, shard) in &index.map {
             if !this.by_name.contains_key(tensor.as_str()) {
@@ -176,10 +176,17 @@ impl Checkpoint {
         elsewhere: impl Fn(&str) -> Option<String>,
     ) -> Result<()> {
         for Entry { name, dtype, shape, begin, end } in entries {
-            let elsewhere =
-                elsewhere(&name).or_else(|| self.entry(&name).map(|e| e.path.display().to_string()));
+            let elsewhere = elsewhere(&name).or_else(|| {
+                let home = self.entry(&name)?.path.file_name()?;
+                Some(home.to_string_lossy().into_owned())
+            });
             if let Some(elsewhere) = elsewhere {
-                return Err(tensor_error(&file.path, &name, elsewhere, "it here too".to_owned()));
+                return Err(tensor_error(
+                    &file.path,
+                    &name,
+                    format!("it in {elsewhere}"),
+                    "it here".to_owned(),
+                ));
             }
             let name: Arc<str> = name.into();
             self.by_name.insert(name.clone(), self.tensors.len());
@@ -282,13 +289,5 @@ fn weight_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
         safetensors::Dtype::F16 => Some(Dtype::F16),
         safetensors::Dtype::BF16 => Some(Dtype::Bf16),
         _ => None,
-    }
-}
-
-/// A shape in a message; a hostile one may have a million dimensions.
-fn brief_shape(shape: &[usize]) -> String {
-    match shape.get(..8) {
-        Some(first) if shape.len() > 8 => format!("{first:?}... of rank {}", shape.len()),
-        _ => format!("{shape:?}"),
     }
 }

@@ -3,7 +3,7 @@
 use moe_kernels::Dtype;
 use rayon::prelude::*;
 
-use super::header::tensor_error;
+use super::header::{brief_shape, tensor_error};
 use super::{Checkpoint, weight_dtype};
 use crate::Result;
 
@@ -22,7 +22,7 @@ impl Checkpoint {
         for stored in self.tensors.iter().filter(|stored| weight_dtype(stored.dtype).is_some()) {
             let view = self.view(stored)?;
             if let Some((index, value)) = first_not_finite(&view.bytes, view.dtype) {
-                let found = format!("{value} at element {index} of {:?}", view.shape);
+                let found = format!("{value} at element {index} of {}", brief_shape(view.shape));
                 return Err(tensor_error(view.path, view.name, "finite values".to_owned(), found));
             }
         }
