@@ -63,6 +63,14 @@ fn foreign(name: &str) -> Option<&'static str> {
 
 /// The error for a directory without `model.safetensors` and index: says what weights there are instead.
 pub(super) fn no_weights(dir: &Path) -> Error {
+    if dir.is_file() {
+        let kind = dir.file_name().and_then(|name| name.to_str()).and_then(describe);
+        return Error::Checkpoint {
+            path: dir.to_path_buf(),
+            expected: "a model directory".to_owned(),
+            found: kind.unwrap_or("a file").to_owned(),
+        };
+    }
     let names = match fs::read_dir(dir) {
         Err(source) => return Error::Io { path: dir.to_path_buf(), source },
         Ok(entries) => entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()),
@@ -84,7 +92,7 @@ fn describe(name: &str) -> Option<&'static str> {
     } else if name.starts_with("pytorch_model") {
         Some("pickled weights")
     } else if name.ends_with(".safetensors") && !name.starts_with('.') {
-        Some("a shard without an index")
+        Some("safetensors that no index names")
     } else if name.ends_with(".incomplete") || name.ends_with(".part") {
         Some("an unfinished download")
     } else {

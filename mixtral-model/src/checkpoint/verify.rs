@@ -11,8 +11,9 @@ impl Checkpoint {
     /// Checks that every tensor that `config` implies is there, with its shape and an element type of weights, and
     /// returns the names of stored tensors that the model has no use for.
     ///
-    /// Rotary tables (`rotary_emb.inv_freq`), which older exporters stored, are neither used nor returned. Headers are all that is looked at,
-    /// except where embeddings are tied and a head is stored besides: then the two must hold the same bytes.
+    /// Rotary tables (`rotary_emb.inv_freq`), which older exporters stored, are neither used nor returned. Headers are
+    /// all that is looked at, except where embeddings are tied and a head is stored besides: then the two must hold
+    /// the same bytes.
     ///
     /// # Errors
     ///

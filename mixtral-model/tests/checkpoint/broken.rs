@@ -204,6 +204,15 @@ fn files_of_other_kinds_and_layouts() {
 }
 
 #[test]
+fn a_file_in_place_of_the_directory() {
+    let model = Model::single().file("m.gguf", b"GGUF");
+    for (name, found) in [("m.gguf", "a GGUF file"), ("config.json", "a file")] {
+        let error = Checkpoint::open(&model.path(name), Access::Map).unwrap_err().to_string();
+        assert!(error.ends_with(&format!("{name}: expected a model directory, found {found}")), "{error}");
+    }
+}
+
+#[test]
 fn indexes_that_lie() {
     let outside = tempfile::tempdir().unwrap();
     let stranger = outside.path().join("a.safetensors");
