@@ -27,7 +27,7 @@ pub enum Error {
         /// Where and why parsing stopped.
         source: serde_json::Error,
     },
-    /// A field of `config.json` is missing, impossible, or contradicts another.
+    /// A field of `config.json`, or of the index of shards, is missing, impossible, or contradicts another.
     #[error("{}: {field}: expected {expected}, found {found}", path.display())]
     Config {
         /// The file.
@@ -39,7 +39,8 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// A tensor is missing, or has another shape or element type than the config implies.
+    /// A tensor is missing, has another shape or element type than the config implies, is not where the index says,
+    /// or holds values that are not finite.
     #[error("{}: {tensor}: expected {expected}, found {found}", path.display())]
     Tensor {
         /// The file, or the directory where no file holds the tensor.

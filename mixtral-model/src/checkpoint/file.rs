@@ -1,0 +1,93 @@
+//! One weight file: where its bytes come from.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use bytes::Bytes;
+
+use super::header::{self, Entry, LENGTH_BYTES};
+use super::{Access, map};
+use crate::input::open_regular;
+use crate::{Error, Result};
+
+/// An open weight file whose header has been checked.
+#[derive(Debug)]
+pub(super) struct WeightFile {
+    pub(super) path: PathBuf,
+    pub(super) len: u64,
+    /// Where the data begins.
+    data: u64,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// Mapped, or given as bytes.
+    Shared(Bytes),
+    /// Read on demand. Seeking and reading are one step only under the lock.
+    File(Mutex<File>),
+}
+
+impl WeightFile {
+    /// Opens a file and reads its header. With either access the header is read, not mapped.
+    pub(super) fn open(path: PathBuf, access: Access) -> Result<(Self, Vec<Entry>)> {
+        let (mut file, len) = open_regular(&path)?;
+        let io = |source| Error::Io { path: path.clone(), source };
+        let mut start = Vec::with_capacity(LENGTH_BYTES);
+        (&mut file).take(LENGTH_BYTES as u64).read_to_end(&mut start).map_err(io)?;
+        let header_len = header::header_len(&start, len, &path)?;
+        let mut text = vec![0; header_len];
+        file.read_exact(&mut text).map_err(io)?;
+        let data = (LENGTH_BYTES + header_len) as u64;
+        let entries = header::parse(&text, len - data, &path)?;
+        let source = match access {
+            Access::Map => {
+                let len = usize::try_from(len).map_err(|_| io(io::ErrorKind::FileTooLarge.into()))?;
+                Source::Shared(map::map(&file, len).map_err(io)?)
+            }
+            Access::Read => Source::File(Mutex::new(file)),
+        };
+        Ok((Self { path, len, data, source }, entries))
+    }
+
+    /// The same from bytes in memory.
+    pub(super) fn from_bytes(path: PathBuf, bytes: Bytes) -> Result<(Self, Vec<Entry>)> {
+        let len = bytes.len() as u64;
+        let header_len = header::header_len(&bytes, len, &path)?;
+        let data = LENGTH_BYTES + header_len;
+        let entries = header::parse(&bytes[LENGTH_BYTES..data], len - data as u64, &path)?;
+        Ok((Self { path, len, data: data as u64, source: Source::Shared(bytes) }, entries))
+    }
+
+    /// The data from `begin` to `end`, a range that the header's check has found to be inside the file.
+    pub(super) fn bytes(&self, begin: usize, end: usize) -> Result<Bytes> {
+        match &self.source {
+            Source::Shared(bytes) => {
+                let data = self.data as usize;
+                Ok(bytes.slice(data + begin..data + end))
+            }
+            Source::File(file) => read(file, self.data + begin as u64, end - begin)
+                .map_err(|source| Error::Io { path: self.path.clone(), source }),
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+fn read(file: &Mutex<File>, offset: u64, len: usize) -> io::Result<Bytes> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    // A panic elsewhere cannot leave the file in a state that the seek below does not repair.
+    let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    file.seek(SeekFrom::Start(offset))?;
+    let read = (&mut *file).take(len as u64).read_to_end(&mut bytes)?;
+    if read < len {
+        let what = format!("{len} bytes expected at offset {offset}, {read} found");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+    }
+    Ok(bytes.into())
+}

@@ -1,0 +1,155 @@
+//! The header of a safetensors file, parsed and checked without touching the data.
+//!
+//! A file is an eight-byte little-endian length, a JSON object of that length, and the data, which the ranges of the
+//! object's entries must cover exactly, without holes or overlaps. The element types are those of the `safetensors`
+//! crate. Its `read_metadata` is not called: it keeps the last of two entries of one name, buffers the object a second
+//! time, and adds the data's end to the header's length unchecked. What is accepted here, it accepts too.
+
+use std::fmt;
+use std::path::Path;
+
+use safetensors::Dtype;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use crate::{Error, Result};
+
+/// Bytes of the length before the header.
+pub(super) const LENGTH_BYTES: usize = 8;
+
+/// Longest header that is read: some hundred thousand tensors. The published 8x7B shards have about 7 KiB each.
+const MAX_HEADER_BYTES: u64 = 16 << 20;
+
+/// One tensor of a header; `begin..end` counts from the start of the data.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    pub(super) begin: usize,
+    pub(super) end: usize,
+}
+
+/// The header's length in a file of `file_len` bytes that begins with `start`.
+pub(super) fn header_len(start: &[u8], file_len: u64, path: &Path) -> Result<usize> {
+    let Some(&start) = start.first_chunk::<LENGTH_BYTES>() else {
+        return Err(damaged(path, "a safetensors file", format!("a file of {file_len} bytes")));
+    };
+    if let Some(kind) = foreign_file(&start) {
+        return Err(damaged(path, "a safetensors file", kind.to_owned()));
+    }
+    let claimed = u64::from_le_bytes(start);
+    let most = file_len.saturating_sub(LENGTH_BYTES as u64).min(MAX_HEADER_BYTES);
+    match usize::try_from(claimed) {
+        Ok(len) if (2..=most).contains(&claimed) => Ok(len),
+        _ => Err(damaged(path, &format!("a header of 2 to {most} bytes"), format!("a length of {claimed}"))),
+    }
+}
+
+/// Parses a header that is followed by `data_len` bytes of data. Entries come in the order of their data.
+pub(super) fn parse(header: &[u8], data_len: u64, path: &Path) -> Result<Vec<Entry>> {
+    let Entries(mut entries) =
+        serde_json::from_slice(header).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
+    entries.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
+    if let Some(name) = repeated_name(&entries) {
+        return Err(tensor_error(path, name, "one entry".to_owned(), "several".to_owned()));
+    }
+    let mut covered = 0;
+    let mut checked = Vec::with_capacity(entries.len());
+    for (name, Info { dtype, shape, data_offsets: (begin, end) }) in entries {
+        let bytes = byte_len(dtype, &shape);
+        if begin != covered || bytes.is_none_or(|bytes| begin.checked_add(bytes) != Some(end)) {
+            let bytes = bytes.map_or("uncountable".to_owned(), |bytes| bytes.to_string());
+            let expected =
+                format!("the {bytes} bytes of {dtype} {} from offset {covered}", brief_shape(&shape));
+            return Err(tensor_error(path, &name, expected, format!("bytes {begin} to {end}")));
+        }
+        covered = end;
+        checked.push(Entry { name, dtype, shape, begin, end });
+    }
+    if covered as u64 != data_len {
+        return Err(damaged(path, &format!("{covered} bytes of data"), format!("{data_len}")));
+    }
+    Ok(checked)
+}
+
+fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
+    let bits = elements.checked_mul(dtype.bitsize())?;
+    bits.is_multiple_of(8).then_some(bits / 8)
+}
+
+fn repeated_name(entries: &[(String, Info)]) -> Option<&str> {
+    let mut names: Vec<_> = entries.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+}
+
+/// What else a file may be, by its first bytes.
+fn foreign_file(start: &[u8; LENGTH_BYTES]) -> Option<&'static str> {
+    let kinds: [(&[u8], &str); 6] = [
+        (b"GGUF", "a GGUF file"),
+        (b"PK\x03\x04", "a zip archive, as torch.save writes"),
+        (b"version ", "a Git LFS pointer, not the file it stands for"),
+        (b"\x1f\x8b", "a gzip file"),
+        (b"<html", "a web page"),
+        (b"<!", "a web page"),
+    ];
+    kinds.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, kind)| kind)
+}
+
+fn damaged(path: &Path, expected: &str, found: String) -> Error {
+    Error::Checkpoint { path: path.to_path_buf(), expected: expected.to_owned(), found }
+}
+
+/// An error about a tensor. Its name may come from a hostile file: it is cut, and control characters are escaped.
+pub(super) fn tensor_error(path: &Path, tensor: &str, expected: String, found: String) -> Error {
+    let tensor = tensor.chars().take(200).flat_map(char::escape_debug).collect();
+    Error::Tensor { path: path.to_path_buf(), tensor, expected, found }
+}
+
+/// A shape in a message; a hostile one may have a million dimensions.
+pub(super) fn brief_shape(shape: &[usize]) -> String {
+    match shape.get(..8) {
+        Some(first) if shape.len() > 8 => format!("{first:?}... of rank {}", shape.len()),
+        _ => format!("{shape:?}"),
+    }
+}
+
+/// The value of one entry, as the format has it and nothing besides.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Info {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+/// The header's entries in the order of the text, `__metadata__` left out.
+struct Entries(Vec<(String, Info)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = Entries;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = access.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        access.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let info =
+                        access.next_value().map_err(|e| A::Error::custom(format_args!("{name}: {e}")))?;
+                    entries.push((name, info));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
