@@ -30,21 +30,42 @@ pub struct Refusal {
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(usize);
 
+/// What becomes of a reviewed pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays granted.
+    #[default]
+    Keep,
+    /// It is turned away, and becomes a [`Refusal`].
+    Refuse,
+    /// It was never asked for (padding, say): neither granted nor refused.
+    Forget,
+}
+
 /// What a decorating router sees of the pairs that the inner one has just granted.
 ///
 /// Everything is scratch of the [`Assignments`], so that a decorator needs no buffer of its own.
 #[derive(Debug)]
 pub struct Review<'a> {
-    /// The pairs, in the order they were pushed.
+    /// The pairs, in the order they were pushed. Their tokens are counted as in the router's input; weights may be changed.
     pub pairs: &'a mut [Assignment],
-    /// Set to `false` to turn pair i away.
-    pub keep: &'a mut [bool],
+    /// What becomes of pair i.
+    pub verdicts: &'a mut [Verdict],
     /// 0, 1, 2, … over the pairs: to be sorted by priority.
     pub order: &'a mut [u32],
     /// A zero for each expert: to count its load.
     pub load: &'a mut [u32],
     /// A zero for each pair: to hold a priority.
     pub priority: &'a mut [f32],
+}
+
+/// Memory that routers reuse from call to call; see [`Assignments::with_scratch`]. Contents are unspecified.
+#[derive(Debug, Default)]
+pub struct RouteScratch {
+    /// For scores, probabilities, weights.
+    pub values: Vec<f32>,
+    /// For whatever is sorted or selected.
+    pub keys: Vec<u64>,
 }
 
 /// A push-only, ragged list of pairs. Sealing it makes a [`RoutingPlan`](crate::RoutingPlan).
@@ -59,10 +80,11 @@ pub struct Assignments {
     refused: Vec<Refusal>,
     /// Choices pushed so far, for each token.
     pushed: Vec<u32>,
-    keep: Vec<bool>,
+    verdicts: Vec<Verdict>,
     order: Vec<u32>,
     load: Vec<u32>,
     priority: Vec<f32>,
+    scratch: RouteScratch,
 }
 
 impl Assignments {
@@ -127,36 +149,54 @@ impl Assignments {
         Mark(self.granted.len())
     }
 
-    /// Lets a decorator look at the pairs granted since `mark`, and turn some away, which become refusals.
+    /// Lets a decorator look at the pairs granted since `mark`, change their weights, and turn some away.
     ///
     /// What is kept stays in the order it was pushed, and every pair keeps its rank.
-    pub fn review(&mut self, mark: Mark, decide: impl FnOnce(Review<'_>)) {
+    pub fn review<T>(&mut self, mark: Mark, decide: impl FnOnce(Review<'_>) -> T) -> T {
         let from = mark.0.min(self.granted.len());
+        let first_token = u32::try_from(self.first_token).unwrap_or(u32::MAX);
         let pairs = &mut self.granted[from..];
-        refill(&mut self.keep, pairs.len(), true);
+        // An out of range token stays one: both steps wrap.
+        pairs.iter_mut().for_each(|p| p.token = p.token.wrapping_sub(first_token));
+        refill(&mut self.verdicts, pairs.len(), Verdict::Keep);
         refill(&mut self.load, self.experts, 0);
         refill(&mut self.priority, pairs.len(), 0.0);
         self.order.clear();
         self.order.extend(0..pairs.len() as u32);
-        decide(Review {
+        let result = decide(Review {
             pairs,
-            keep: &mut self.keep,
+            verdicts: &mut self.verdicts,
             order: &mut self.order,
             load: &mut self.load,
             priority: &mut self.priority,
         });
-        let (mut at, mut kept) = (0, from);
-        for i in from..self.granted.len() {
-            let pair = self.granted[i];
-            if self.keep[at] {
-                self.granted[kept] = pair;
-                kept += 1;
-            } else {
-                self.refused.push(Refusal { token: pair.token, expert: pair.expert, rank: pair.rank });
+        let mut kept = from;
+        for (i, verdict) in self.verdicts.iter().enumerate() {
+            let mut pair = self.granted[from + i];
+            pair.token = pair.token.wrapping_add(first_token);
+            match verdict {
+                Verdict::Keep => {
+                    self.granted[kept] = pair;
+                    kept += 1;
+                }
+                Verdict::Refuse => {
+                    self.refused.push(Refusal { token: pair.token, expert: pair.expert, rank: pair.rank });
+                }
+                Verdict::Forget => {}
             }
-            at += 1;
         }
         self.granted.truncate(kept);
+        result
+    }
+
+    /// Lends a router memory that outlives the call, so that it allocates nothing once grown.
+    ///
+    /// The loan ends with the closure. A router that runs another one inside it lends that one nothing.
+    pub fn with_scratch<T>(&mut self, work: impl FnOnce(&mut Self, &mut RouteScratch) -> T) -> T {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = work(self, &mut scratch);
+        self.scratch = scratch;
+        result
     }
 
     /// Runs `route` on a stretch of the batch: token 0 of what it pushes is `first` of the whole.

@@ -32,7 +32,7 @@ mod router;
 mod stats;
 mod workspace;
 
-pub use assignments::{Assignment, Assignments, Mark, Refusal, Review};
+pub use assignments::{Assignment, Assignments, Mark, Refusal, Review, RouteScratch, Verdict};
 pub use context::{RouteInput, TokenContext};
 pub use dispatch::{combine, gather, gather_weighted};
 pub use error::{BoxError, Error, Result, Stage};
