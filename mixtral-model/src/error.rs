@@ -88,4 +88,60 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A step or a prompt without tokens.
+    #[error("prompt: expected at least one token, found none")]
+    EmptyPrompt,
+    /// A session would pass its limit of positions.
+    #[error("context: expected at most {context} positions, found {position} and {tokens} more")]
+    ContextOverflow {
+        /// Positions in the session.
+        position: usize,
+        /// Tokens to be added.
+        tokens: usize,
+        /// The limit.
+        context: usize,
+    },
+    /// Memory for something whose size the caller chose is not to be had.
+    #[error("{what}: no memory for {positions} positions")]
+    OutOfMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// How many it was to hold.
+        positions: usize,
+    },
+    /// NaN or an infinity arose outside the mixture-of-experts layers.
+    #[error("{}{stage}: token {token}: expected finite values, found {value}", layer_prefix(*layer))]
+    NotFinite {
+        /// The layer, if it was in one.
+        layer: Option<usize>,
+        /// What was being computed.
+        stage: &'static str,
+        /// Row of the batch.
+        token: usize,
+        /// The value.
+        value: f32,
+    },
+    /// An observer ended the pass.
+    #[error("stopped")]
+    Stopped,
+    /// A setting of a session, of sampling or of generation that means nothing.
+    #[error("{setting}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting.
+        setting: &'static str,
+        /// What would be accepted.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// A mixture-of-experts layer failed.
+    #[error(transparent)]
+    Moe(#[from] moe_core::Error),
+    /// Weights that do not fit together.
+    #[error(transparent)]
+    Kernels(#[from] moe_kernels::Error),
+}
+
+fn layer_prefix(layer: Option<usize>) -> String {
+    layer.map_or_else(String::new, |n| format!("layer {n}, "))
 }

@@ -1,18 +1,33 @@
 //! Mixtral on the CPU: from a checkpoint directory to text, exact and reproducible to the bit.
 
+mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
 mod error;
+mod generate;
 mod input;
 pub mod inspect;
+mod load;
 pub mod manifest;
+mod model;
+mod observer;
+mod rope;
+mod sampling;
+mod session;
 pub mod tokenizer;
+mod workspace;
 
 pub use chat::{Message, Role, encode_chat};
 pub use checkpoint::{Access, Checkpoint, Layout, TensorEntry, TensorView};
 pub use config::Config;
 pub use error::{Error, Result};
+pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
 pub use inspect::Report;
 pub use manifest::{ExpertMatrix, Kind, LayerManifest, Manifest, TensorSpec};
+pub use model::{Model, Step, Wanted};
+pub use observer::Observer;
+pub use sampling::{Sampler, Sampling, argmax};
+pub use session::{Session, SessionOptions};
 pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use workspace::Workspace;

@@ -50,6 +50,11 @@ impl MoeLayer {
         Self { index, ..self }
     }
 
+    /// The same layer under another routing policy.
+    pub fn with_router(self, router: Box<dyn Router>) -> Self {
+        Self { router, ..self }
+    }
+
     /// The same layer, with the weights applied elsewhere.
     pub fn with_weights_applied_to(self, apply_weights: ApplyWeights) -> Self {
         Self { apply_weights, ..self }

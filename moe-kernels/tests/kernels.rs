@@ -1,5 +1,7 @@
 //! Every kernel on every backend against its definition in `moe_core::numerics`, bit for bit.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use moe_core::numerics;

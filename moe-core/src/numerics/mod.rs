@@ -6,9 +6,11 @@
 //! the platforms' differ. See `docs/numerics.md`.
 
 mod elementary;
+mod random;
 
 pub use elementary::{EXP_MAX, EXP_MIN, exp, ln, sigmoid, silu};
 pub use elementary::{EXP_POLY, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC};
+pub use random::uniform;
 
 /// Number of interleaved chains of a dot product.
 pub const LANES: usize = 16;

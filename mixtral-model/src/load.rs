@@ -1,0 +1,96 @@
+//! Assembling a model from the tensors of a checkpoint.
+
+use moe_core::MoeLayer;
+use moe_kernels::attention::AttentionShape;
+use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
+use moe_router::TopK;
+
+use crate::manifest::{LayerManifest, Manifest, TensorSpec};
+use crate::model::{Layer, Model};
+use crate::rope::Rope;
+use crate::{Checkpoint, Config, Error, ExpertMatrix, Result};
+
+pub(crate) fn model(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Model> {
+    checkpoint.verify(&config)?;
+    let manifest = Manifest::new(&config);
+    let loader = Loader { config: &config, checkpoint, backend };
+    let embedding = loader.matrix(&manifest.embedding())?;
+    let head = match manifest.head() {
+        Some(spec) => loader.matrix(&spec)?,
+        None => embedding.clone(),
+    };
+    let mut layers = Vec::new();
+    for n in 0..config.layers {
+        layers.push(loader.layer(n, manifest.layer(n))?);
+    }
+    let norm = loader.vector(&manifest.final_norm())?;
+    Ok(Model {
+        backend,
+        embedding,
+        rope: Rope::new(&config),
+        layers,
+        norm,
+        head: Linear::new(head, backend),
+        config,
+    })
+}
+
+struct Loader<'a> {
+    config: &'a Config,
+    checkpoint: &'a Checkpoint,
+    backend: Backend,
+}
+
+impl Loader<'_> {
+    fn layer(&self, n: usize, tensors: LayerManifest<'_>) -> Result<Layer> {
+        let config = self.config;
+        let mut experts = Vec::new();
+        for e in 0..config.experts {
+            let matrix = |m| self.matrix(&tensors.expert(e, m));
+            let (w1, w2, w3) =
+                (matrix(ExpertMatrix::W1)?, matrix(ExpertMatrix::W2)?, matrix(ExpertMatrix::W3)?);
+            experts.push(SwiGluWeights { w1, w2, w3 });
+        }
+        let moe = MoeLayer::new(
+            Box::new(self.linear(&tensors.gate())?),
+            Box::new(TopK::new(config.experts_per_token)?),
+            Box::new(SwiGluExperts::new(experts, self.backend)?),
+        )?;
+        Ok(Layer {
+            attention_norm: self.vector(&tensors.input_norm())?,
+            q: self.linear(&tensors.q_proj())?,
+            k: self.linear(&tensors.k_proj())?,
+            v: self.linear(&tensors.v_proj())?,
+            o: self.linear(&tensors.o_proj())?,
+            shape: AttentionShape {
+                heads: config.heads,
+                kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
+                window: config.sliding_window,
+            },
+            moe_norm: self.vector(&tensors.post_attention_norm())?,
+            moe: moe.at(n),
+        })
+    }
+
+    fn linear(&self, spec: &TensorSpec) -> Result<Linear> {
+        Ok(Linear::new(self.matrix(spec)?, self.backend))
+    }
+
+    fn matrix(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
+        let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
+        Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, spec.shape[0], spec.shape[1])?)
+    }
+
+    /// A norm's weight, widened.
+    fn vector(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
+        let mut wide = Vec::new();
+        let out_of_memory = |_| Error::OutOfMemory { what: "norm weight", positions: spec.shape[0] };
+        wide.try_reserve_exact(spec.shape[0]).map_err(out_of_memory)?;
+        wide.resize(spec.shape[0], 0.0);
+        widen_row(tensor.dtype, &tensor.bytes, &mut wide);
+        Ok(wide)
+    }
+}

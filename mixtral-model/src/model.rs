@@ -1,0 +1,271 @@
+//! The model: what it is made of, and one forward pass from top to bottom.
+//!
+//! T tokens of one or several sessions, D model width, V vocabulary.
+
+use std::path::Path;
+
+use moe_core::{MoeLayer, Routed, Router, TokenContext, numerics};
+use moe_kernels::attention::{AttentionShape, attend};
+use moe_kernels::{Backend, Linear, WeightMatrix, enter, vector};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
+
+use crate::rope::Rope;
+use crate::workspace::{Workspace, matrix, matrix_of};
+use crate::{Access, Checkpoint, Config, Error, Observer, Result, Session, SessionOptions, load};
+
+/// A Mixtral model: immutable, shared by any number of sessions and threads.
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) config: Config,
+    pub(crate) backend: Backend,
+    /// `[V, D]`.
+    pub(crate) embedding: WeightMatrix,
+    pub(crate) rope: Rope,
+    pub(crate) layers: Vec<Layer>,
+    /// `[D]`.
+    pub(crate) norm: Vec<f32>,
+    /// D to V.
+    pub(crate) head: Linear,
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    /// `[D]`.
+    pub(crate) attention_norm: Vec<f32>,
+    /// D to heads · head_dim.
+    pub(crate) q: Linear,
+    /// D to kv_heads · head_dim.
+    pub(crate) k: Linear,
+    /// D to kv_heads · head_dim.
+    pub(crate) v: Linear,
+    /// heads · head_dim to D.
+    pub(crate) o: Linear,
+    pub(crate) shape: AttentionShape,
+    /// `[D]`.
+    pub(crate) moe_norm: Vec<f32>,
+    pub(crate) moe: MoeLayer,
+}
+
+/// Which of a step's tokens are to have their logits computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: the tokens are read only.
+    None,
+    /// The last: what the next token is drawn from.
+    #[default]
+    Last,
+    /// Every one.
+    All,
+}
+
+/// One session's part of a forward pass.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The session, which takes the tokens up if the pass succeeds.
+    pub session: &'a mut Session,
+    /// The tokens that follow what it holds, at least one.
+    pub tokens: &'a [u32],
+    /// Which logits to compute.
+    pub wanted: Wanted,
+}
+
+impl Wanted {
+    /// The places among `tokens` tokens.
+    fn range(self, tokens: usize) -> std::ops::Range<usize> {
+        match self {
+            Self::None => tokens..tokens,
+            Self::Last => tokens - 1..tokens,
+            Self::All => 0..tokens,
+        }
+    }
+}
+
+impl Model {
+    /// Loads a model directory with memory-mapped weights on this processor's best backend.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Config::from_dir`], [`Checkpoint::open`] and [`load`](Self::load).
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::load(Config::from_dir(dir)?, &Checkpoint::open(dir, Access::Map)?, Backend::best())
+    }
+
+    /// Assembles a model from the tensors that its config implies; weights stay where they lie.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] where one is missing or has another shape or type; [`Error::Io`].
+    pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
+        load::model(config, checkpoint, backend)
+    }
+
+    /// The hyperparameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The instruction set in use.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// The same model under other routing policies: `router(layer)` for each layer.
+    pub fn with_routers(mut self, mut router: impl FnMut(usize) -> Box<dyn Router>) -> Self {
+        self.layers = self
+            .layers
+            .into_iter()
+            .enumerate()
+            .map(|(n, layer)| Layer { moe: layer.moe.with_router(router(n)), ..layer })
+            .collect();
+        self
+    }
+
+    /// An empty session.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if the context asked for is zero or beyond the model's.
+    pub fn session(&self, options: SessionOptions) -> Result<Session> {
+        Session::new(&self.config, options)
+    }
+
+    /// Processes the tokens of one or several sessions in one pass, and gives the logits that were wanted, `[W, V]`, in the
+    /// order of steps and tokens.
+    ///
+    /// A session's results do not depend on the other steps, nor on how its tokens are cut into passes, to the bit (with
+    /// routers of token locality). If anything fails, no session takes up anything.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
+    /// [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
+    /// arises; [`Error::Stopped`] at the observer's wish.
+    pub fn forward<'w>(
+        &self,
+        steps: &mut [Step<'_>],
+        workspace: &'w mut Workspace,
+        observer: &mut dyn Observer,
+    ) -> Result<ArrayView2<'w, f32>> {
+        self.begin(steps, workspace)?;
+        enter(|| self.pass(steps, workspace, observer))?;
+        for step in steps.iter_mut() {
+            step.session.advance(step.tokens);
+        }
+        let wanted = steps.iter().map(|step| step.wanted.range(step.tokens.len()).len()).sum();
+        Ok(matrix_of(&workspace.logits, wanted, self.config.vocab_size))
+    }
+
+    /// Checks the steps, makes room for them, and lays out the batch.
+    fn begin(&self, steps: &mut [Step<'_>], workspace: &mut Workspace) -> Result<()> {
+        let Workspace { ids, positions, offsets, .. } = workspace;
+        ids.clear();
+        positions.clear();
+        offsets.clear();
+        offsets.push(0);
+        for Step { session, tokens, .. } in steps {
+            if tokens.is_empty() {
+                return Err(Error::EmptyPrompt);
+            }
+            let vocabulary = self.config.vocab_size;
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+                return Err(Error::TokenOutOfRange { token, vocabulary });
+            }
+            let position = session.position();
+            session.reserve(tokens.len())?;
+            ids.extend_from_slice(tokens);
+            positions.extend(position..position + tokens.len());
+            offsets.push(ids.len());
+        }
+        Ok(())
+    }
+
+    /// The pass itself.
+    fn pass(
+        &self,
+        steps: &mut [Step<'_>],
+        workspace: &mut Workspace,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let Workspace { ids, positions, offsets, angles, linear, attention, moe, .. } = workspace;
+        let Config { hidden_size: dim, heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
+        let (tokens, backend) = (ids.len(), self.backend);
+        let context =
+            TokenContext::new().with_sequences(offsets).with_positions(positions).with_token_ids(ids);
+        let mut hidden = matrix(&mut workspace.hidden, tokens, dim);
+        let mut normed = matrix(&mut workspace.normed, tokens, dim);
+        let mut delta = matrix(&mut workspace.delta, tokens, dim);
+        let mut q = matrix(&mut workspace.q, tokens, heads * head_dim);
+        let mut k = matrix(&mut workspace.k, tokens, kv_heads * head_dim);
+        let mut v = matrix(&mut workspace.v, tokens, kv_heads * head_dim);
+        let mut attended = matrix(&mut workspace.attended, tokens, heads * head_dim);
+
+        // hidden = embedding[token]
+        for (&token, mut row) in ids.iter().zip(hidden.rows_mut()) {
+            if let Some(row) = row.as_slice_mut() {
+                self.embedding.widen_row(token as usize, row);
+            }
+        }
+        self.rope.fill(positions, angles);
+
+        for (n, layer) in self.layers.iter().enumerate() {
+            // hidden += o(attention(rotated q, rotated k, v of norm(hidden)))
+            vector::rms_norm(backend, hidden.view(), &layer.attention_norm, eps, normed.view_mut());
+            layer.q.forward(normed.view(), linear, q.view_mut());
+            layer.k.forward(normed.view(), linear, k.view_mut());
+            layer.v.forward(normed.view(), linear, v.view_mut());
+            self.rope.rotate(angles, flat(&mut q), heads * head_dim);
+            self.rope.rotate(angles, flat(&mut k), kv_heads * head_dim);
+            for (step, range) in steps.iter_mut().zip(offsets.windows(2)) {
+                let rows = Slice::from(range[0]..range[1]);
+                let kv = range[0] * kv_heads * head_dim..range[1] * kv_heads * head_dim;
+                let position = step.session.position();
+                step.session.cache_mut().write(n, position, &flat(&mut k)[kv.clone()], &flat(&mut v)[kv]);
+                let q = q.slice_axis(Axis(0), rows);
+                let y = attended.slice_axis_mut(Axis(0), rows);
+                attend(backend, &layer.shape, q, position, step.session.cache().rows(n), attention, y);
+            }
+            layer.o.forward(attended.view(), linear, delta.view_mut());
+            hidden += &delta;
+            check_finite(hidden.view(), Some(n), "attention")?;
+
+            // hidden += moe(norm(hidden))
+            vector::rms_norm(backend, hidden.view(), &layer.moe_norm, eps, normed.view_mut());
+            let mut routed = |routed: &Routed<'_>| observer.routed(routed);
+            layer.moe.forward(normed.view(), context, moe, &mut routed, delta.view_mut())?;
+            hidden += &delta;
+            check_finite(hidden.view(), Some(n), "residual stream")?;
+
+            if observer.layer_done(n, hidden.view()).is_break() {
+                return Err(Error::Stopped);
+            }
+        }
+
+        // logits = head(norm(hidden)), of the wanted rows only
+        let rows = steps
+            .iter()
+            .zip(offsets.iter())
+            .flat_map(|(step, offset)| step.wanted.range(step.tokens.len()).map(move |t| offset + t));
+        let count = rows.clone().count();
+        let mut wanted = matrix(&mut workspace.wanted, count, dim);
+        rows.zip(wanted.rows_mut()).for_each(|(t, mut row)| row.assign(&hidden.row(t)));
+        let mut normed = matrix(&mut workspace.normed, count, dim);
+        vector::rms_norm(backend, wanted.view(), &self.norm, eps, normed.view_mut());
+        let mut logits = matrix(&mut workspace.logits, count, self.config.vocab_size);
+        self.head.forward(normed.view(), linear, logits.view_mut());
+        check_finite(logits.view(), None, "logits")
+    }
+}
+
+/// The floats of a buffer's matrix.
+fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
+    matrix.as_slice_mut().unwrap_or_default()
+}
+
+fn check_finite(values: ArrayView2<'_, f32>, layer: Option<usize>, stage: &'static str) -> Result<()> {
+    let (columns, values) = (values.ncols().max(1), values.as_slice().unwrap_or_default());
+    match numerics::first_not_finite(values) {
+        None => Ok(()),
+        Some(at) => Err(Error::NotFinite { layer, stage, token: at / columns, value: values[at] }),
+    }
+}

@@ -1,0 +1,50 @@
+//! Rotary position embedding (Su et al., 2104.09864), in the half-split form of Hugging Face.
+
+use crate::{Config, Error, Result};
+
+/// The inverse frequencies of a head, and the table of a batch.
+#[derive(Debug)]
+pub(crate) struct Rope {
+    /// `theta^(-2i / head_dim)`, rounded to f32; `[head_dim / 2]`.
+    inverse_frequencies: Vec<f32>,
+}
+
+impl Rope {
+    pub(crate) fn new(config: &Config) -> Self {
+        let dim = config.head_dim as f64;
+        let inverse = |i: usize| 1.0 / libm::pow(config.rope_theta, (2 * i) as f64 / dim) as f32;
+        Self { inverse_frequencies: (0..config.head_dim / 2).map(inverse).collect() }
+    }
+
+    /// Fills `table` with `(cos, sin)` of `position · frequency`, `[T, head_dim / 2]`.
+    pub(crate) fn fill(&self, positions: &[usize], table: &mut Vec<(f32, f32)>) {
+        table.clear();
+        for &position in positions {
+            table.extend(self.inverse_frequencies.iter().map(|f| {
+                let angle = position as f32 * f;
+                (libm::cosf(angle), libm::sinf(angle))
+            }));
+        }
+    }
+
+    /// Rotates every head of every row in place: components i and i + head_dim / 2 are a plane. `x` is `[T, heads · head_dim]`.
+    pub(crate) fn rotate(&self, table: &[(f32, f32)], x: &mut [f32], row_len: usize) {
+        let half = self.inverse_frequencies.len();
+        for (row, angles) in x.chunks_mut(row_len).zip(table.chunks(half)) {
+            for head in row.chunks_mut(2 * half) {
+                let (a, b) = head.split_at_mut(half);
+                for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(angles) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+                }
+            }
+        }
+    }
+}
+
+/// Checks that tokens may follow those a session holds.
+pub(crate) fn check_context(position: usize, tokens: usize, context: usize) -> Result<()> {
+    match position.checked_add(tokens) {
+        Some(end) if end <= context => Ok(()),
+        _ => Err(Error::ContextOverflow { position, tokens, context }),
+    }
+}

@@ -1,0 +1,113 @@
+//! One sequence in the making.
+
+use moe_kernels::Dtype;
+
+use crate::cache::KvCache;
+use crate::rope::check_context;
+use crate::{Config, Error, Result};
+
+/// How a session keeps its past.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// Element type of cached keys and values. f32 is exact; the halves round each of them, within the current chunk too, so
+    /// that chunking still changes nothing.
+    pub kv_dtype: Dtype,
+    /// The most positions the session may reach; `None` is the model's own limit.
+    pub context: Option<usize>,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self { kv_dtype: Dtype::F32, context: None }
+    }
+}
+
+impl SessionOptions {
+    /// The same, with another element type of the cache.
+    pub fn with_kv_dtype(self, kv_dtype: Dtype) -> Self {
+        Self { kv_dtype, ..self }
+    }
+
+    /// The same, with a limit of its own.
+    pub fn with_context(self, context: usize) -> Self {
+        Self { context: Some(context), ..self }
+    }
+}
+
+/// A sequence: the tokens it holds, and their keys and values. [`Model::session`](crate::Model::session) makes one.
+#[derive(Debug)]
+pub struct Session {
+    cache: KvCache,
+    tokens: Vec<u32>,
+    context: usize,
+}
+
+impl Session {
+    pub(crate) fn new(config: &Config, options: SessionOptions) -> Result<Self> {
+        let context = options.context.unwrap_or(config.max_positions);
+        if context == 0 || context > config.max_positions {
+            return Err(Error::ContextOverflow {
+                position: 0,
+                tokens: context,
+                context: config.max_positions,
+            });
+        }
+        Ok(Self { cache: KvCache::new(config, options.kv_dtype), tokens: Vec::new(), context })
+    }
+
+    /// The tokens processed so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Position of the next token.
+    pub fn position(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The most positions it may reach.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Element type of cached keys and values.
+    pub fn kv_dtype(&self) -> Dtype {
+        self.cache.dtype()
+    }
+
+    /// Bytes the cache takes now.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    /// Forgets everything; memory is kept.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+    }
+
+    /// Makes room for `tokens` more, so that processing them allocates nothing here.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ContextOverflow`] beyond the limit; [`Error::OutOfMemory`].
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
+        check_context(self.position(), tokens, self.context)?;
+        let out_of_memory = |_| Error::OutOfMemory { what: "tokens of a session", positions: tokens };
+        self.tokens.try_reserve(tokens).map_err(out_of_memory)?;
+        self.cache.reserve(self.tokens.len(), tokens, self.context)
+    }
+
+    pub(crate) fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    pub(crate) fn cache_mut(&mut self) -> &mut KvCache {
+        &mut self.cache
+    }
+
+    /// Takes tokens whose keys and values are in the cache by now.
+    pub(crate) fn advance(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+    }
+}

@@ -1,0 +1,60 @@
+//! Memory that forward passes reuse.
+
+use moe_kernels::LinearScratch;
+use moe_kernels::attention::AttentionScratch;
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+/// The buffers of a forward pass, whatever the model and the sessions. It only grows.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// The batch: ids, positions and boundaries of the sequences.
+    pub(crate) ids: Vec<u32>,
+    pub(crate) positions: Vec<usize>,
+    pub(crate) offsets: Vec<usize>,
+    /// `(cos, sin)`, `[T, head_dim / 2]`.
+    pub(crate) angles: Vec<(f32, f32)>,
+    /// The residual stream, `[T, D]`.
+    pub(crate) hidden: Vec<f32>,
+    /// A norm's output, `[T, D]`.
+    pub(crate) normed: Vec<f32>,
+    /// What is added to the residual stream, `[T, D]`.
+    pub(crate) delta: Vec<f32>,
+    /// Queries, `[T, heads · head_dim]`.
+    pub(crate) q: Vec<f32>,
+    /// Keys, `[T, kv_heads · head_dim]`.
+    pub(crate) k: Vec<f32>,
+    /// Values, `[T, kv_heads · head_dim]`.
+    pub(crate) v: Vec<f32>,
+    /// What attention gives, `[T, heads · head_dim]`.
+    pub(crate) attended: Vec<f32>,
+    /// Rows whose logits are wanted, `[W, D]`.
+    pub(crate) wanted: Vec<f32>,
+    /// `[W, V]`.
+    pub(crate) logits: Vec<f32>,
+    pub(crate) linear: LinearScratch,
+    pub(crate) attention: AttentionScratch,
+    pub(crate) moe: moe_core::Workspace,
+}
+
+impl Workspace {
+    /// An empty workspace.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+/// The first `rows · columns` floats of a buffer as a matrix; grows it if it must. Contents are unspecified.
+pub(crate) fn matrix(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> ArrayViewMut2<'_, f32> {
+    let len = rows * columns;
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
+    ArrayViewMut2::from_shape((rows, columns), &mut buffer[..len]).unwrap()
+}
+
+/// The same to read, of a buffer that is long enough.
+pub(crate) fn matrix_of(buffer: &[f32], rows: usize, columns: usize) -> ArrayView2<'_, f32> {
+    #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
+    ArrayView2::from_shape((rows, columns), &buffer[..rows * columns]).unwrap()
+}

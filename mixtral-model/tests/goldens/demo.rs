@@ -1,0 +1,139 @@
+//! The demo model, from the bytes that the command line embeds.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use mixtral_model::{Access, Checkpoint, Config, Model, SessionOptions, Step, Tokenizer, Wanted, Workspace};
+use moe_core::numerics;
+use moe_kernels::Backend;
+
+use crate::support::{Goldens, Recorder, compare, fixtures, greedy, logits, rows};
+
+const CONFIG: &[u8] = include_bytes!("../../cli/demo/config.json");
+const WEIGHTS: &[u8] = include_bytes!("../../cli/demo/model.safetensors");
+const TOKENIZER: &[u8] = include_bytes!("../../cli/demo/tokenizer.model");
+const HELDOUT: &str = include_str!("../../cli/demo/heldout.txt");
+
+/// The size of f32's rounding in this model's logits and router logits, which are of order 10: the goldens of the tiny models
+/// state 1e-5 to 6e-5 for logits of that size at three layers.
+const TOLERANCE: f32 = 1e-4;
+
+fn demo(backend: Backend) -> Model {
+    let config = Config::from_json(CONFIG, Path::new("demo/config.json")).unwrap();
+    let checkpoint =
+        Checkpoint::from_bytes(Path::new("demo/model.safetensors"), Bytes::from_static(WEIGHTS)).unwrap();
+    Model::load(config, &checkpoint, backend).unwrap()
+}
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::from_sentencepiece(TOKENIZER, Path::new("demo/tokenizer.model")).unwrap()
+}
+
+#[test]
+fn prompts() {
+    let goldens = Goldens::read(&fixtures().join("demo"));
+    let (tokenizer, mut failures) = (tokenizer(), Vec::new());
+    let prompts = goldens.facts["prompts"].as_array().unwrap();
+    assert_eq!(prompts.len(), 3);
+    for backend in Backend::available() {
+        let model = demo(backend);
+        for (k, facts) in prompts.iter().enumerate() {
+            let ids = goldens.ids(&format!("{k}.input_ids"));
+            let label = |what: &str| format!("prompt {k} {backend} {what}");
+            if tokenizer.encode_with_bos(facts["prompt"].as_str().unwrap()) != ids {
+                failures.push(label("input_ids"));
+            }
+            let mut recorder = Recorder::default();
+            let found = logits(&model, &ids, &[ids.len()], &mut recorder);
+            compare(
+                &mut failures,
+                &label("logits"),
+                found.view(),
+                goldens.floats(&format!("{k}.logits")).view(),
+                TOLERANCE,
+            );
+            for n in 0..model.config().layers {
+                for kind in ["router_logits", "weights"] {
+                    let (what, golden) = (format!("{kind}.{n}"), goldens.floats(&format!("{k}.{kind}.{n}")));
+                    compare(
+                        &mut failures,
+                        &label(&what),
+                        recorder.floats[&what].view(),
+                        golden.view(),
+                        TOLERANCE,
+                    );
+                }
+                let what = format!("experts.{n}");
+                if recorder.experts[&what] != goldens.ids(&format!("{k}.{what}")) {
+                    failures.push(label(&what));
+                }
+            }
+            let expected = goldens.ids(&format!("{k}.greedy_ids"));
+            let found = greedy(&model, &ids, expected.len());
+            if found != expected {
+                failures.push(label("greedy_ids"));
+            }
+            let text = tokenizer.decode(&found).unwrap();
+            if text != facts["greedy_text"].as_str().unwrap() {
+                failures.push(format!("{}: {text:?}", label("greedy_text")));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// Negative log-likelihood in nats of the tokens after the first.
+fn nll(model: &Model, ids: &[u32], workspace: &mut Workspace) -> f64 {
+    let mut session = model.session(SessionOptions::default()).unwrap();
+    let step = Step { session: &mut session, tokens: ids, wanted: Wanted::All };
+    let logits = model.forward(&mut [step], workspace, &mut ()).unwrap();
+    let predicted = logits.rows().into_iter().zip(&ids[1..]);
+    predicted
+        .map(|(row, &token)| {
+            let row = row.to_slice().unwrap();
+            let top = f64::from(numerics::max(row));
+            let sum: f64 = row.iter().map(|&v| (f64::from(v) - top).exp()).sum();
+            sum.ln() + top - f64::from(row[token as usize])
+        })
+        .sum()
+}
+
+#[test]
+fn perplexity() {
+    let goldens = Goldens::read(&fixtures().join("demo"));
+    let facts = &goldens.facts["perplexity"];
+    let (model, mut workspace) = (demo(Backend::best()), Workspace::new());
+    let ids = tokenizer().encode_with_bos(HELDOUT);
+    assert_eq!(ids.len() as u64, facts["tokens_with_bos"].as_u64().unwrap());
+
+    let golden = &facts["windows_of_256_without_overlap"];
+    let windows: Vec<&[u32]> = ids.chunks(256).filter(|window| window.len() > 1).collect();
+    let predicted: usize = windows.iter().map(|window| window.len() - 1).sum();
+    assert_eq!(predicted as u64, golden["predicted_tokens"].as_u64().unwrap());
+    let sum: f64 = windows.iter().map(|window| nll(&model, window, &mut workspace)).sum();
+    let expected = golden["nll_sum"].as_f64().unwrap();
+    println!("nll {sum}, golden {expected}, perplexity {}", (sum / predicted as f64).exp());
+    // A token's nll is good to the tolerance of its logits; over thousands of tokens the errors mostly cancel.
+    assert!(
+        (sum - expected).abs() < f64::from(TOLERANCE) * (predicted as f64).sqrt() * 3.0,
+        "{sum} {expected}"
+    );
+
+    let golden = facts["first_2048_tokens_in_one_pass"]["perplexity"].as_f64().unwrap();
+    let found = (nll(&model, &ids[..2048], &mut workspace) / 2047.0).exp();
+    println!("one pass: perplexity {found}, golden {golden}");
+    assert!((found / golden - 1.0).abs() < f64::from(TOLERANCE), "{found} {golden}");
+}
+
+#[test]
+fn read_and_mapped_from_the_directory_as_from_the_bytes() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo");
+    let ids = tokenizer().encode_with_bos("Call me Ishmael.");
+    let expected = logits(&demo(Backend::best()), &ids, &[ids.len()], &mut ());
+    for access in [Access::Map, Access::Read] {
+        let checkpoint = Checkpoint::open(&dir, access).unwrap();
+        let model = Model::load(Config::from_dir(&dir).unwrap(), &checkpoint, Backend::best()).unwrap();
+        let found = logits(&model, &ids, &[ids.len()], &mut ());
+        assert_eq!(rows(&found, ids.len()), expected.view(), "{access:?}");
+    }
+}
