@@ -147,6 +147,9 @@ impl Model {
         workspace: &'w mut Workspace,
         observer: &mut dyn Observer,
     ) -> Result<ArrayView2<'w, f32>> {
+        if steps.is_empty() {
+            return Ok(matrix_of(&[], 0, self.config.vocab_size));
+        }
         self.begin(steps, workspace)?;
         enter(|| self.pass(steps, workspace, observer))?;
         for step in steps.iter_mut() {

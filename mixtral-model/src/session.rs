@@ -47,10 +47,10 @@ impl Session {
     pub(crate) fn new(config: &Config, options: SessionOptions) -> Result<Self> {
         let context = options.context.unwrap_or(config.max_positions);
         if context == 0 || context > config.max_positions {
-            return Err(Error::ContextOverflow {
-                position: 0,
-                tokens: context,
-                context: config.max_positions,
+            return Err(Error::Setting {
+                setting: "context",
+                expected: format!("1 to {} positions", config.max_positions),
+                found: context.to_string(),
             });
         }
         Ok(Self { cache: KvCache::new(config, options.kv_dtype), tokens: Vec::new(), context })

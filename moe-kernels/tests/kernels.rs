@@ -248,7 +248,7 @@ fn attention_definition(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(40))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
     #[test]
     fn attention_is_the_definition(
         seed: u64, kv_heads in 1usize..4, group in 1usize..6, half in 1usize..20, first in 0usize..200, tokens in 1usize..20,

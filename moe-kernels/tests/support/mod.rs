@@ -1,4 +1,5 @@
-//! Pseudo-random operands.
+//! Pseudo-random operands. Not every test uses all of it.
+#![allow(dead_code, reason = "each test binary compiles its own copy")]
 
 use moe_kernels::Dtype;
 use ndarray::Array2;

@@ -1,0 +1,121 @@
+//! Tiny models of pseudo-random weights, made in memory.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use mixtral_model::{Checkpoint, Config, Manifest, Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use moe_core::numerics::uniform;
+use moe_kernels::{Backend, Dtype, narrow_row};
+use ndarray::Array2;
+use safetensors::tensor::{Dtype as StoredDtype, TensorView};
+
+/// What a random model is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(crate) seed: u64,
+    pub(crate) dtype: Dtype,
+    pub(crate) hidden: usize,
+    pub(crate) ffn: usize,
+    pub(crate) layers: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) group: usize,
+    pub(crate) half_head: usize,
+    pub(crate) experts: usize,
+    pub(crate) chosen: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) window: Option<usize>,
+    pub(crate) tied: bool,
+}
+
+impl Shape {
+    pub(crate) fn plain() -> Self {
+        Self {
+            seed: 1,
+            dtype: Dtype::Bf16,
+            hidden: 37,
+            ffn: 29,
+            layers: 2,
+            kv_heads: 2,
+            group: 2,
+            half_head: 5,
+            experts: 5,
+            chosen: 2,
+            vocabulary: 61,
+            window: None,
+            tied: false,
+        }
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let json = serde_json::json!({
+            "model_type": "mixtral", "hidden_size": self.hidden, "intermediate_size": self.ffn,
+            "num_hidden_layers": self.layers, "num_attention_heads": self.kv_heads * self.group,
+            "num_key_value_heads": self.kv_heads, "head_dim": 2 * self.half_head, "num_local_experts": self.experts,
+            "num_experts_per_tok": self.chosen.min(self.experts), "vocab_size": self.vocabulary,
+            "max_position_embeddings": 400, "sliding_window": self.window, "tie_word_embeddings": self.tied,
+            "eos_token_id": null, "bos_token_id": null,
+        });
+        Config::from_json(json.to_string().as_bytes(), Path::new("config.json")).unwrap()
+    }
+
+    /// The checkpoint; `change` may alter a tensor's values before they are stored.
+    pub(crate) fn checkpoint(&self, change: impl Fn(&str, &mut [f32])) -> Checkpoint {
+        let config = self.config();
+        let stored = match self.dtype {
+            Dtype::F32 => StoredDtype::F32,
+            Dtype::F16 => StoredDtype::F16,
+            _ => StoredDtype::BF16,
+        };
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = (0..)
+            .zip(Manifest::new(&config).tensors())
+            .map(|(n, spec)| {
+                let count: usize = spec.shape.iter().product();
+                let scale = 2.0 / (*spec.shape.last().unwrap() as f32).sqrt();
+                let (scale, mean) = if spec.shape.len() == 1 { (0.2, 1.0) } else { (scale, 0.0) };
+                let mut values: Vec<f32> = (0..count as u64)
+                    .map(|i| (uniform(self.seed, &[n, i]) * 2.0 - 1.0) * scale + mean)
+                    .collect();
+                change(&spec.name, &mut values);
+                let mut bytes = vec![0; count * self.dtype.bytes()];
+                narrow_row(self.dtype, &values, &mut bytes);
+                (spec.name, spec.shape, bytes)
+            })
+            .collect();
+        let views = tensors
+            .iter()
+            .map(|(name, shape, bytes)| (name, TensorView::new(stored, shape.clone(), bytes).unwrap()));
+        let file = safetensors::serialize(views, None).unwrap();
+        Checkpoint::from_bytes(Path::new("tiny.safetensors"), Bytes::from(file)).unwrap()
+    }
+
+    pub(crate) fn model(&self, backend: Backend) -> Model {
+        Model::load(self.config(), &self.checkpoint(|_, _| ()), backend).unwrap()
+    }
+
+    pub(crate) fn ids(&self, n: usize) -> Vec<u32> {
+        (0..n as u64).map(|i| (uniform(self.seed ^ 7, &[i]) * self.vocabulary as f32) as u32).collect()
+    }
+}
+
+/// All logits of a text read in pieces, as bits.
+pub(crate) fn read(
+    model: &Model,
+    ids: &[u32],
+    pieces: &[usize],
+    options: SessionOptions,
+    observer: &mut dyn Observer,
+) -> Vec<u32> {
+    let mut session = model.session(options).unwrap();
+    let (mut workspace, mut all, mut from) = (Workspace::new(), Vec::new(), 0);
+    for n in pieces {
+        let step = Step { session: &mut session, tokens: &ids[from..from + n], wanted: Wanted::All };
+        all.extend(bits(&model.forward(&mut [step], &mut workspace, observer).unwrap().to_owned()));
+        from += n;
+    }
+    assert_eq!(from, ids.len());
+    all
+}
+
+pub(crate) fn bits(a: &Array2<f32>) -> Vec<u32> {
+    a.iter().map(|v| v.to_bits()).collect()
+}
