@@ -1,5 +1,5 @@
 //! What a layer says when something does not fit.
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 mod common;
 

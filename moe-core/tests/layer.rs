@@ -1,5 +1,5 @@
 //! Laws of the layer. Equal means equal bits unless a bound is named.
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 mod common;
 

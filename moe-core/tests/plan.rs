@@ -1,5 +1,5 @@
 //! The plan is what the router pushed, seen from both sides; its statistics.
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 use moe_core::{Assignments, RoutingPlan, TokenContext, Verdict};
 use proptest::prelude::*;

@@ -1,5 +1,5 @@
 //! Routing allocates nothing once its buffers have grown.
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

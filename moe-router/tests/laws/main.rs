@@ -1,5 +1,5 @@
 //! Laws that every router keeps. A router joins by being listed in [`listed::routers`].
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 mod edges;
 mod listed;
