@@ -1,0 +1,59 @@
+//! A forward pass allocates nothing once its buffers have grown.
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use common::{Best, layer, matrix};
+use moe_core::{TokenContext, Workspace};
+use ndarray::Array2;
+
+struct Counting;
+
+thread_local! {
+    /// Allocations of this thread; constant and without destructor, so that counting allocates nothing itself.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes on to `System` as it came; counting touches no memory of the allocation.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: the caller keeps the contract of `alloc`, which is `System`'s.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `System` with this layout.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn the_second_forward_allocates_nothing() {
+    let layer = layer(8, 24, Best(2));
+    let hidden = matrix(0, 40, 24);
+    let offsets = [0, 10, 40];
+    let context = TokenContext::new().with_sequences(&offsets);
+    let mut workspace = Workspace::new();
+    let mut y = Array2::zeros((40, 24));
+    let mut rows = 0;
+    let mut count = |tokens: usize| {
+        let before = COUNT.get();
+        let context = if tokens == 40 { context } else { TokenContext::new() };
+        let mut observer = |routed: &moe_core::Routed<'_>| rows = routed.plan.rows();
+        let (hidden, y) = (hidden.slice(ndarray::s![..tokens, ..]), y.slice_mut(ndarray::s![..tokens, ..]));
+        layer.forward(hidden, context, &mut workspace, &mut observer, y).unwrap();
+        COUNT.get() - before
+    };
+    assert!(count(40) > 0, "the first call grows the buffers, and the counter counts");
+    assert_eq!(count(40), 0);
+    assert_eq!(count(1), 0, "a smaller batch fits the same buffers");
+    assert_eq!(count(40), 0);
+    assert_eq!(rows, 80);
+}

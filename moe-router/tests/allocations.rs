@@ -1,0 +1,68 @@
+//! Routing allocates nothing once its buffers have grown.
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
+use moe_router::{Capacity, Capped, ExpertChoice, Normalization, Renormalized, TopK};
+use ndarray::Array2;
+
+struct Counting;
+
+thread_local! {
+    /// Allocations of this thread; constant and without destructor, so that counting allocates nothing itself.
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: every call goes on to `System` as it came; counting touches no memory of the allocation.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.set(COUNT.get() + 1);
+        // SAFETY: the caller keeps the contract of `alloc`, which is `System`'s.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: `ptr` came from `System` with this layout.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn the_second_call_allocates_nothing() {
+    let (tokens, experts) = (64, 16);
+    let logits = Array2::from_shape_fn((tokens, experts), |(t, e)| ((t * 37 + e * 11) % 53) as f32 * 0.1);
+    let offsets = [0, 20, 64];
+    let padding: Vec<bool> = (0..tokens).map(|t| t % 9 == 8).collect();
+    let context = TokenContext::new().with_sequences(&offsets).with_padding(&padding);
+    let input = RouteInput::new(logits.view(), context).unwrap();
+
+    let top = TopK::new(4).unwrap();
+    let capacity = Capacity::factor_of_choices(0.5);
+    let capped = Capped::new(top, capacity).unwrap();
+    let routers: [&dyn Router; 7] = [
+        &top,
+        &top.normalized(Normalization::OverAllRenormalized),
+        &TopK::new(experts).unwrap(),
+        &capped,
+        &capped.by_score(),
+        &Renormalized::new(capped.token_by_token()),
+        &ExpertChoice::new(capacity).unwrap(),
+    ];
+    for (i, router) in routers.into_iter().enumerate() {
+        let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());
+        let mut before = 0;
+        for _ in 0..2 {
+            before = COUNT.get();
+            out.reset(tokens, experts).unwrap();
+            router.route(&input, &mut out).unwrap();
+            plan.seal(&out).unwrap();
+        }
+        assert_eq!(COUNT.get() - before, 0, "router {i}");
+        assert!(plan.rows() > 0);
+    }
+}

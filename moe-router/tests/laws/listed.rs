@@ -1,0 +1,175 @@
+//! The routers, what each promises, and inputs for them.
+
+use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
+use moe_router::{Capacity, Capped, ExpertChoice, Normalization, Renormalized, Rounding, TopK};
+use ndarray::{Array2, ArrayView2, Axis};
+use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
+
+/// A router with its promises.
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    pub(crate) router: Box<dyn Router>,
+    /// Choices that each token asks for; `None` where the experts choose.
+    pub(crate) k: Option<usize>,
+    /// Whether the weights of a token that got all its choices sum to 1.
+    pub(crate) sums_to_one: bool,
+    /// Whether the choice looks at scores computed from the logits, which may round to a tie.
+    pub(crate) by_score: bool,
+    pub(crate) capacity: Option<Capacity>,
+}
+
+/// Every strategy and decorator, for layers of `experts`.
+pub(crate) fn routers(experts: usize) -> Vec<Listed> {
+    let mut list = vec![];
+    let mut ks = vec![1, 2.min(experts), experts];
+    ks.dedup();
+    for k in ks {
+        for n in [Normalization::OverChosen, Normalization::OverAll, Normalization::OverAllRenormalized] {
+            list.push(Listed {
+                name: format!("top-{k} {n:?}"),
+                router: Box::new(top(k).normalized(n)),
+                k: Some(k),
+                sums_to_one: n != Normalization::OverAll || k == experts,
+                by_score: false,
+                capacity: None,
+            });
+        }
+    }
+    let k = 2.min(experts);
+    let capacities = [
+        Capacity::absolute(2),
+        Capacity::factor_of_tokens(1.0).rounded(Rounding::HalfEven).at_least(1),
+        Capacity::factor_of_choices(0.75).rounded(Rounding::Down).at_least(1).multiple_of(2),
+    ];
+    for capacity in capacities {
+        let rank_by_rank = || Capped::new(top(k), capacity).unwrap();
+        let variants: [(&str, bool, Box<dyn Router>); 5] = [
+            ("by position", false, Box::new(rank_by_rank())),
+            ("by score", true, Box::new(rank_by_rank().by_score())),
+            ("token by token", false, Box::new(rank_by_rank().token_by_token())),
+            ("token by token by score", true, Box::new(rank_by_rank().token_by_token().by_score())),
+            ("renormalized", false, Box::new(Renormalized::new(rank_by_rank()))),
+        ];
+        list.extend(variants.into_iter().map(|(name, by_score, router)| Listed {
+            name: format!("top-{k} capped {name}, {capacity:?}"),
+            router,
+            k: Some(k),
+            sums_to_one: true,
+            by_score,
+            capacity: Some(capacity),
+        }));
+        list.push(Listed {
+            name: format!("expert choice, {capacity:?}"),
+            router: Box::new(ExpertChoice::new(capacity).unwrap()),
+            k: None,
+            sums_to_one: false,
+            by_score: true,
+            capacity: Some(capacity),
+        });
+    }
+    list
+}
+
+fn top(k: usize) -> TopK {
+    TopK::new(k).unwrap()
+}
+
+/// A sealed plan of one call.
+pub(crate) fn route(
+    router: &dyn Router,
+    logits: ArrayView2<'_, f32>,
+    context: TokenContext<'_>,
+) -> RoutingPlan {
+    let mut out = Assignments::new();
+    out.reset(logits.nrows(), logits.ncols()).unwrap();
+    router.route(&RouteInput::new(logits, context).unwrap(), &mut out).unwrap();
+    let mut plan = RoutingPlan::new();
+    plan.seal(&out).unwrap();
+    plan
+}
+
+/// One decision about a token: rank, expert, and the bits of the weight unless refused.
+pub(crate) type Decision = (usize, usize, Option<u32>);
+
+/// What was decided about token `t`, by rank.
+pub(crate) fn decisions(plan: &RoutingPlan, t: usize) -> Vec<Decision> {
+    let mut all: Vec<Decision> =
+        plan.choices(t).map(|c| (c.rank, c.expert, Some(c.weight.to_bits()))).collect();
+    let refused = plan.refused().iter().filter(|r| r.token as usize == t);
+    all.extend(refused.map(|r| (r.rank as usize, r.expert as usize, None)));
+    all.sort_unstable();
+    all
+}
+
+/// A batch of sequences with padding among them.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    pub(crate) logits: Array2<f32>,
+    pub(crate) offsets: Vec<usize>,
+    pub(crate) padding: Vec<bool>,
+}
+
+impl Batch {
+    pub(crate) fn tokens(&self) -> usize {
+        self.logits.nrows()
+    }
+
+    pub(crate) fn experts(&self) -> usize {
+        self.logits.ncols()
+    }
+
+    pub(crate) fn unpadded(&self) -> TokenContext<'_> {
+        TokenContext::new().with_sequences(&self.offsets)
+    }
+
+    pub(crate) fn padded(&self) -> TokenContext<'_> {
+        self.unpadded().with_padding(&self.padding)
+    }
+
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.offsets.windows(2).map(|w| w[0]..w[1])
+    }
+
+    /// The tokens chosen, in this order, as one sequence.
+    pub(crate) fn select(&self, tokens: &[usize]) -> Array2<f32> {
+        self.logits.select(Axis(0), tokens)
+    }
+}
+
+/// Logits of one kind in a batch: ordinary, with many ties, or far apart.
+fn logit() -> impl Strategy<Value = BoxedStrategy<f32>> {
+    prop_oneof![
+        4 => Just((-4.0f32..4.0).boxed()),
+        2 => Just((-1i8..=1).prop_map(f32::from).boxed()),
+        1 => Just((-1e4f32..1e4).boxed()),
+        1 => Just(proptest::num::f32::SUBNORMAL.boxed()),
+    ]
+}
+
+/// Batches of up to 24 tokens in up to three sequences, empty ones included, over 1 to 12 experts.
+pub(crate) fn batches() -> impl Strategy<Value = Batch> {
+    (0usize..=24, 1usize..=12, logit()).prop_flat_map(|(tokens, experts, logit)| {
+        let logits = proptest::collection::vec(logit, tokens * experts);
+        let cuts = [0..=tokens, 0..=tokens];
+        let padding = proptest::collection::vec(proptest::bool::weighted(0.2), tokens);
+        (logits, cuts, padding).prop_map(move |(logits, mut cuts, padding)| {
+            cuts.sort_unstable();
+            Batch {
+                logits: Array2::from_shape_vec((tokens, experts), logits).unwrap(),
+                offsets: vec![0, cuts[0], cuts[1], tokens],
+                padding,
+            }
+        })
+    })
+}
+
+/// The same cases in every run.
+pub(crate) fn config() -> ProptestConfig {
+    ProptestConfig {
+        cases: 400,
+        rng_seed: RngSeed::Fixed(7),
+        failure_persistence: None,
+        ..Default::default()
+    }
+}

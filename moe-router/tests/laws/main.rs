@@ -1,0 +1,8 @@
+//! Laws that every router keeps. A router joins by being listed in [`listed::routers`].
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
+
+mod edges;
+mod listed;
+mod locality;
+mod quantities;
+mod symmetry;

@@ -1,0 +1,118 @@
+//! What reordering, padding and company change: nothing but the order.
+
+use moe_core::{Locality, PerSequence, Router, TokenContext, numerics};
+use ndarray::{Array2, Axis};
+use proptest::prelude::*;
+
+use crate::listed::{Batch, batches, config, decisions, route, routers};
+
+/// `0..n` in an order drawn from `seed`.
+fn shuffled(n: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by_key(|&i| (i as u64 + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20);
+    order
+}
+
+/// Whether no two scores of a token, of an expert, or greatest ones of tokens, are so near that the order of a sum decides
+/// between them.
+fn separated(logits: &Array2<f32>) -> bool {
+    let mut scores = logits.as_standard_layout().into_owned();
+    for mut row in scores.rows_mut() {
+        numerics::softmax(row.as_slice_mut().unwrap());
+    }
+    let apart = |mut list: Vec<f32>| {
+        list.sort_by(f32::total_cmp);
+        list.windows(2).all(|w| w[1] - w[0] > 1e-5 * w[1])
+    };
+    let best = scores.rows().into_iter().map(|row| row.fold(0.0f32, |a, &b| a.max(b))).collect();
+    scores.rows().into_iter().chain(scores.columns()).all(|lane| apart(lane.to_vec())) && apart(best)
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn permuting_tokens_permutes_decisions(batch in batches(), seed: u64) {
+        let order = shuffled(batch.tokens(), seed);
+        for listed in routers(batch.experts()) {
+            if listed.router.locality() == Locality::Token {
+                let plan = route(&*listed.router, batch.logits.view(), batch.unpadded());
+                let permuted = route(&*listed.router, batch.select(&order).view(), TokenContext::new());
+                for (to, &from) in order.iter().enumerate() {
+                    prop_assert_eq!(decisions(&permuted, to), decisions(&plan, from), "{}", &listed.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn permuting_experts_permutes_decisions(batch in batches(), seed: u64) {
+        let order = shuffled(batch.experts(), seed);
+        let permuted = batch.logits.select(Axis(1), &order);
+        let separated = separated(&batch.logits);
+        let ties = batch.logits.rows().into_iter().any(|row| {
+            (0..row.len()).any(|i| (0..i).any(|j| row[i] == row[j]))
+        });
+        for listed in routers(batch.experts()) {
+            if ties || listed.by_score && !separated {
+                continue;
+            }
+            let plan = route(&*listed.router, batch.logits.view(), batch.unpadded());
+            let permuted = route(&*listed.router, permuted.view(), batch.unpadded());
+            for t in 0..batch.tokens() {
+                let found = decisions(&permuted, t).into_iter().map(|(rank, e, w)| (rank, order[e], w));
+                let pairs = found.zip(decisions(&plan, t));
+                for (found, expected) in pairs {
+                    prop_assert_eq!((found.0, found.1), (expected.0, expected.1), "{}: token {}", &listed.name, t);
+                    // Sums over all experts run in another order.
+                    let weight = |w: Option<u32>| w.map_or(-1.0, f32::from_bits);
+                    let (found, expected) = (weight(found.2), weight(expected.2));
+                    let near = (found - expected).abs() <= 1e-6 * expected.abs() + f32::MIN_POSITIVE;
+                    prop_assert!(near, "{}: token {t}: {found} {expected}", &listed.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn padding_changes_nothing_for_the_others(batch in batches()) {
+        let present: Vec<usize> = (0..batch.tokens()).filter(|&t| !batch.padding[t]).collect();
+        let before = |end: usize| present.iter().filter(|&&t| t < end).count();
+        let without = Batch {
+            logits: batch.select(&present),
+            offsets: batch.offsets.iter().map(|&o| before(o)).collect(),
+            padding: vec![false; present.len()],
+        };
+        for listed in routers(batch.experts()).into_iter().filter(|listed| listed.capacity.is_some()) {
+            let plan = route(&*listed.router, batch.logits.view(), batch.padded());
+            let alone = route(&*listed.router, without.logits.view(), without.unpadded());
+            for t in 0..batch.tokens() {
+                let expected = match present.iter().position(|&p| p == t) {
+                    Some(at) => decisions(&alone, at),
+                    None => vec![],
+                };
+                prop_assert_eq!(decisions(&plan, t), expected, "{}: token {}", &listed.name, t);
+            }
+        }
+    }
+
+    #[test]
+    fn sequences_do_not_influence_each_other(batch in batches()) {
+        for listed in routers(batch.experts()) {
+            let together = route(&*listed.router, batch.logits.view(), batch.padded());
+            let router: &dyn Router = &*listed.router;
+            let one_each = route(&PerSequence(&[router; 3]), batch.logits.view(), batch.padded());
+            for (s, tokens) in batch.sequences().enumerate() {
+                let padding = &batch.padding[tokens.clone()];
+                let context = TokenContext::new().with_padding(padding);
+                let own: Vec<usize> = tokens.clone().collect();
+                let alone = route(router, batch.select(&own).view(), context);
+                for (i, t) in tokens.enumerate() {
+                    let expected = decisions(&alone, i);
+                    prop_assert_eq!(&decisions(&together, t), &expected, "{}: sequence {}", &listed.name, s);
+                    prop_assert_eq!(&decisions(&one_each, t), &expected, "{}: sequence {}", &listed.name, s);
+                }
+            }
+        }
+    }
+}
