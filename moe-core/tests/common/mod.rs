@@ -26,6 +26,7 @@ impl Gate for FirstColumns {
         &self,
         hidden: ArrayView2<'_, f32>,
         _: &TokenContext<'_>,
+        _: &mut moe_core::Scratch,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
         out.assign(&hidden.slice(ndarray::s![.., ..self.experts]));
