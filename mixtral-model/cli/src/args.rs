@@ -1,6 +1,6 @@
 //! What the command takes.
 
-use std::num::{NonZeroU16, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -29,8 +29,8 @@ pub(crate) struct Common {
     #[arg(long, short, global = true, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Worker threads [default: all processors]; results do not depend on it
-    #[arg(long, short = 'j', global = true, value_name = "N")]
-    pub(crate) threads: Option<NonZeroU16>,
+    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = one_or_more)]
+    pub(crate) threads: Option<NonZeroUsize>,
     /// Instruction set: portable or avx2 [default: the best here]; results do not depend on it
     #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
     pub(crate) backend: Option<Backend>,
@@ -41,7 +41,7 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) read: bool,
     /// Most positions of a sequence [default: the model's own limit]
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = one_or_more)]
     pub(crate) context: Option<NonZeroUsize>,
 }
 
@@ -65,16 +65,11 @@ impl From<KvType> for Dtype {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Continue a text
     #[command(visible_alias = "g")]
     Generate(Generate),
-    /// Talk to an instruct model, one line a turn
     Chat(Chat),
-    /// Show what a model directory holds and what running it takes
     Inspect(Inspect),
-    /// Show the token ids of a text or a chat
     Tokenize(Tokenize),
-    /// Run token ids through the model and show or save all it computes
     Logits(Logits),
 }
 
@@ -236,11 +231,15 @@ pub(crate) struct Logits {
     #[arg(long, value_name = "ID,ID,...", required = true, allow_hyphen_values = true)]
     pub(crate) ids: Ids,
     /// Tokens read in one pass, at least 1; those after them are read one at a time through the cache [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
     pub(crate) prefill: Option<NonZeroUsize>,
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected a whole number, 1 or more".to_owned())
 }
 
 /// Token ids with commas between them.

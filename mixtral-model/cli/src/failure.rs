@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Input { name: String, source: io::Error },
     #[error("{name}: {reason}")]
     NotAsExpected { name: String, reason: String },
+    #[error("--ids without --print-ids")]
+    NoTextOfIds(#[source] Box<Failure>),
     #[error("standard output")]
     Output(#[from] io::Error),
     #[error("the conversation does not fit into its context")]

@@ -29,7 +29,11 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
     let model = common.load()?;
     let tokenizer = match (&args.ids, args.print_ids) {
         (Some(_), true) => None,
-        _ => Some(common.load_tokenizer(&model)?),
+        (Some(_), false) => {
+            let tokenizer = common.load_tokenizer(&model);
+            Some(tokenizer.map_err(|failure| Failure::NoTextOfIds(failure.into()))?)
+        }
+        (None, _) => Some(common.load_tokenizer(&model)?),
     };
     let prompt = match (&args.ids, &text, &tokenizer) {
         (Some(ids), ..) => ids.0.clone(),

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let Args { common, command } = args;
     let interrupt = Interrupt::install()?;
-    let threads = common.threads.map_or(0, |n| n.get().into());
+    let threads = common.threads.map_or(0, usize::from);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     pool.install(|| match command {
         Command::Generate(args) => generate::run(common, args, &interrupt),

@@ -12,7 +12,7 @@ use moe_core::Routed;
 use crate::failure::Result;
 use crate::output::{Output, harmless};
 use crate::show::{Echo, PROMPT, Plain, Show};
-use crate::summary::{ASIDE, aside};
+use crate::summary::ASIDE;
 
 /// Colours of experts 0, 1, 2, ..., legible on black and on white.
 const COLORS: [u8; 8] = [160, 208, 142, 35, 37, 33, 99, 170];
@@ -28,13 +28,15 @@ fn style(expert: usize) -> Style {
 pub(crate) struct Routing {
     layers: Vec<Choices>,
     experts: usize,
-    choices: usize,
+    /// Characters that the experts of a token take in a list.
+    column: usize,
 }
 
 impl Routing {
     pub(crate) fn new(config: &Config) -> Self {
         let layers = vec![Choices::new(); config.layers];
-        Self { layers, experts: config.experts, choices: config.experts_per_token }
+        let digits = config.experts.saturating_sub(1).to_string().len();
+        Self { layers, experts: config.experts, column: config.experts_per_token * (digits + 1) - 1 }
     }
 
     /// Whether every layer has routed the token at this position.
@@ -165,24 +167,23 @@ impl<'a> RoutedTokens<'a> {
                 self.out.styled(base, &format!("  {piece:<15}"))?;
             }
             let routing = locked(self.waiting.routing);
-            let digits = routing.experts.saturating_sub(1).to_string().len();
-            let width = routing.choices * (digits + 1) - 1;
+            // What is missing to the full width of a layer's column is written when another column follows.
+            let mut gap = 2;
             for layer in &routing.layers {
-                let experts = layer.experts(position);
-                self.out.text("  ")?;
+                self.out.text(&" ".repeat(gap))?;
                 let mut written = 0;
-                for (rank, &e) in experts.iter().enumerate() {
+                for (rank, &e) in layer.experts(position).iter().enumerate() {
                     let comma = if rank == 0 { "" } else { "," };
                     let expert = e.to_string();
-                    written += comma.len() + expert.len();
                     self.out.text(comma)?;
                     self.out.styled(style(e as usize), &expert)?;
+                    written += comma.len() + expert.len();
                 }
-                if experts.is_empty() {
-                    written = 1;
+                if written == 0 {
                     self.out.text("-")?;
+                    written = 1;
                 }
-                self.out.text(&" ".repeat(width.saturating_sub(written)))?;
+                gap = routing.column.saturating_sub(written) + 2;
             }
             self.out.text("\n")?;
         }
@@ -211,7 +212,7 @@ impl Show for RoutedTokens<'_> {
 pub(crate) fn write_shares(routing: &Routing) {
     let mut table = String::new();
     // Writing to a string cannot fail.
-    let _ = write!(table, "\n{ASIDE}expert{ASIDE:#}  ");
+    let _ = write!(table, "\n{ASIDE}each expert's share of a layer's choices\nexpert{ASIDE:#}  ");
     for e in 0..routing.experts {
         let _ = write!(table, "{0}{e:>5}{0:#}", style(e));
     }
@@ -229,6 +230,5 @@ pub(crate) fn write_shares(routing: &Routing) {
             let _ = write!(table, "{style}{:>4.0}%{style:#}", 100.0 * rows as f64 / total as f64);
         }
     }
-    let _ = writeln!(anstream::stderr(), "{table}");
-    aside("share of each expert in a layer's choices\n");
+    let _ = writeln!(anstream::stderr(), "{table}\n");
 }
