@@ -82,7 +82,7 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
     if args.show_routing.is_some() {
         routing::write_shares(&routing::locked(&routing));
     }
-    summary::write(&generated, &session);
+    summary::write(&generated, prompt.len(), &session);
     if generated.ended == Ended::Stopped { Err(Failure::Interrupted) } else { Ok(()) }
 }
 

@@ -22,7 +22,7 @@ impl Progress {
         let total = tokens.saturating_mul(model.config().layers) as u64;
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden())
             .with_message(format!("reading {tokens} tokens"));
-        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar:.cyan/dim} {percent}%, {eta} left") {
+        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40.cyan/dim} {percent}%, {eta} left") {
             bar.set_style(style.progress_chars("━━─"));
         }
         Self { bar, begun: Instant::now(), shown: false }

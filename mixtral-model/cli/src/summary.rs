@@ -19,16 +19,19 @@ pub(crate) fn reason(generated: &Generated, session: &Session) -> String {
     }
 }
 
-/// Writes speeds and the reason of the end to standard error.
+/// Writes speeds and the reason of the end to standard error; the prompt had `prompt` tokens.
 ///
 /// The first token is drawn from the pass that reads the end of the prompt, so the speed of generation counts the passes after
 /// it.
-pub(crate) fn write(generated: &Generated, session: &Session) {
+pub(crate) fn write(generated: &Generated, prompt: usize, session: &Session) {
     let passes = session.position().saturating_sub(generated.prompt_tokens);
+    let read = if generated.prompt_tokens < prompt {
+        format!("{} of {}", generated.prompt_tokens, tokens(prompt))
+    } else {
+        tokens(prompt) + &speed(prompt, generated.prompt_time)
+    };
     let line = format!(
-        "prompt: {}{}; generated: {}{}; {}",
-        tokens(generated.prompt_tokens),
-        speed(generated.prompt_tokens, generated.prompt_time),
+        "prompt: {read}; generated: {}{}; {}",
         tokens(generated.tokens.len()),
         speed(passes, generated.generation_time),
         reason(generated, session)
