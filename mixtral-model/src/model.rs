@@ -2,8 +2,6 @@
 //!
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
-use std::path::Path;
-
 use moe_core::{MoeLayer, Routed, Router, TokenContext, numerics};
 use moe_kernels::attention::{AttentionShape, attend};
 use moe_kernels::{Backend, Linear, WeightMatrix, enter, vector};
@@ -11,7 +9,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::rope::Rope;
 use crate::workspace::{Workspace, matrix, matrix_of};
-use crate::{Access, Checkpoint, Config, Error, Observer, Result, Session, SessionOptions, load};
+use crate::{Config, Error, Observer, Result, Session, SessionOptions};
 
 /// A Mixtral model: immutable, shared by any number of sessions and threads.
 #[derive(Debug)]
@@ -82,24 +80,6 @@ impl Wanted {
 }
 
 impl Model {
-    /// Loads a model directory with memory-mapped weights on this processor's best backend.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Config::from_dir`], [`Checkpoint::open`] and [`load`](Self::load).
-    pub fn open(dir: &Path) -> Result<Self> {
-        Self::load(Config::from_dir(dir)?, &Checkpoint::open(dir, Access::Map)?, Backend::best())
-    }
-
-    /// Assembles a model from the tensors that its config implies; weights stay where they lie.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Tensor`] where one is missing or has another shape or type; [`Error::Io`].
-    pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
-        load::model(config, checkpoint, backend)
-    }
-
     /// The hyperparameters.
     pub fn config(&self) -> &Config {
         &self.config

@@ -3,21 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::simd::{Portable, Simd};
+use crate::simd::{Kernel, Portable};
 use crate::{Error, Result};
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
-
-/// Work that is written once for every instruction set.
-pub(crate) trait Kernel {
-    /// What it computes.
-    type Output;
-
-    /// Does it. Must be `#[inline(always)]`, as must whatever it calls that is generic over `S`: only what is inlined into
-    /// the dispatching function is compiled for its instructions.
-    fn run<S: Simd>(self, s: S) -> Self::Output;
-}
 
 /// An instruction set that this processor has. All give the same bits.
 #[derive(Clone, Copy, Debug)]

@@ -6,12 +6,11 @@ use moe_core::numerics::LANES;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use crate::backend::Kernel;
 use crate::element::with_element;
 use crate::pack::{PackedRows, grow};
 use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
 use crate::schedule::{for_each_piece, worth_threads};
-use crate::simd::{Chunk, Simd};
+use crate::simd::{Chunk, Kernel, Simd};
 use crate::{Backend, WeightMatrix};
 
 /// The rows of one expert that has any.

@@ -6,8 +6,7 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use crate::Backend;
-use crate::backend::Kernel;
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 
 /// Floating-point operations a second of fused multiply-adds that never leave the registers, on every thread of the pool.
 pub fn fma_peak(backend: Backend) -> f64 {
