@@ -31,8 +31,8 @@ pub(crate) struct Common {
     /// Worker threads [default: all processors]; results do not depend on it
     #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Instruction set: portable or avx2 [default: the best here]; results do not depend on it
     #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
+    #[arg(help = backend_help())]
     pub(crate) backend: Option<Backend>,
     /// Element type of cached keys and values; f32 is exact, the others take half the memory
     #[arg(long, global = true, value_name = "TYPE", value_enum, default_value_t)]
@@ -236,6 +236,11 @@ pub(crate) struct Logits {
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+fn backend_help() -> String {
+    let names = Backend::NAMES.join(", ");
+    format!("Instruction set, of {names} [default: the best here]; results do not depend on it")
 }
 
 /// More threads than any machine of today has processors would only take its memory.
