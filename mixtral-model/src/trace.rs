@@ -260,3 +260,56 @@ impl Observer for Recorder<'_> {
         ControlFlow::Continue(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use moe_core::Assignments;
+
+    use super::*;
+
+    /// Plans of three tokens with two, no and one expert, and of one token with one.
+    fn ragged() -> Choices {
+        let mut choices = Choices::new();
+        for pairs in [&[(0, 3, 0.75), (0, 1, 0.25), (2, 3, 1.0)][..], &[(0, 0, 0.5)]] {
+            let mut assignments = Assignments::new();
+            assignments.reset(if pairs.len() == 1 { 1 } else { 3 }, 4).unwrap();
+            for &(token, expert, weight) in pairs {
+                assignments.assign(token, expert, weight);
+            }
+            let mut plan = RoutingPlan::new();
+            plan.seal(&assignments).unwrap();
+            choices.extend(&plan);
+        }
+        choices
+    }
+
+    #[test]
+    fn tokens_may_differ_in_their_number_of_experts() {
+        let choices = ragged();
+        assert_eq!(choices.tokens(), 4);
+        let experts: Vec<_> = (0..5).map(|t| choices.experts(t)).collect();
+        assert_eq!(experts, [&[3, 1][..], &[], &[3], &[0], &[]]);
+        assert_eq!((choices.weights(0), choices.weights(4)), (&[0.75, 0.25][..], &[][..]));
+        assert_eq!(choices.load(4), [1, 1, 0, 2]);
+    }
+
+    #[test]
+    fn a_file_pads_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trace.safetensors");
+        let layer = LayerTrace { hidden: vec![0.5; 8], router_logits: vec![0.0; 16], choices: ragged() };
+        let trace =
+            Trace { tokens: 4, vocabulary: 1, dim: 2, experts: 4, logits: vec![1.0; 4], layers: vec![layer] };
+        trace.save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let experts = file.tensor("experts.0").unwrap();
+        let found: Vec<_> =
+            experts.data().as_chunks().0.iter().map(|&word| i32::from_le_bytes(word)).collect();
+        assert_eq!((experts.shape(), &*found), (&[4, 2][..], &[3, 1, -1, -1, 3, -1, 0, -1][..]));
+        let weights = file.tensor("weights.0").unwrap();
+        assert_eq!(weights.data()[8..16], [0; 8]);
+        assert_eq!(file.tensor("hidden.0").unwrap().shape(), [4, 2]);
+        assert_eq!(file.len(), 5);
+    }
+}

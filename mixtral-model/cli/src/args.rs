@@ -29,10 +29,10 @@ pub(crate) struct Common {
     #[arg(long, short, global = true, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// Worker threads [default: all processors]; results do not depend on it
-    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = one_or_more)]
+    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Instruction set: portable or avx2 [default: the best here]; results do not depend on it
     #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
+    #[arg(help = backend_help())]
     pub(crate) backend: Option<Backend>,
     /// Element type of cached keys and values; f32 is exact, the others take half the memory
     #[arg(long, global = true, value_name = "TYPE", value_enum, default_value_t)]
@@ -104,7 +104,7 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) ignore_eos: bool,
     /// Show experts: "text" colours each token by its first expert in one layer, "tokens" lists tokens with their experts of
-    /// every layer, best first [default: text on a terminal, else tokens]
+    /// every layer, best first [default: text where there are colours, else tokens]
     #[arg(long, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
     pub(crate) show_routing: Option<RoutingView>,
     /// The layer that gives "text" its colours, from 0 [default: the middle one]
@@ -236,6 +236,17 @@ pub(crate) struct Logits {
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+fn backend_help() -> String {
+    let names = Backend::NAMES.join(", ");
+    format!("Instruction set, of {names} [default: the best here]; results do not depend on it")
+}
+
+/// More threads than any machine of today has processors would only take its memory.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= 1024);
+    threads.ok_or_else(|| "expected a whole number, 1 to 1024".to_owned())
 }
 
 fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {

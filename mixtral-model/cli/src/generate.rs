@@ -52,12 +52,13 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
     let bar = progress.bar();
     let watch = args.show_routing.map(|_| Watch(&routing));
     let mut observer = (interrupt.clone(), (progress, watch));
-    let mut shown = Ok(());
+    let (mut begun, mut shown) = (false, Ok(()));
     let generated = interrupt.during(|| {
         let event = |event| {
             shown = match event {
                 Event::Prompt { done, total } if done == total => {
                     bar.finish_and_clear();
+                    begun = true;
                     show.prompt(&prompt)
                 }
                 Event::Token(id) => show.token(id),
@@ -74,10 +75,10 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
     });
     drop(observer);
     shown?;
-    let generated = generated?;
-    if generated.prompt_tokens == prompt.len() {
+    if begun {
         show.end()?;
     }
+    let generated = generated?;
     drop(show);
     if args.show_routing.is_some() {
         routing::write_shares(&routing::locked(&routing));
@@ -119,13 +120,13 @@ fn show<'a>(
         (false, false) => Echo::All,
     };
     let view = match args.show_routing {
-        Some(RoutingView::Auto) if out.is_terminal() => Some(RoutingView::Text),
+        Some(RoutingView::Auto) if out.is_styled() => Some(RoutingView::Text),
         Some(RoutingView::Auto) => Some(RoutingView::Tokens),
         view => view,
     };
     Ok(match view {
         None => Box::new(Plain { out, spelling, echo }),
-        Some(RoutingView::Tokens) => Box::new(RoutedTokens::new(out, tokenizer, echo, routing)),
+        Some(RoutingView::Tokens) => Box::new(RoutedTokens::new(out, tokenizer, !args.no_echo, routing)),
         Some(_) => Box::new(RoutedText::new(Plain { out, spelling, echo }, layer, routing)),
     })
 }

@@ -23,6 +23,11 @@ impl Output {
         Self { terminal: stdout.is_terminal(), styled, stdout }
     }
 
+    /// Whether colours are to be seen.
+    pub(crate) fn is_styled(&self) -> bool {
+        self.styled
+    }
+
     pub(crate) fn is_terminal(&self) -> bool {
         self.terminal
     }

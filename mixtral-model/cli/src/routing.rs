@@ -141,7 +141,8 @@ impl Show for RoutedText<'_> {
 pub(crate) struct RoutedTokens<'a> {
     out: Output,
     tokenizer: Option<&'a Tokenizer>,
-    echo: Echo,
+    /// Whether the prompt's tokens are listed.
+    echo: bool,
     waiting: Waiting<'a, (bool, u32)>,
 }
 
@@ -149,7 +150,7 @@ impl<'a> RoutedTokens<'a> {
     pub(crate) fn new(
         out: Output,
         tokenizer: Option<&'a Tokenizer>,
-        echo: Echo,
+        echo: bool,
         routing: &'a Mutex<Routing>,
     ) -> Self {
         Self { out, tokenizer, echo, waiting: Waiting::new(routing) }
@@ -157,7 +158,7 @@ impl<'a> RoutedTokens<'a> {
 
     fn write(&mut self, at_end: bool) -> Result<()> {
         while let Some((position, (of_prompt, id))) = self.waiting.next(at_end) {
-            if of_prompt && self.echo == Echo::Hidden {
+            if of_prompt && !self.echo {
                 continue;
             }
             let base = if of_prompt { PROMPT } else { Style::new() };

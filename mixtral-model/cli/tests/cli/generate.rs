@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use moe_kernels::Backend;
+
 use crate::{commas, demo, fixtures, ids, json, mixtral, output, run, run_with_input, tiny};
 
 #[test]
@@ -25,11 +27,20 @@ fn the_same_seed_gives_the_same_text_everywhere() {
     assert!(expected.starts_with("Alice was "), "{expected:?}");
     for line in [
         "generate {} -n 40 --seed 0 --threads 1",
-        "generate {} -n 40 --threads 2 --backend portable",
-        "--threads 1 --backend portable generate {} -n 40",
+        "--threads 2 generate {} -n 40",
         "generate {} -n 40 --temperature 0.8 --top-p 0.95 --top-k 0 --min-p 0 --repetition-penalty 1",
     ] {
         assert_eq!(output(line, &["Alice was"]), expected, "{line}");
+    }
+    for backend in Backend::available() {
+        for threads in ["1", "2"] {
+            let values = ["Alice was", backend.name(), threads];
+            assert_eq!(
+                output("generate {} -n 40 --backend {} --threads {}", &values),
+                expected,
+                "{values:?}"
+            );
+        }
     }
     for line in ["generate {} -n 40 --model {}", "generate {} -n 40 --read --model {}"] {
         assert_eq!(output(line, &["Alice was", demo.to_str().unwrap()]), expected, "{line}");
