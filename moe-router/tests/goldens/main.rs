@@ -4,5 +4,7 @@
 mod capped;
 mod expert_choice;
 mod fixture;
+mod given;
+mod gradients;
 mod routed;
 mod top_k;
