@@ -79,6 +79,7 @@ pub struct Load<'a> {
     sigma: f64,
     /// The threshold of each token, and whose noisy logit it is.
     thresholds: Vec<(f64, usize)>,
+    chances: Vec<Vec<f64>>,
     values: Vec<f64>,
     /// `∂value/∂(chance[t, e])` in each sequence, `[E]`; none without tokens.
     slopes: Vec<Vec<f64>>,
@@ -112,17 +113,20 @@ impl<'a> Load<'a> {
             (f64::from(row[last]), last)
         };
         let thresholds: Vec<_> = noisy.rows().into_iter().map(threshold).collect();
-        let mut load = Self { input: *input, sigma, thresholds, values: vec![], slopes: vec![] };
+        let mut load =
+            Self { input: *input, sigma, thresholds, chances: vec![], values: vec![], slopes: vec![] };
         for range in input.sequences() {
-            let (mut chance, mut tokens) = (vec![0.0; input.experts()], 0.0);
+            let (mut chance, mut tokens) = (vec![0.0; input.experts()], 0u32);
             for t in present(input, range) {
                 chance.iter_mut().enumerate().for_each(|(e, c)| *c += normal_tail(load.needed(t, e)));
-                tokens += 1.0;
+                tokens += 1;
             }
-            // CV² does not change with scale: the sum does for the mean.
+            let n = f64::from(tokens.max(1));
+            chance.iter_mut().for_each(|c| *c /= n);
             let (value, slope) = cv_squared(&chance);
             load.values.push(value);
-            load.slopes.push(if tokens == 0.0 { vec![] } else { slope });
+            load.slopes.push(if tokens == 0 { vec![] } else { slope.into_iter().map(|d| d / n).collect() });
+            load.chances.push(chance);
         }
         let counted = load.slopes.iter().filter(|c| !c.is_empty()).count() as f64;
         load.slopes.iter_mut().flatten().for_each(|c| *c /= counted);
@@ -143,6 +147,11 @@ impl<'a> Load<'a> {
     /// The loss of each sequence; 0 where it has no tokens.
     pub fn per_sequence(&self) -> &[f64] {
         &self.values
+    }
+
+    /// Loadₑ for each sequence, `[E]`: how probably a token is for the expert. 0 in a sequence without tokens.
+    pub fn chances(&self) -> &[Vec<f64>] {
+        &self.chances
     }
 
     /// `∂value/∂logits`, both ways.

@@ -6,5 +6,6 @@ mod expert_choice;
 mod fixture;
 mod given;
 mod gradients;
+mod losses;
 mod routed;
 mod top_k;
