@@ -35,7 +35,7 @@
 //! | [`SequenceBalance`](losses::SequenceBalance) | DeepSeek-V2, [2405.04434]; V3, [2412.19437] | 1 | E/k |
 //! | [`DeviceBalance`](losses::DeviceBalance) on D devices | DeepSeek-V2, [2405.04434] | 1 | D |
 //! | [`Importance`](losses::Importance) | Shazeer et al., [1701.06538]; V-MoE | 0 | E - 1 |
-//! | [`Load`](losses::Load) | Shazeer et al., [1701.06538]; V-MoE | 0 | E/k - 1 or more |
+//! | [`Load`](losses::Load) | Shazeer et al., [1701.06538]; V-MoE | 0 | E/k - 1, or a little more |
 //! | [`ZLoss`](losses::ZLoss) | ST-MoE, [2202.08906] | (ln E)² for zeros | by the size of logits alone |
 //! | [`Entropy`](losses::Entropy) | dynamic top-p, [2403.07652] | ln E | 0 |
 //!

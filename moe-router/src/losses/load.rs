@@ -61,41 +61,46 @@ impl<'a> Importance<'a> {
 /// `CV²(Loadₑ)` for each sequence, averaged: the load of noisy top-k routing, made smooth (Shazeer et al., [1701.06538]; V-MoE,
 /// [2106.05974]).
 ///
-/// The choice is the k greatest of `l + noise`. With the k-th greatest noisy logit of a token held fixed, another draw of noise for
-/// expert e would be chosen with probability `1 - Φ((threshold - l[e]) / σ)`; Loadₑ is its mean over tokens. Uniform
-/// routing gives 0. All tokens sure of the same k experts give at least E/k - 1, a little more for k > 1: the one that is the
-/// threshold itself has about half a chance.
+/// The choice is the k greatest of `l + noise`. Were the noise of one expert drawn anew, all else held fixed, it would be chosen
+/// with probability `1 - Φ((threshold - l[e]) / σ)`; Loadₑ is the mean of that over tokens. The two papers' code differ in the
+/// threshold:
 ///
-/// This is V-MoE's form: one threshold for all experts of a token. Shazeer leaves the expert itself out when the k-th greatest is
-/// taken, and has a learned σ for each expert.
+/// - [`excluding_self`](Self::excluding_self), Shazeer's: the k-th greatest noisy logit of the *other* experts, and a σ for each
+///   token and expert, which is learned;
+/// - [`of`](Self::of), V-MoE's: the k-th greatest of all, the same for each expert of a token, and one σ.
 ///
-/// The gradient flows through the logits and, as in V-MoE, through the noisy logit that is the threshold.
+/// Uniform routing gives 0. All tokens sure of the same k experts give E/k - 1; in V-MoE's form a little more for k > 1, since
+/// the expert that is the threshold itself has about half a chance.
+///
+/// The gradient flows through the logits, through the noisy logit that is the threshold, and through σ.
 ///
 /// [1701.06538]: https://arxiv.org/abs/1701.06538
 /// [2106.05974]: https://arxiv.org/abs/2106.05974
 #[derive(Clone, Debug)]
 pub struct Load<'a> {
     input: RouteInput<'a>,
-    sigma: f64,
-    /// The threshold of each token, and whose noisy logit it is.
-    thresholds: Vec<(f64, usize)>,
+    sigma: Array2<f64>,
+    /// For each token and expert what it has to reach, and whose noisy logit that is.
+    thresholds: Array2<(f64, usize)>,
     chances: Vec<Vec<f64>>,
     values: Vec<f64>,
     /// `∂value/∂(chance[t, e])` in each sequence, `[E]`; none without tokens.
     slopes: Vec<Vec<f64>>,
 }
 
-/// The two parts of [`Load`]'s gradient; where the noise does not depend on the logits, their sum is the whole.
+/// The parts of [`Load`]'s gradient. Where the noise does not depend on the logits, `logits + noisy` is the derivative by them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadGradient {
     /// By the logits without noise, `[T, E]`.
     pub logits: Array2<f64>,
     /// By the logits with noise, `[T, E]`.
     pub noisy: Array2<f64>,
+    /// By σ as it stands in the chance (the noisy logits held fixed), `[T, E]`; to be summed where σ is one number.
+    pub sigma: Array2<f64>,
 }
 
 impl<'a> Load<'a> {
-    /// Of logits without noise (in `input`) and with it, of `k` choices a token and noise of standard deviation `sigma`.
+    /// V-MoE's, of logits without noise (in `input`) and with it, `k` choices a token, and noise of standard deviation `sigma`.
     /// Equal noisy logits rank by index.
     ///
     /// # Panics
@@ -103,18 +108,56 @@ impl<'a> Load<'a> {
     /// If the two arrays differ in shape, k is not in 1..=E, or σ is not positive.
     #[track_caller]
     pub fn of(input: &RouteInput<'a>, noisy: ArrayView2<'_, f32>, k: usize, sigma: f64) -> Self {
+        let experts = input.experts();
+        assert!((1..=experts).contains(&k), "k of 1 to {experts}, found {k}");
+        Self::new(input, noisy, k, Array2::from_elem(noisy.raw_dim(), sigma), |ranked, _| ranked[k - 1])
+    }
+
+    /// Shazeer's, with a standard deviation for each token and expert, `[T, E]`: `softplus` of the noise gate.
+    ///
+    /// # Panics
+    ///
+    /// If the arrays differ in shape, k is not in 1..E, or a σ is not positive.
+    #[track_caller]
+    pub fn excluding_self(
+        input: &RouteInput<'a>,
+        noisy: ArrayView2<'_, f32>,
+        k: usize,
+        sigma: ArrayView2<'_, f32>,
+    ) -> Self {
+        let experts = input.experts();
+        assert!((1..experts).contains(&k), "k of 1 to {experts} exclusive, found {k}");
+        // Without an expert among the k best, the next one moves up.
+        let of_others =
+            |ranked: &[usize], e| if ranked[..k].contains(&e) { ranked[k] } else { ranked[k - 1] };
+        Self::new(input, noisy, k + 1, sigma.mapv(f64::from), of_others)
+    }
+
+    /// `threshold(experts of the `best` greatest noisy logits, e)` is the expert whose noisy logit e has to reach.
+    #[track_caller]
+    fn new(
+        input: &RouteInput<'a>,
+        noisy: ArrayView2<'_, f32>,
+        best: usize,
+        sigma: Array2<f64>,
+        threshold: impl Fn(&[usize], usize) -> usize,
+    ) -> Self {
         assert_eq!(input.logits.dim(), noisy.dim(), "as many noisy logits as logits");
-        assert!((1..=input.experts()).contains(&k), "k of 1 to {}, found {k}", input.experts());
-        assert!(sigma > 0.0, "a positive standard deviation, found {sigma}");
-        let mut keys = vec![];
-        let threshold = |row: ndarray::ArrayView1<'_, f32>| {
-            select::best(row.iter().copied(), k, &mut keys);
-            let last = select::index(keys[k - 1]);
-            (f64::from(row[last]), last)
-        };
-        let thresholds: Vec<_> = noisy.rows().into_iter().map(threshold).collect();
-        let mut load =
-            Self { input: *input, sigma, thresholds, chances: vec![], values: vec![], slopes: vec![] };
+        assert_eq!(input.logits.dim(), sigma.dim(), "a standard deviation for each logit");
+        assert!(sigma.iter().all(|&s| s > 0.0), "positive standard deviations");
+        let mut thresholds = Array2::from_elem(noisy.raw_dim(), (0.0, 0));
+        let (mut keys, mut ranked) = (vec![], vec![]);
+        for (row, mut of_row) in noisy.rows().into_iter().zip(thresholds.rows_mut()) {
+            select::best(row.iter().copied(), best, &mut keys);
+            ranked.clear();
+            ranked.extend(keys.iter().map(|&key| select::index(key)));
+            for (e, to) in of_row.iter_mut().enumerate() {
+                let at = threshold(&ranked, e);
+                *to = (f64::from(row[at]), at);
+            }
+        }
+        let (chances, values, slopes) = (vec![], vec![], vec![]);
+        let mut load = Self { input: *input, sigma, thresholds, chances, values, slopes };
         for range in input.sequences() {
             let (mut chance, mut tokens) = (vec![0.0; input.experts()], 0u32);
             for t in present(input, range) {
@@ -135,7 +178,7 @@ impl<'a> Load<'a> {
 
     /// The noise, in units of σ, with which expert e of token t reaches the threshold.
     fn needed(&self, t: usize, e: usize) -> f64 {
-        (self.thresholds[t].0 - f64::from(self.input.logits[[t, e]])) / self.sigma
+        (self.thresholds[[t, e]].0 - f64::from(self.input.logits[[t, e]])) / self.sigma[[t, e]]
     }
 
     /// The mean over sequences.
@@ -154,20 +197,24 @@ impl<'a> Load<'a> {
         &self.chances
     }
 
-    /// `∂value/∂logits`, both ways.
+    /// `∂value/∂logits`, by all ways.
     pub fn gradient(&self) -> LoadGradient {
-        let mut logits = Array2::zeros(self.input.logits.raw_dim());
-        let mut noisy = logits.clone();
+        let zeros = Array2::zeros(self.input.logits.raw_dim());
+        let mut gradient = LoadGradient { logits: zeros.clone(), noisy: zeros.clone(), sigma: zeros };
         for (slope, range) in self.slopes.iter().zip(self.input.sequences()) {
             for t in present(&self.input, range) {
                 for (e, c) in slope.iter().enumerate() {
-                    // d(1 - Φ(x))/dx = -φ(x).
-                    let d = c * normal_density(self.needed(t, e)) / self.sigma;
-                    logits[[t, e]] += d;
-                    noisy[[t, self.thresholds[t].1]] -= d;
+                    // d(1 - Φ(x))/dx = -φ(x), x = (threshold - l) / σ.
+                    let x = self.needed(t, e);
+                    let d = c * normal_density(x) / self.sigma[[t, e]];
+                    gradient.logits[[t, e]] += d;
+                    gradient.noisy[[t, self.thresholds[[t, e]].1]] -= d;
+                    if d != 0.0 {
+                        gradient.sigma[[t, e]] += d * x;
+                    }
                 }
             }
         }
-        LoadGradient { logits, noisy }
+        gradient
     }
 }

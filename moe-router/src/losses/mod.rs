@@ -15,7 +15,7 @@
 //! | [`SequenceBalance`] | `E/k Σ fₑ Pₑ` a sequence, averaged | 1 | E/k | DeepSeek-V2, [2405.04434]; V3, [2412.19437] |
 //! | [`DeviceBalance`] | `Σ f'ᵢ P'ᵢ` over devices | 1 | D | DeepSeek-V2, [2405.04434] |
 //! | [`Importance`] | `CV²` of `Σ p` over experts | 0 | E - 1 | Shazeer et al., [1701.06538] |
-//! | [`Load`] | `CV²` of the chance of being chosen | 0 | at least E/k - 1 | Shazeer et al., [1701.06538]; V-MoE, [2106.05974] |
+//! | [`Load`] | `CV²` of the chance of being chosen | 0 | E/k - 1, or a little more | Shazeer et al., [1701.06538]; V-MoE, [2106.05974] |
 //! | [`ZLoss`] | mean of `(ln Σ exp(l))²` | (ln E)² at l = 0 | by the size of l alone | ST-MoE, [2202.08906] |
 //! | [`Entropy`] | mean of `-Σ p ln p` | ln E | 0 | dynamic top-p, [2403.07652] |
 //!

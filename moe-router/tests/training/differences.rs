@@ -120,6 +120,27 @@ proptest! {
     }
 
     #[test]
+    fn load_excluding_self(batch in batches(), k in 1usize..=6) {
+        let experts = batch.logits.ncols();
+        let k = k.min(experts - 1);
+        let noisy = Array2::from_shape_fn(batch.logits.raw_dim(), |(t, e)| {
+            ((t * 7 + e * 3) % experts) as f32 * 0.25 + (e as f32 - t as f32) / 32.0
+        });
+        let sigma = Array2::from_shape_fn(batch.logits.raw_dim(), |(t, e)| 1.0 + (t * 3 + e * 5) as f32 % 8.0 / 8.0);
+        let of = |clean: ArrayView2<'_, f32>, noisy: ArrayView2<'_, f32>, sigma: ArrayView2<'_, f32>| {
+            Load::excluding_self(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).value()
+        };
+        let (clean, n, s) = (batch.logits.view(), noisy.view(), sigma.view());
+        let gradient = Load::excluding_self(&batch.input(), n, k, s).gradient();
+        let off = [
+            distance(&batch.logits, &gradient.logits, |l| of(l, n, s)),
+            distance(&noisy, &gradient.noisy, |l| of(clean, l, s)),
+            distance(&sigma, &gradient.sigma, |l| of(clean, n, l)),
+        ];
+        prop_assert!(off.iter().all(|&off| off < BOUND), "{:?}", off);
+    }
+
+    #[test]
     fn weighting(batch in batches(), refused_too: bool, scale in 0.5f64..3.0) {
         let plan = batch.plan();
         let upstream: Vec<f32> = (0..plan.rows()).map(|r| (r * 5 % 7) as f32 / 4.0 - 0.8).collect();

@@ -187,6 +187,23 @@ fn collapse() {
     assert_eq!(ZLoss::of(&input).value(), 4e6);
 }
 
+/// Two experts: each has to reach the other's noisy logit.
+#[test]
+fn load_excluding_self_by_hand() {
+    let batch = Batch::plain(array![[1.0, 0.0]], &[&[0]]);
+    let (noisy, sigma) = (array![[0.5f32, 2.0]], array![[1.0f32, 0.5]]);
+    let load = Load::excluding_self(&batch.input(), noisy.view(), 1, sigma.view());
+    // 1 - Φ((2 - 1)/1) and 1 - Φ((0.5 - 0)/0.5).
+    let chance = 0.158_655_253_931_457_05;
+    assert!(load.chances()[0].iter().all(|c| (c - chance).abs() < 1e-15), "{:?}", load.chances());
+    assert!(load.value() < 1e-15);
+    // Sure of both of three experts, and of either of those the threshold is the third's.
+    let batch = Batch::plain(array![[50.0, 50.0, 0.0]], &[&[0, 1]]);
+    let load = Load::excluding_self(&batch.input(), batch.logits.view(), 2, array![[1.0, 1.0, 1.0]].view());
+    assert_eq!(load.chances(), [[1.0, 1.0, 0.0]]);
+    assert!((load.value() - 0.5).abs() < 1e-15);
+}
+
 /// f = (1, ½, ½), P by hand.
 #[test]
 fn load_balance_by_hand() {
