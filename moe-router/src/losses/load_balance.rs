@@ -66,8 +66,8 @@ impl<'a> LoadBalance<'a> {
     /// One group of all rows of all layers, as `transformers` has it for Mixtral and NLLB: one mean over layers and tokens
     /// together, not a mean of the layers' losses. Layers may differ in their tokens.
     ///
-    /// An attention mask there is the padding here, layer by layer. Experts that a row did not choose are not told apart by
-    /// layer either: expert 3 of one layer is counted with expert 3 of the next.
+    /// An attention mask there is the padding here, layer by layer. Experts count by number: expert 3 of one layer together with
+    /// expert 3 of the next.
     ///
     /// # Panics
     ///
@@ -129,13 +129,9 @@ impl<'a> LoadBalance<'a> {
 
     /// `∂value/∂logits` of each layer, `[T, E]`.
     pub fn gradients(&self) -> Vec<Array2<f64>> {
-        let of_group = |s: usize| &*self.slopes[s];
-        let pooled = |_| &*self.slopes[0];
-        let per_layer = |input| match self.slopes.len() {
-            1 => pull_back(input, Affinity::Softmax, pooled),
-            _ => pull_back(input, Affinity::Softmax, of_group),
-        };
-        self.inputs.iter().map(per_layer).collect()
+        // Over all layers there is one group for every sequence.
+        let slope = |s: usize| &*self.slopes[s.min(self.slopes.len() - 1)];
+        self.inputs.iter().map(|input| pull_back(input, Affinity::Softmax, slope)).collect()
     }
 
     /// `∂value/∂logits`, `[T, E]`, of the single layer, or of the first of several.

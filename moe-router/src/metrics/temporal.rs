@@ -40,6 +40,6 @@ impl TemporalLocality {
     /// What uniform and independent choices of `k` of `experts` give: 1/E for the first, and `1 - C(E-k, k) / C(E, k)` for any.
     pub fn chance(experts: usize, k: usize) -> (f64, f64) {
         let miss = |i: usize| (experts as f64 - k as f64 - i as f64).max(0.0) / (experts - i) as f64;
-        (1.0 / experts as f64, 1.0 - (0..k).map(miss).product::<f64>())
+        (1.0 / experts as f64, 1.0 - (0..k.min(experts)).map(miss).product::<f64>())
     }
 }

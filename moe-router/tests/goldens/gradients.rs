@@ -28,7 +28,17 @@ struct Check<'a> {
     name: &'static str,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    /// Of the gradient named `logits`, without a scale.
+    fn new(
+        weighting: Weighting,
+        logits: &'a Array2<f32>,
+        pairs: Vec<(usize, usize, bool)>,
+        coeff: Array2<f32>,
+    ) -> Self {
+        Self { weighting, logits, pairs, coeff, scale: 1.0, name: "logits" }
+    }
+
     fn gradient(&self) -> Array2<f64> {
         let (tokens, experts) = self.logits.dim();
         let plan = plan(tokens, experts, self.pairs.iter().copied());
@@ -64,8 +74,7 @@ fn run(group: &str, undefined: usize, comparisons: usize, rule: impl Fn(Case) ->
         let k = case.size("top_k");
         for (weighting, scale) in rule(case) {
             let coeff = table(case.input("coeff"), logits.ncols());
-            let check =
-                Check { weighting, logits: &logits, pairs: chosen(case, k), coeff, scale, name: "logits" };
+            let check = Check { scale, ..Check::new(weighting, &logits, chosen(case, k), coeff) };
             check.run(&mut all, case, k);
         }
     }
@@ -206,8 +215,7 @@ fn gpt_oss() {
         let logits = table(case.output("biased_logits"), experts);
         let coeff = table(case.input("coeff"), experts);
         let pairs = chosen(case, k);
-        Check { weighting: over_chosen(), logits: &logits, pairs, coeff, scale: 1.0, name: "logits" }
-            .run(&mut all, case, k);
+        Check::new(over_chosen(), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(10, 0);
 }
@@ -221,8 +229,7 @@ fn laguna() {
         let capped = table(case.output("capped_logits"), experts);
         let coeff = table(case.input("coeff"), experts);
         let weighting = sigmoid().divided(Divisor::Sum);
-        let check =
-            Check { weighting, logits: &capped, pairs: chosen(case, k), coeff, scale: 1.0, name: "logits" };
+        let check = Check::new(weighting, &capped, chosen(case, k), coeff);
         let mut gradient = check.gradient();
         let cap = scale(case, "logit_softcap");
         if cap > 0.0 {
@@ -245,11 +252,7 @@ fn llama4() {
         let pairs =
             dense.indexed_iter().filter(|(_, w)| **w != 0.0).map(|((t, e), _)| (t, e, true)).collect();
         let coeff = table(case.input("coeff"), logits.ncols());
-        Check { weighting: sigmoid(), logits: &logits, pairs, coeff, scale: 1.0, name: "logits" }.run(
-            &mut all,
-            case,
-            case.size("top_k"),
-        );
+        Check::new(sigmoid(), &logits, pairs, coeff).run(&mut all, case, case.size("top_k"));
     }
     all.finish(9, 0);
 }
@@ -269,8 +272,7 @@ fn jetmoe() {
             coeff[[t, e]] = c;
             pairs.push((t, e, true));
         }
-        Check { weighting: over_chosen(), logits: &logits, pairs, coeff, scale: 1.0, name: "logits" }
-            .run(&mut all, case, k);
+        Check::new(over_chosen(), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(7, 0);
 }
@@ -288,7 +290,7 @@ fn nllb_top2() {
             weighting = weighting.over_refused_too();
         }
         let coeff = table(case.input("coeff"), logits.ncols());
-        Check { weighting, logits: &logits, pairs, coeff, scale: 1.0, name: "logits" }.run(&mut all, case, 2);
+        Check::new(weighting, &logits, pairs, coeff).run(&mut all, case, 2);
     }
     all.finish(32, 0);
 }
@@ -304,8 +306,7 @@ fn switch_top1() {
         for (name, only_kept) in [("sum_coeff_probs", false), ("sum_coeff_kept_probs", true)] {
             let pairs = ids(case, 1).into_iter();
             let pairs = pairs.map(|(t, e)| (t, e, !only_kept || kept[t] == 1)).collect();
-            Check { weighting: over_all(), logits: &logits, pairs, coeff: coeff.clone(), scale: 1.0, name }
-                .run(&mut all, case, 1);
+            Check { name, ..Check::new(over_all(), &logits, pairs, coeff.clone()) }.run(&mut all, case, 1);
         }
     }
     all.finish(2 * 12, 0);
@@ -344,11 +345,7 @@ fn jax(group: &str, comparisons: usize) {
         let logits = case.logits();
         let pairs = kept(case, case.size("tokens_per_group"));
         let coeff = table(case.input("coeff"), logits.ncols());
-        Check { weighting: over_all(), logits: &logits, pairs, coeff, scale: 1.0, name: "logits" }.run(
-            &mut all,
-            case,
-            logits.ncols(),
-        );
+        Check::new(over_all(), &logits, pairs, coeff).run(&mut all, case, logits.ncols());
     }
     all.finish(comparisons, 0);
 }
@@ -390,8 +387,7 @@ fn vmoe_dispatch_combine() {
         let coeff = (&coeff * &data).dot(&multiplier.t());
         // The choice is not in the data; an expert's place that holds a token's data has it.
         let pairs = pairs_in_buffers(case, &data);
-        Check { weighting: over_all(), logits: &logits, pairs, coeff, scale: 1.0, name: "logits" }
-            .run(&mut all, case, hidden);
+        Check::new(over_all(), &logits, pairs, coeff).run(&mut all, case, hidden);
     }
     all.finish(12, 0);
 }
