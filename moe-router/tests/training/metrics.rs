@@ -75,7 +75,14 @@ fn transitions() {
     near(t.entropies().0, 2f64.ln());
     near(t.entropies().1, 2f64.ln());
 
-    let independent = chosen(&[&[0, 1], &[1, 0], &[0, 1], &[1, 0]], 3);
+    // From 0: once to 0, twice to 1; from 1: once to 1.
+    let (from, to) = (chosen(&[&[0], &[0], &[0], &[1]], 2), chosen(&[&[0], &[1], &[1], &[1]], 2));
+    let mut t = Transitions::new(2, 2);
+    t.add(&from.routed(&from.plan()), &to.routed(&to.plan()));
+    assert_eq!((t.given(0, 1), t.given(1, 1), t.given(1, 0)), (of(2, 3), of(1, 1), of(0, 1)));
+
+    let (from, independent) =
+        (chosen(&[&[0], &[0], &[1], &[1]], 2), chosen(&[&[0, 1], &[1, 0], &[0, 1], &[1, 0]], 3));
     let mut t = Transitions::new(2, 3);
     t.add(&from.routed(&from.plan()), &independent.routed(&independent.plan()));
     near(t.mutual_information(), 0.0);
@@ -85,18 +92,25 @@ fn transitions() {
 #[test]
 fn agreement() {
     let (two, four) = (std::f32::consts::LN_2, 2.0 * std::f32::consts::LN_2);
-    // Softmax (½, ¼, ¼) against (¼, ¼, ½), and (4, 1, 1)/6 against the same.
+    // Softmax (½, ¼, ¼) against (⅓, ⅓, ⅓), and (4, 1, 1)/6 against the same.
     let a = Batch::plain(array![[two, 0.0, 0.0], [four, 0.0, 0.0]], &[&[0, 1], &[0, 2]]);
-    let b = Batch::plain(array![[0.0, 0.0, two], [four, 0.0, 0.0]], &[&[2, 0], &[2, 0]]);
+    let b = Batch::plain(array![[0.0, 0.0, 0.0], [four, 0.0, 0.0]], &[&[2, 0], &[2, 0]]);
     let mut agreement = Agreement::default();
     agreement.add(&a.routed(&a.plan()), &b.routed(&b.plan()));
     assert_eq!(agreement.first, of(0, 2));
     assert_eq!(agreement.set, of(1, 2));
     assert_eq!(agreement.flips(), of(1, 2));
     near(agreement.overlap(), (1.0 / 3.0 + 1.0) / 2.0);
-    // ½ ln 2 - ¼ ln 2 over all; over {0, 1}: (⅔, ⅓) against (½, ½).
-    near(agreement.kl(), 0.25 * 2f64.ln() / 2.0);
+    // ½ ln (½ · 3) + 2 · ¼ ln (¼ · 3) over all; over {0, 1}: (⅔, ⅓) against (½, ½).
+    near(agreement.kl(), 0.25 * (1.5f64.ln() + 0.75f64.ln()));
     near(agreement.kl_over_chosen(), (2.0 / 3.0 * (4f64 / 3.0).ln() + (2f64 / 3.0).ln() / 3.0) / 2.0);
+
+    // A set is not its subset, from either side.
+    let (less, more) = (chosen(&[&[0], &[1, 2]], 3), chosen(&[&[0, 1], &[1]], 3));
+    let mut agreement = Agreement::default();
+    agreement.add(&less.routed(&less.plan()), &more.routed(&more.plan()));
+    assert_eq!((agreement.first, agreement.set), (of(2, 2), of(0, 2)));
+    near(agreement.overlap(), 0.5);
 }
 
 #[test]
@@ -113,6 +127,11 @@ fn confidence_and_utilisation() {
     near(confidence.z(), (4f64.ln().powi(2) + 3f64.ln().powi(2)) / 2.0);
     near(confidence.entropy(), (1.5 * 2f64.ln() + 3f64.ln()) / 2.0);
     assert_eq!(Confidence::default().margin(), 0.0);
+    // 0.1, 0.3, 0.6: the greatest comes last.
+    let ascending = Batch::plain(array![[0.0, 3f32.ln(), 6f32.ln()]], &[&[2]]);
+    let mut confidence = Confidence::default();
+    confidence.add(&ascending.input());
+    near(confidence.margin(), 0.3);
 
     batch.choices[1][0].1 = false;
     assert_eq!(capacity_utilisation(&batch.plan(), 2), 2.0 / 6.0);
