@@ -124,7 +124,7 @@ impl MoeLayer {
         assignments.reset(tokens, experts)?;
         router.route(&RouteInput::new(logits.view(), context)?, assignments)?;
         plan.seal(assignments)?;
-        observer.routed(&Routed::new(logits.view(), plan, context));
+        observer.routed(&Routed::new(logits.view(), plan, context)?);
 
         // Gather: the rows of each expert side by side.
         let mut rows = shaped(rows, plan.rows(), dim);

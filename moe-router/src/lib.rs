@@ -25,16 +25,40 @@
 //! tokens of the same call: extending a call does not change what came before, splitting it does. Under a *batch* one later
 //! tokens matter: in a decoder, training sees the future and generation does not.
 //!
-//! Everywhere, equal scores go to the lower index, a NaN is chosen last, `-0.0` equals `0.0`, and only
-//! [`moe_core::numerics`] computes exponentials.
+//! **Training** needs gradients: [`losses`] has the auxiliary losses, [`backward`] the way from combination weights to logits.
+//! **Research** needs numbers: [`metrics`] has what papers report. All three are pure functions of logits and plan.
 //!
+//! | loss | paper | uniform gives | collapse gives |
+//! |---|---|---|---|
+//! | [`LoadBalance::over_all`](losses::LoadBalance::over_all), [`per_sequence`](losses::LoadBalance::per_sequence) | Switch, [2101.03961]; Mixtral, NLLB | k | E |
+//! | [`LoadBalance::of_first_choices`](losses::LoadBalance::of_first_choices) | GShard, [2006.16668]; V-MoE, [2106.05974] | 1 | E |
+//! | [`SequenceBalance`](losses::SequenceBalance) | DeepSeek-V2, [2405.04434]; V3, [2412.19437] | 1 | E/k |
+//! | [`DeviceBalance`](losses::DeviceBalance) on D devices | DeepSeek-V2, [2405.04434] | 1 | D |
+//! | [`Importance`](losses::Importance) | Shazeer et al., [1701.06538]; V-MoE | 0 | E - 1 |
+//! | [`Load`](losses::Load) | Shazeer et al., [1701.06538]; V-MoE | 0 | E/k - 1, or a little more |
+//! | [`ZLoss`](losses::ZLoss) | ST-MoE, [2202.08906] | (ln E)² for zeros | by the size of logits alone |
+//! | [`Entropy`](losses::Entropy) | dynamic top-p, [2403.07652] | ln E | 0 |
+//!
+//! Everywhere, equal scores go to the lower index, a NaN is chosen last, `-0.0` equals `0.0`, and only
+//! [`moe_core::numerics`] computes exponentials (but for losses, gradients and metrics, which are f64).
+//!
+//! [1701.06538]: https://arxiv.org/abs/1701.06538
 //! [2006.16668]: https://arxiv.org/abs/2006.16668
 //! [2101.03961]: https://arxiv.org/abs/2101.03961
 //! [2106.05974]: https://arxiv.org/abs/2106.05974
+//! [2202.08906]: https://arxiv.org/abs/2202.08906
 //! [2202.09368]: https://arxiv.org/abs/2202.09368
 //! [2207.04672]: https://arxiv.org/abs/2207.04672
 //! [2401.04088]: https://arxiv.org/abs/2401.04088
+//! [2403.07652]: https://arxiv.org/abs/2403.07652
+//! [2405.04434]: https://arxiv.org/abs/2405.04434
+//! [2412.19437]: https://arxiv.org/abs/2412.19437
 #![forbid(unsafe_code)]
+
+// Training and measuring.
+pub mod backward;
+pub mod losses;
+pub mod metrics;
 
 // Strategies.
 mod expert_choice;
@@ -45,7 +69,9 @@ mod capped;
 mod renormalized;
 
 // What they share.
+mod asked;
 mod capacity;
+mod precise;
 mod select;
 
 pub use capacity::{Capacity, Rounding};

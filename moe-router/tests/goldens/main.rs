@@ -4,5 +4,8 @@
 mod capped;
 mod expert_choice;
 mod fixture;
+mod given;
+mod gradients;
+mod losses;
 mod routed;
 mod top_k;
