@@ -1,6 +1,6 @@
 //! Functions in f64 for what is measured and learned, not for what is inferred.
 //!
-//! They use the platform's `exp` and `ln`, so their last bits may differ between platforms: no router and no layer calls them.
+//! Their `exp`, `ln` and `pow` are the `libm` crate's, the same on every platform. No router and no layer calls them.
 
 use ndarray::ArrayView1;
 
@@ -8,7 +8,7 @@ use ndarray::ArrayView1;
 pub(crate) fn softmax(logits: impl Iterator<Item = f64> + Clone, out: &mut Vec<f64>) {
     let top = logits.clone().fold(f64::NEG_INFINITY, f64::max);
     out.clear();
-    out.extend(logits.map(|l| (l - top).exp()));
+    out.extend(logits.map(|l| libm::exp(l - top)));
     let total: f64 = out.iter().sum();
     out.iter_mut().for_each(|p| *p /= total);
 }
@@ -21,28 +21,28 @@ pub(crate) fn widened<'a>(row: ArrayView1<'a, f32>) -> impl Iterator<Item = f64>
 /// `ln Σ exp(l)`.
 pub(crate) fn log_sum_exp(logits: impl Iterator<Item = f64> + Clone) -> f64 {
     let top = logits.clone().fold(f64::NEG_INFINITY, f64::max);
-    top + logits.map(|l| (l - top).exp()).sum::<f64>().ln()
+    top + libm::log(logits.map(|l| libm::exp(l - top)).sum::<f64>())
 }
 
 /// `1 / (1 + exp(-x))`, without loss near 0.
 pub(crate) fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + (-x).exp())
+    1.0 / (1.0 + libm::exp(-x))
 }
 
 /// `ln(1 + exp(x))`, without loss at either end.
 pub(crate) fn softplus(x: f64) -> f64 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
+    x.max(0.0) + libm::log1p(libm::exp(-x.abs()))
 }
 
 /// `Σ -p ln p`, where 0 ln 0 is 0.
 pub(crate) fn entropy(p: impl IntoIterator<Item = f64>) -> f64 {
-    p.into_iter().filter(|&p| p > 0.0).map(|p| -p * p.ln()).sum()
+    p.into_iter().filter(|&p| p > 0.0).map(|p| -p * libm::log(p)).sum()
 }
 
 /// `exp(-x²/2) / √(2π)`.
 pub(crate) fn normal_density(x: f64) -> f64 {
     const ROOT_TWO_PI: f64 = 2.506_628_274_631_000_5;
-    (-0.5 * x * x).exp() / ROOT_TWO_PI
+    libm::exp(-0.5 * x * x) / ROOT_TWO_PI
 }
 
 /// `1 - Φ(x)`: the chance that a standard normal number is above `x`. Within a relative 2⁻⁴³ of exact for x ≤ 37.

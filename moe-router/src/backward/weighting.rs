@@ -221,8 +221,8 @@ impl Weighting {
             Divisor::SumAtLeast(epsilon) if sum < epsilon => (epsilon, None),
             Divisor::SumAtLeast(_) => (sum, ones()),
             Divisor::Norm(p) => {
-                let norm = s.iter().map(|s| s.powf(p)).sum::<f64>().powf(1.0 / p);
-                (norm, Some(s.iter().map(|s| (s / norm).powf(p - 1.0)).collect()))
+                let norm = libm::pow(s.iter().map(|s| libm::pow(*s, p)).sum::<f64>(), 1.0 / p);
+                (norm, Some(s.iter().map(|s| libm::pow(s / norm, p - 1.0)).collect()))
             }
         }
     }

@@ -31,7 +31,7 @@
 //! **Choices** are those asked for, the refused ones included: capacity does not hide imbalance from the loss (as in
 //! Switch, NLLB and flaxformer).
 //!
-//! **Precision.** A loss is a statistic and no part of inference: it is computed in f64, with the platform's `exp` and `ln`.
+//! **Precision.** A loss is a statistic and no part of inference: it is computed in f64, with `exp` and `ln` of the `libm` crate, which are the same on every platform.
 //! A NaN among the logits of a counted token makes it NaN.
 //!
 //! [1701.06538]: https://arxiv.org/abs/1701.06538

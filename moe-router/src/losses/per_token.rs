@@ -70,7 +70,7 @@ impl<'a> Entropy<'a> {
         gradient(&self.0, |row, to| {
             softmax(widened(row), &mut p);
             let h = entropy(p.iter().copied());
-            to.extend(p.iter().map(|&p| if p == 0.0 { 0.0 } else { -p * (p.ln() + h) }));
+            to.extend(p.iter().map(|&p| if p == 0.0 { 0.0 } else { -p * (libm::log(p) + h) }));
         })
     }
 }

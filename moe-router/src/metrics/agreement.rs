@@ -78,6 +78,6 @@ impl Agreement {
 
 /// `Σ p ln(p / q)`: never negative, infinite where q is 0 and p is not.
 fn divergence(p: &[f64], q: &[f64]) -> f64 {
-    let terms = p.iter().zip(q).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * (p / q).ln());
+    let terms = p.iter().zip(q).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * libm::log(p / q));
     terms.sum::<f64>().max(0.0)
 }
