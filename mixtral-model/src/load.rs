@@ -11,6 +11,8 @@ use crate::rope::Rope;
 use crate::{Checkpoint, Config, Error, ExpertMatrix, Result};
 
 pub(crate) fn model(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Model> {
+    // A config that was read is valid, but its fields are public.
+    config.validate(checkpoint.root())?;
     checkpoint.verify(&config)?;
     let manifest = Manifest::new(&config);
     let loader = Loader { config: &config, checkpoint, backend };

@@ -95,7 +95,8 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`Error::Tensor`] where one is missing or has another shape or type; [`Error::Io`].
+    /// [`Error::Config`] if the config is not [valid](Config::validate); [`Error::Tensor`] where a tensor is missing or has
+    /// another shape or type; [`Error::Io`].
     pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
         load::model(config, checkpoint, backend)
     }
@@ -139,7 +140,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
-    /// [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
+    /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Stopped`] at the observer's wish.
     pub fn forward<'w>(
         &self,
@@ -173,6 +174,13 @@ impl Model {
             let vocabulary = self.config.vocab_size;
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
                 return Err(Error::TokenOutOfRange { token, vocabulary });
+            }
+            if !session.cache().fits(&self.config) {
+                return Err(Error::Setting {
+                    setting: "session",
+                    expected: "one that this model made".to_owned(),
+                    found: "one of a model of another shape".to_owned(),
+                });
             }
             let position = session.position();
             session.reserve(tokens.len())?;
