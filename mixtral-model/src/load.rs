@@ -26,8 +26,11 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`Error::Tensor`] where one is missing or has another shape or type; [`Error::Io`].
+    /// [`Error::Config`] if the config is not [valid](Config::validate); [`Error::Tensor`] where a tensor is missing or has
+    /// another shape or type; [`Error::Io`].
     pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
+        // A config that was read is valid, but its fields are public.
+        config.validate(checkpoint.root())?;
         checkpoint.verify(&config)?;
         let manifest = Manifest::new(&config);
         let loader = Loader { config: &config, checkpoint, backend };

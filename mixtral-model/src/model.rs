@@ -119,7 +119,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
-    /// [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
+    /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Stopped`] at the observer's wish.
     pub fn forward<'w>(
         &self,
@@ -153,6 +153,13 @@ impl Model {
             let vocabulary = self.config.vocab_size;
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
                 return Err(Error::TokenOutOfRange { token, vocabulary });
+            }
+            if !session.cache().fits(&self.config) {
+                return Err(Error::Setting {
+                    setting: "session",
+                    expected: "one that this model made".to_owned(),
+                    found: "one of a model of another shape".to_owned(),
+                });
             }
             let position = session.position();
             session.reserve(tokens.len())?;
