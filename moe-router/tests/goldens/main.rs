@@ -5,4 +5,5 @@ mod capped;
 mod expert_choice;
 mod fixture;
 mod routed;
+mod scored;
 mod top_k;
