@@ -56,7 +56,7 @@ impl ExpertGroups {
 
     /// Checks that `experts` divide into the groups, and that those kept have `k` experts.
     pub(crate) fn check(&self, experts: usize, k: usize) -> Result<()> {
-        if experts % self.groups != 0 {
+        if !experts.is_multiple_of(self.groups) {
             return Err(Error::Router {
                 setting: "expert groups",
                 expected: format!("a multiple of {} experts", self.groups),
