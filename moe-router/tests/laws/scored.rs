@@ -17,7 +17,7 @@ fn biases(experts: usize) -> Vec<f32> {
 
 /// The largest number of groups that divides the experts, up to four, and half of them.
 fn halves(experts: usize) -> (usize, usize) {
-    let groups = (1..=4).rev().find(|g| experts % g == 0).unwrap();
+    let groups = (1..=4).rev().find(|&g| experts.is_multiple_of(g)).unwrap();
     (groups, groups.div_ceil(2))
 }
 
