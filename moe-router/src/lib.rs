@@ -7,6 +7,19 @@
 //! |---|---|---|---|---|
 //! | [`TopK`], softmax over the chosen | Mixtral, [2401.04088] | token | no | `TopK::new(2)?` |
 //! | [`TopK`], softmax over all | Switch, [2101.03961] | token | no | `TopK::new(1)?.normalized(`[`Normalization::OverAll`]`)` |
+//! | [`TopK`], softmax over all, renormalised | OLMoE, Qwen2-MoE | token | no | `TopK::new(8)?.normalized(Normalization::OverAllRenormalized)` |
+//! | [`TopK`] on logits with a bias of the gate | gpt-oss | token | no | `TopK::new(4)?` after [`LinearGate::with_bias`](moe_core::LinearGate::with_bias) |
+//! | [`ScoredTopK`], p-norm | DBRX | token | no | `ScoredTopK::dbrx(4, Some(1.0))?` |
+//! | [`ScoredTopK`], softmax, device-limited | DeepSeek-V2, [2405.04434] | token | no | `ScoredTopK::deepseek_v2(6, 16.0)?.within(ExpertGroups::by_best(8, 3)?)` |
+//! | [`ScoredTopK`], sigmoid, bias, node-limited | DeepSeek-V3, [2412.19437] | token | no | `ScoredTopK::deepseek_v3(8, bias, ExpertGroups::by_two_best(8, 4)?, 2.5)?` |
+//! | [`ScoredTopK`], √softplus, bias | DeepSeek-V4 | token | no | `ScoredTopK::deepseek_v4(6, bias, 1.5)?` |
+//! | [`ScoredTopK`], sigmoid, bias | AFMoE | token | no | `ScoredTopK::afmoe(8, bias, 2.826)?` |
+//! | | MiniMax-M2, Laguna | token | no | `ScoredTopK::minimax_m2(8, bias)?`, `ScoredTopK::laguna(8, bias)?` |
+//! | | LFM2-MoE | token | no | `ScoredTopK::lfm2(4, 1.0)?.with_bias(bias)?` |
+//! | [`ScoredTopK`], softmax, bias | ERNIE 4.5 | token | no | `ScoredTopK::ernie_4_5(6, bias, 1e-12)?` |
+//! | | LongCat-Flash, [2509.01322] | token | no | `ScoredTopK::longcat_flash(12, bias, 6.0)?` |
+//! | [`ScoredTopK`], sigmoid of the chosen | Llama 4 | token | no | `ScoredTopK::llama4(1)?` with [`ApplyWeights::Input`](moe_core::ApplyWeights) |
+//! | | Cohere 2 | token | no | `ScoredTopK::cohere2(8)?` |
 //! | [`ExpertChoice`] | Zhou et al., [2202.09368] | batch | no, but a token may get no expert | `ExpertChoice::new(Capacity::factor_of_tokens(2.0))?` |
 //!
 //! Decorators wrap any router, one another included:
@@ -16,6 +29,14 @@
 //! | [`Capped`], places by position | GShard, [2006.16668]; Switch, [2101.03961] | batch; causal if [absolute and token by token](Capped#locality) | yes | `Capped::new(inner, Capacity::factor_of_choices(1.25))?` |
 //! | [`Capped`], places by score | V-MoE, [2106.05974] | batch | yes | `Capped::new(inner, capacity)?.by_score()` |
 //! | [`Renormalized`] | NLLB, [2207.04672] | as the inner router's | no | `Renormalized::new(inner)` |
+//!
+//! Gates and balance, for layers that are not Mixtral's:
+//!
+//! | | paper | constructor |
+//! |---|---|---|
+//! | [`CosineGate`], logits that are cosines | X-MoE, [2204.09179] | `CosineGate::new(projection, experts, 0.07)?` |
+//! | [`SoftCapped`], logits bounded by tanh | Laguna | `SoftCapped::new(gate, 30.0)?` |
+//! | [`BiasBalancer`], selection biases instead of a loss | loss-free balancing, [2408.15664] | `BiasBalancer::new(experts, 0.001)?` |
 //!
 //! Order matters: `Renormalized::new(Capped::new(..)?)` lets the experts that are left share the weight of a dropped one,
 //! `Capped::new(Renormalized::new(..), ..)?` does not.
@@ -48,11 +69,14 @@
 //! [2106.05974]: https://arxiv.org/abs/2106.05974
 //! [2202.08906]: https://arxiv.org/abs/2202.08906
 //! [2202.09368]: https://arxiv.org/abs/2202.09368
+//! [2204.09179]: https://arxiv.org/abs/2204.09179
 //! [2207.04672]: https://arxiv.org/abs/2207.04672
 //! [2401.04088]: https://arxiv.org/abs/2401.04088
 //! [2403.07652]: https://arxiv.org/abs/2403.07652
 //! [2405.04434]: https://arxiv.org/abs/2405.04434
+//! [2408.15664]: https://arxiv.org/abs/2408.15664
 //! [2412.19437]: https://arxiv.org/abs/2412.19437
+//! [2509.01322]: https://arxiv.org/abs/2509.01322
 #![forbid(unsafe_code)]
 
 // Training and measuring.
@@ -62,20 +86,33 @@ pub mod metrics;
 
 // Strategies.
 mod expert_choice;
+mod published;
+mod scored;
 mod top_k;
 
 // Decorators.
 mod capped;
 mod renormalized;
 
+// Gates and balance.
+mod balancer;
+mod gates;
+
 // What they share.
 mod asked;
 mod capacity;
+mod groups;
 mod precise;
+mod score;
 mod select;
 
+pub use balancer::BiasBalancer;
 pub use capacity::{Capacity, Rounding};
 pub use capped::Capped;
 pub use expert_choice::ExpertChoice;
+pub use gates::{CosineGate, SoftCapped};
+pub use groups::ExpertGroups;
 pub use renormalized::Renormalized;
+pub use score::{Normalizer, Score};
+pub use scored::ScoredTopK;
 pub use top_k::{Normalization, TopK};

@@ -8,4 +8,5 @@ mod given;
 mod gradients;
 mod losses;
 mod routed;
+mod scored;
 mod top_k;

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 mod edges;
+mod gates;
 mod listed;
 mod locality;
 mod quantities;
+mod scored;
 mod symmetry;
