@@ -125,14 +125,11 @@ pub fn generate(
     for chunk in prompt.chunks(options.chunk) {
         let last = generated.prompt_tokens + chunk.len() == prompt.len();
         let wanted = if last && options.max_tokens > 0 { Wanted::Last } else { Wanted::None };
-        let logits = match model.forward(
-            &mut [Step { session: &mut *session, tokens: chunk, wanted }],
-            workspace,
-            observer,
-        ) {
-            Err(Error::Stopped) => return Ok(stopped(generated, begun)),
-            other => other?,
-        };
+        let logits =
+            match model.forward(&mut [Step::new(&mut *session, chunk).wanted(wanted)], workspace, observer) {
+                Err(Error::Stopped) => return Ok(stopped(generated, begun)),
+                other => other?,
+            };
         if wanted == Wanted::Last {
             next = Some(draw(&mut sampler, &logits, session)?);
         }
@@ -162,7 +159,8 @@ pub fn generate(
             generated.ended = Ended::Context;
             break;
         }
-        let step = Step { session: &mut *session, tokens: &[token], wanted: Wanted::Last };
+        let tokens = [token];
+        let step = Step::new(&mut *session, &tokens);
         next = match model.forward(&mut [step], workspace, observer) {
             Err(Error::Stopped) => {
                 generated.ended = Ended::Stopped;

@@ -59,6 +59,7 @@ pub enum Wanted {
 
 /// One session's part of a forward pass.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Step<'a> {
     /// The session, which takes the tokens up if the pass succeeds.
     pub session: &'a mut Session,
@@ -66,6 +67,18 @@ pub struct Step<'a> {
     pub tokens: &'a [u32],
     /// Which logits to compute.
     pub wanted: Wanted,
+}
+
+impl<'a> Step<'a> {
+    /// These tokens after what the session holds; the logits of the last are wanted.
+    pub fn new(session: &'a mut Session, tokens: &'a [u32]) -> Self {
+        Self { session, tokens, wanted: Wanted::Last }
+    }
+
+    /// The same, with other logits wanted.
+    pub fn wanted(self, wanted: Wanted) -> Self {
+        Self { wanted, ..self }
+    }
 }
 
 impl Wanted {
@@ -182,13 +195,13 @@ impl Model {
         let (tokens, backend) = (ids.len(), self.backend);
         let context =
             TokenContext::new().with_sequences(offsets).with_positions(positions).with_token_ids(ids);
-        let mut hidden = matrix(&mut workspace.hidden, tokens, dim);
-        let mut normed = matrix(&mut workspace.normed, tokens, dim);
-        let mut delta = matrix(&mut workspace.delta, tokens, dim);
-        let mut q = matrix(&mut workspace.q, tokens, heads * head_dim);
-        let mut k = matrix(&mut workspace.k, tokens, kv_heads * head_dim);
-        let mut v = matrix(&mut workspace.v, tokens, kv_heads * head_dim);
-        let mut attended = matrix(&mut workspace.attended, tokens, heads * head_dim);
+        let mut hidden = matrix(&mut workspace.hidden, tokens, dim)?;
+        let mut normed = matrix(&mut workspace.normed, tokens, dim)?;
+        let mut delta = matrix(&mut workspace.delta, tokens, dim)?;
+        let mut q = matrix(&mut workspace.q, tokens, heads * head_dim)?;
+        let mut k = matrix(&mut workspace.k, tokens, kv_heads * head_dim)?;
+        let mut v = matrix(&mut workspace.v, tokens, kv_heads * head_dim)?;
+        let mut attended = matrix(&mut workspace.attended, tokens, heads * head_dim)?;
 
         // hidden = embedding[token]
         for (&token, mut row) in ids.iter().zip(hidden.rows_mut()) {
@@ -237,11 +250,11 @@ impl Model {
             .zip(offsets.iter())
             .flat_map(|(step, offset)| step.wanted.range(step.tokens.len()).map(move |t| offset + t));
         let count = rows.clone().count();
-        let mut wanted = matrix(&mut workspace.wanted, count, dim);
+        let mut wanted = matrix(&mut workspace.wanted, count, dim)?;
         rows.zip(wanted.rows_mut()).for_each(|(t, mut row)| row.assign(&hidden.row(t)));
-        let mut normed = matrix(&mut workspace.normed, count, dim);
+        let mut normed = matrix(&mut workspace.normed, count, dim)?;
         vector::rms_norm(backend, wanted.view(), &self.norm, eps, normed.view_mut());
-        let mut logits = matrix(&mut workspace.logits, count, self.config.vocab_size);
+        let mut logits = matrix(&mut workspace.logits, count, self.config.vocab_size)?;
         self.head.forward(normed.view(), linear, logits.view_mut());
         check_finite(logits.view(), None, "logits")
     }
@@ -249,11 +262,12 @@ impl Model {
 
 /// The floats of a buffer's matrix.
 fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
-    matrix.as_slice_mut().unwrap_or_default()
+    matrix.as_slice_mut().expect("matrices of the workspace are contiguous")
 }
 
 fn check_finite(values: ArrayView2<'_, f32>, layer: Option<usize>, stage: &'static str) -> Result<()> {
-    let (columns, values) = (values.ncols().max(1), values.as_slice().unwrap_or_default());
+    let (columns, values) =
+        (values.ncols().max(1), values.as_slice().expect("matrices of the workspace are contiguous"));
     match numerics::first_not_finite(values) {
         None => Ok(()),
         Some(at) => Err(Error::NotFinite { layer, stage, token: at / columns, value: values[at] }),

@@ -108,7 +108,8 @@ impl Sampler {
             for &token in before {
                 // Taken from the logits, so that a token that occurs twice is not punished twice.
                 let Some(&v) = logits.get(token as usize) else { continue };
-                self.scores[token as usize] = if v > 0.0 { v / penalty } else { v * penalty };
+                let punished = if v > 0.0 { v / penalty } else { v * penalty };
+                self.scores[token as usize] = punished.clamp(f32::MIN, f32::MAX);
             }
         }
         if temperature == 0.0 {
@@ -227,6 +228,11 @@ mod tests {
         assert_eq!(greedy.sample(&[3.0, 2.0, -1.0], &[0], 0).unwrap(), 1);
         assert_eq!(greedy.sample(&[3.0, 1.4, -1.0], &[0, 0, 0], 0).unwrap(), 0);
         assert_eq!(greedy.sample(&[-1.0, -1.5], &[0, 77], 0).unwrap(), 1);
+        // Beyond any float there is still an order.
+        let mut extreme = Sampler::new(Sampling { repetition_penalty: 1e-38, ..at(1.0) }).unwrap();
+        assert_eq!(extreme.sample(&[3e38, 1.0, 2.0], &[0], 0).unwrap(), 0);
+        let mut harsh = Sampler::new(Sampling { repetition_penalty: 10.0, ..at(1.0) }).unwrap();
+        assert_eq!(harsh.sample(&[-3e38, 1.0], &[0], 0).unwrap(), 1);
     }
 
     #[test]

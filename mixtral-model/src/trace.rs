@@ -134,7 +134,7 @@ impl Trace {
         let mut trace = Self::empty(model, ids.len())?;
         let (first, rest) = ids.split_at(prefill.min(ids.len()));
         for tokens in std::iter::once(first).chain(rest.chunks(1)) {
-            let step = Step { session: &mut *session, tokens, wanted: Wanted::All };
+            let step = Step::new(&mut *session, tokens).wanted(Wanted::All);
             let mut both = (Recorder(&mut trace.layers), &mut *observer);
             let logits = model.forward(&mut [step], workspace, &mut both)?;
             trace.logits.extend(logits.iter());

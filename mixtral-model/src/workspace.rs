@@ -4,6 +4,8 @@ use moe_kernels::LinearScratch;
 use moe_kernels::attention::AttentionScratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use crate::{Error, Result};
+
 /// The buffers of a forward pass, whatever the model and the sessions. It only grows.
 #[derive(Debug, Default)]
 pub struct Workspace {
@@ -44,13 +46,15 @@ impl Workspace {
 }
 
 /// The first `rows · columns` floats of a buffer as a matrix; grows it if it must. Contents are unspecified.
-pub(crate) fn matrix(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> ArrayViewMut2<'_, f32> {
-    let len = rows * columns;
+pub(crate) fn matrix(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> Result<ArrayViewMut2<'_, f32>> {
+    let out_of_memory = Error::OutOfMemory { what: "buffers of a forward pass", positions: rows };
+    let Some(len) = rows.checked_mul(columns) else { return Err(out_of_memory) };
     if buffer.len() < len {
+        buffer.try_reserve_exact(len - buffer.len()).map_err(|_| out_of_memory)?;
         buffer.resize(len, 0.0);
     }
     #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
-    ArrayViewMut2::from_shape((rows, columns), &mut buffer[..len]).unwrap()
+    Ok(ArrayViewMut2::from_shape((rows, columns), &mut buffer[..len]).unwrap())
 }
 
 /// The same to read, of a buffer that is long enough.

@@ -47,8 +47,8 @@ fn decoding_two_sessions() {
         let mut allocations = |tokens: &[u32]| {
             let before = ALLOCATIONS.load(Ordering::Relaxed);
             let mut steps = [
-                Step { session: &mut a, tokens, wanted: Wanted::Last },
-                Step { session: &mut b, tokens, wanted: Wanted::Last },
+                Step::new(&mut a, tokens).wanted(Wanted::Last),
+                Step::new(&mut b, tokens).wanted(Wanted::Last),
             ];
             model.forward(&mut steps, &mut workspace, &mut ()).unwrap();
             ALLOCATIONS.load(Ordering::Relaxed) - before

@@ -8,14 +8,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A matrix's bytes do not have the length that its shape and type imply.
-    #[error("{rows} x {columns} {dtype} matrix: expected {expected} bytes, found {found}")]
+    #[error("{rows} x {columns} {format} matrix: expected {expected} bytes, found {found}")]
     Bytes {
         /// Rows.
         rows: usize,
         /// Columns.
         columns: usize,
-        /// Element type.
-        dtype: crate::Dtype,
+        /// How its rows are stored.
+        format: crate::WeightFormat,
         /// Bytes implied; as text, since it may be beyond any integer.
         expected: String,
         /// Bytes given.

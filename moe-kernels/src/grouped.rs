@@ -11,7 +11,7 @@ use crate::pack::{PackedRows, grow};
 use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
 use crate::schedule::{for_each_piece, worth_threads};
 use crate::simd::{Chunk, Kernel, Simd};
-use crate::{Backend, WeightMatrix};
+use crate::{Backend, WeightFormat, WeightMatrix};
 
 /// The rows of one expert that has any.
 #[derive(Clone, Debug)]
@@ -102,7 +102,11 @@ impl Kernel for Panel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, rows, weight, p, out } = self;
-        with_element!(weight.dtype(), E => panel::<S, E>(s, x, rows, weight, p, out.as_flattened_mut()));
+        match weight.format() {
+            WeightFormat::Plain(dtype) => {
+                with_element!(dtype, E => panel::<S, E>(s, x, rows, weight, p, out.as_flattened_mut()));
+            }
+        }
     }
 }
 

@@ -33,5 +33,5 @@ pub use element::{narrow_row, padded_row_bytes, widen_row};
 pub use error::{Error, Result};
 pub use linear::{Linear, LinearScratch};
 pub use schedule::enter;
-pub use swiglu::{SwiGluExperts, SwiGluWeights};
-pub use weight::WeightMatrix;
+pub use swiglu::{SwiGluExperts, SwiGluWeights, swiglu};
+pub use weight::{WeightFormat, WeightMatrix};

@@ -63,14 +63,6 @@ impl SwiGluExperts {
     }
 }
 
-/// What the bank keeps between calls.
-#[derive(Debug, Default)]
-struct SwiGluScratch {
-    groups: Vec<Group>,
-    packed: Vec<Chunk>,
-    panels: Vec<Chunk>,
-}
-
 impl Experts for SwiGluExperts {
     fn experts(&self) -> usize {
         self.experts.len()
@@ -86,27 +78,65 @@ impl Experts for SwiGluExperts {
         scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> CoreResult<()> {
-        let Self { experts, dim, hidden, backend } = self;
-        let count = rows.rows().nrows();
-        CoreError::check_shape("expert offsets", &[experts.len() + 1], &[rows.offsets().len()])?;
-        CoreError::check_shape("expert input", &[count, *dim], rows.rows().shape())?;
-        CoreError::check_shape("expert output", &[count, *dim], out.shape())?;
-        let SwiGluScratch { groups, packed, panels } = scratch.of();
-        groups.clear();
-        groups.extend(
-            rows.offsets().windows(2).enumerate().map(|(expert, w)| Group { expert, rows: w[0]..w[1] }),
-        );
-        groups.retain(|g| !g.rows.is_empty());
-        let activated = |e: usize| Product::Activated(&experts[e].w1, &experts[e].w3);
-        let plain = |e: usize| Product::Plain(&experts[e].w2);
-        enter(|| {
-            let x = pack(packed, rows.rows());
-            let h = products(*backend, x, groups, *hidden, activated, panels);
-            let h = pack_with(packed, count, *hidden, |m, chunks, to| {
-                h.copy_columns(m, chunks.start * LANES, to.as_flattened_mut());
-            });
-            products(*backend, h, groups, *dim, plain, panels).copy_to(out);
-        });
+        let (count, dim) = rows.rows().dim();
+        CoreError::check_shape("expert offsets", &[self.experts.len() + 1], &[rows.offsets().len()])?;
+        CoreError::check_shape("expert input", &[count, self.dim], &[count, dim])?;
+        CoreError::check_shape("expert output", &[count, self.dim], out.shape())?;
+        swiglu(self.backend, self.hidden, |e| &self.experts[e], rows, scratch, out);
         Ok(())
     }
+}
+
+/// Runs SwiGLU experts whose weights lie wherever `weights(expert)` says: for banks that hold them in another way, such as a
+/// cache, and have those at hand that have rows.
+///
+/// All experts have H = `hidden`; rows and `out` are `[R, D]`, `out` is overwritten. Only experts with rows are asked for.
+///
+/// # Panics
+///
+/// If a weight's shape does not fit.
+#[track_caller]
+pub fn swiglu<'w>(
+    backend: Backend,
+    hidden: usize,
+    weights: impl Fn(usize) -> &'w SwiGluWeights + Sync,
+    rows: GroupedRows<'_>,
+    scratch: &mut Scratch,
+    out: ArrayViewMut2<'_, f32>,
+) {
+    let (count, dim) = rows.rows().dim();
+    assert_eq!(out.dim(), (count, dim), "shape of the output");
+    let SwiGluScratch { groups, packed, panels } = scratch.of();
+    groups.clear();
+    groups
+        .extend(rows.offsets().windows(2).enumerate().map(|(expert, w)| Group { expert, rows: w[0]..w[1] }));
+    groups.retain(|g| !g.rows.is_empty());
+    for group in groups.iter() {
+        let SwiGluWeights { w1, w2, w3 } = weights(group.expert);
+        let shapes = [w1, w2, w3].map(|w| (w.rows(), w.columns()));
+        assert_eq!(
+            shapes,
+            [(hidden, dim), (dim, hidden), (hidden, dim)],
+            "shapes of expert {}",
+            group.expert
+        );
+    }
+    let activated = |e: usize| Product::Activated(&weights(e).w1, &weights(e).w3);
+    let plain = |e: usize| Product::Plain(&weights(e).w2);
+    enter(|| {
+        let x = pack(packed, rows.rows());
+        let h = products(backend, x, groups, hidden, activated, panels);
+        let h = pack_with(packed, count, hidden, |m, chunks, to| {
+            h.copy_columns(m, chunks.start * LANES, to.as_flattened_mut());
+        });
+        products(backend, h, groups, dim, plain, panels).copy_to(out);
+    });
+}
+
+/// What the bank keeps between calls.
+#[derive(Debug, Default)]
+struct SwiGluScratch {
+    groups: Vec<Group>,
+    packed: Vec<Chunk>,
+    panels: Vec<Chunk>,
 }

@@ -4,13 +4,46 @@ use bytes::Bytes;
 
 use crate::{Dtype, Error, Result, element};
 
+/// How a row of a weight matrix is stored. Block-quantised formats will stand beside the plain one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WeightFormat {
+    /// One element after the other.
+    Plain(Dtype),
+}
+
+impl WeightFormat {
+    /// Bytes that a row of `columns` takes; `None` if that is no number, or the format has no rows of that length.
+    pub fn row_bytes(self, columns: usize) -> Option<usize> {
+        match self {
+            Self::Plain(dtype) => columns.checked_mul(dtype.bytes()),
+        }
+    }
+}
+
+impl From<Dtype> for WeightFormat {
+    fn from(dtype: Dtype) -> Self {
+        Self::Plain(dtype)
+    }
+}
+
+impl std::fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Plain(dtype) => dtype.fmt(f),
+        }
+    }
+}
+
 /// A row-major matrix `[rows, columns]` in shared bytes: a part of a mapped file, or memory of its own. Cloning shares it.
 ///
 /// A linear map from K to N has N rows of K columns, as checkpoints store it. No alignment is asked of the bytes.
 #[derive(Clone)]
 pub struct WeightMatrix {
     bytes: Bytes,
-    dtype: Dtype,
+    format: WeightFormat,
+    /// Bytes of a row.
+    stride: usize,
     rows: usize,
     columns: usize,
 }
@@ -21,13 +54,19 @@ impl WeightMatrix {
     /// # Errors
     ///
     /// [`Error::Bytes`] unless there are `rows · columns` elements, exactly.
-    pub fn new(bytes: Bytes, dtype: Dtype, rows: usize, columns: usize) -> Result<Self> {
-        let expected = rows.checked_mul(columns).and_then(|n| n.checked_mul(dtype.bytes()));
-        if expected != Some(bytes.len()) {
-            let expected = expected.map_or_else(|| "too many".to_owned(), |n| n.to_string());
-            return Err(Error::Bytes { rows, columns, dtype, expected, found: bytes.len() });
+    pub fn new(bytes: Bytes, format: impl Into<WeightFormat>, rows: usize, columns: usize) -> Result<Self> {
+        let format = format.into();
+        let stride = format.row_bytes(columns);
+        let expected = stride.and_then(|stride| stride.checked_mul(rows));
+        match (stride, expected) {
+            (Some(stride), Some(expected)) if expected == bytes.len() => {
+                Ok(Self { bytes, format, stride, rows, columns })
+            }
+            _ => {
+                let expected = expected.map_or_else(|| "too many".to_owned(), |n| n.to_string());
+                Err(Error::Bytes { rows, columns, format, expected, found: bytes.len() })
+            }
         }
-        Ok(Self { bytes, dtype, rows, columns })
     }
 
     /// An f32 matrix with memory of its own.
@@ -60,9 +99,9 @@ impl WeightMatrix {
         self.columns
     }
 
-    /// Element type.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// How rows are stored.
+    pub fn format(&self) -> WeightFormat {
+        self.format
     }
 
     /// The bytes.
@@ -77,8 +116,7 @@ impl WeightMatrix {
     /// If there is no such row.
     #[track_caller]
     pub fn row(&self, i: usize) -> &[u8] {
-        let stride = self.columns * self.dtype.bytes();
-        &self.bytes[i * stride..(i + 1) * stride]
+        &self.bytes[i * self.stride..(i + 1) * self.stride]
     }
 
     /// Widens row `i` into `to`, which has one place a column.
@@ -88,12 +126,14 @@ impl WeightMatrix {
     /// If there is no such row.
     #[track_caller]
     pub fn widen_row(&self, i: usize, to: &mut [f32]) {
-        element::widen_row(self.dtype, self.row(i), to);
+        match self.format {
+            WeightFormat::Plain(dtype) => element::widen_row(dtype, self.row(i), to),
+        }
     }
 }
 
 impl std::fmt::Debug for WeightMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "WeightMatrix({} x {} {})", self.rows, self.columns, self.dtype)
+        write!(f, "WeightMatrix({} x {} {})", self.rows, self.columns, self.format)
     }
 }

@@ -85,7 +85,7 @@ fn prompts() {
 /// Negative log-likelihood in nats of the tokens after the first.
 fn nll(model: &Model, ids: &[u32], workspace: &mut Workspace) -> f64 {
     let mut session = model.session(SessionOptions::default()).unwrap();
-    let step = Step { session: &mut session, tokens: ids, wanted: Wanted::All };
+    let step = Step::new(&mut session, ids).wanted(Wanted::All);
     let logits = model.forward(&mut [step], workspace, &mut ()).unwrap();
     let predicted = logits.rows().into_iter().zip(&ids[1..]);
     predicted

@@ -1,4 +1,4 @@
-//! The nine tiny checkpoints.
+//! The tiny checkpoints.
 
 use std::path::Path;
 
@@ -10,15 +10,17 @@ use ndarray::Array2;
 
 use crate::support::{Goldens, ROUNDINGS, Recorder, compare, fixtures, greedy, logits};
 
-const VARIANTS: [&str; 9] = [
+const VARIANTS: [&str; 11] = [
     "bf16-3-shards",
     "f16-single",
     "f32-single",
     "gqa-8q-2kv",
     "head-dim-24-odd",
+    "head-dim-96-long",
     "mha-top1",
     "tied-theta-1e4",
     "top3-of-6",
+    "window-100-long",
     "window-8",
 ];
 

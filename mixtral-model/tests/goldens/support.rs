@@ -101,7 +101,7 @@ pub(crate) fn logits(
     let mut all = Array2::zeros((0, model.config().vocab_size));
     let mut from = 0;
     for n in pieces {
-        let step = Step { session: &mut session, tokens: &ids[from..from + n], wanted: Wanted::All };
+        let step = Step::new(&mut session, &ids[from..from + n]).wanted(Wanted::All);
         let logits = model.forward(&mut [step], &mut workspace, observer).unwrap();
         all.append(ndarray::Axis(0), logits).unwrap();
         from += n;

@@ -99,7 +99,7 @@ proptest! {
                     _ => continue,
                 };
                 who.push((i, tokens.len()));
-                steps.push(Step { session, tokens, wanted: Wanted::All });
+                steps.push(Step::new(session, tokens).wanted(Wanted::All));
             }
             let logits = bits(&model.forward(&mut steps, &mut workspace, &mut ()).unwrap().to_owned());
             let mut rows = logits.chunks(shape.vocabulary);
@@ -123,7 +123,7 @@ fn wanted_rows_are_rows_of_all() {
     let mut workspace = Workspace::new();
     let mut forward = |wanted| {
         let mut session = model.session(SessionOptions::default()).unwrap();
-        let step = Step { session: &mut session, tokens: &ids, wanted };
+        let step = Step::new(&mut session, &ids).wanted(wanted);
         bits(&model.forward(&mut [step], &mut workspace, &mut ()).unwrap().to_owned())
     };
     assert_eq!(forward(Wanted::Last), all[8 * shape.vocabulary..]);

@@ -108,7 +108,7 @@ pub(crate) fn read(
     let mut session = model.session(options).unwrap();
     let (mut workspace, mut all, mut from) = (Workspace::new(), Vec::new(), 0);
     for n in pieces {
-        let step = Step { session: &mut session, tokens: &ids[from..from + n], wanted: Wanted::All };
+        let step = Step::new(&mut session, &ids[from..from + n]).wanted(Wanted::All);
         all.extend(bits(&model.forward(&mut [step], &mut workspace, observer).unwrap().to_owned()));
         from += n;
     }

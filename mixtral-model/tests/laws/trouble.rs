@@ -14,7 +14,7 @@ use crate::tiny::{Shape, bits, read};
 
 fn forward(model: &Model, tokens: &[u32]) -> Result<Vec<u32>, Error> {
     let mut session = model.session(SessionOptions::default())?;
-    let step = Step { session: &mut session, tokens, wanted: Wanted::Last };
+    let step = Step::new(&mut session, tokens).wanted(Wanted::Last);
     let logits = model.forward(&mut [step], &mut Workspace::new(), &mut ()).map(|l| bits(&l.to_owned()));
     assert_eq!(session.position(), if logits.is_ok() { tokens.len() } else { 0 });
     logits
@@ -46,14 +46,11 @@ fn one_bad_step_takes_none_up() {
     let mut workspace = Workspace::new();
     let [mut good, mut bad] = [(); 2].map(|()| model.session(SessionOptions::default()).unwrap());
     let steps = |good, bad| {
-        [
-            Step { session: good, tokens: &[5, 6], wanted: Wanted::Last },
-            Step { session: bad, tokens: &[99], wanted: Wanted::Last },
-        ]
+        [Step::new(good, &[5, 6]).wanted(Wanted::Last), Step::new(bad, &[99]).wanted(Wanted::Last)]
     };
     assert!(model.forward(&mut steps(&mut good, &mut bad), &mut workspace, &mut ()).is_err());
     assert_eq!((good.position(), bad.position()), (0, 0));
-    let step = Step { session: &mut good, tokens: &[5, 6], wanted: Wanted::All };
+    let step = Step::new(&mut good, &[5, 6]).wanted(Wanted::All);
     let found = bits(&model.forward(&mut [step], &mut workspace, &mut ()).unwrap().to_owned());
     assert_eq!(found, read(&model, &[5, 6], &[2], SessionOptions::default(), &mut ()));
 }
@@ -69,7 +66,7 @@ fn a_session_of_a_model_of_another_shape_is_refused() {
         Shape { window: Some(3), ..plain.clone() },
     ] {
         let mut session = other.model(Backend::best()).session(SessionOptions::default()).unwrap();
-        let step = Step { session: &mut session, tokens: &[1, 2], wanted: Wanted::Last };
+        let step = Step::new(&mut session, &[1, 2]).wanted(Wanted::Last);
         let mut workspace = Workspace::new();
         let refused = model.forward(&mut [step], &mut workspace, &mut ());
         assert!(matches!(refused, Err(Error::Setting { setting: "session", .. })), "{other:?}");
@@ -164,11 +161,11 @@ fn a_stopped_pass_can_be_repeated() {
         let (mut workspace, mut found) = (Workspace::new(), Vec::new());
         for chunk in ids.chunks(7) {
             for stop in [1, 2] {
-                let step = Step { session: &mut session, tokens: chunk, wanted: Wanted::All };
+                let step = Step::new(&mut session, chunk).wanted(Wanted::All);
                 let stopped = model.forward(&mut [step], &mut workspace, &mut StopAfter(stop));
                 assert!(matches!(stopped, Err(Error::Stopped)));
             }
-            let step = Step { session: &mut session, tokens: chunk, wanted: Wanted::All };
+            let step = Step::new(&mut session, chunk).wanted(Wanted::All);
             found.extend(bits(&model.forward(&mut [step], &mut workspace, &mut ()).unwrap().to_owned()));
         }
         assert_eq!(found, expected, "{window:?}");
