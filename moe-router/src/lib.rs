@@ -37,19 +37,36 @@
 #![forbid(unsafe_code)]
 
 // Strategies.
+mod base;
+mod blind;
+mod dynamic;
 mod expert_choice;
+mod sinkhorn;
+mod soft;
+mod sparse_mixer;
 mod top_k;
 
 // Decorators.
 mod capped;
+mod perturbed;
 mod renormalized;
+mod second_choice;
 
 // What they share.
 mod capacity;
+mod draw;
 mod select;
 
+pub use base::Base;
+pub use blind::{Hash, RandomChoice};
 pub use capacity::{Capacity, Rounding};
 pub use capped::Capped;
+pub use dynamic::{Dense, ExpertThreshold, Relu, ThresholdEma, TopP};
 pub use expert_choice::ExpertChoice;
+pub use perturbed::Perturbed;
 pub use renormalized::Renormalized;
+pub use second_choice::{RandomSecond, SkipLight, WithoutNulls};
+pub use sinkhorn::{CappedExpertChoice, Sinkhorn};
+pub use soft::{soft_combine_weights, soft_dispatch_weights};
+pub use sparse_mixer::SparseMixer;
 pub use top_k::{Normalization, TopK};
