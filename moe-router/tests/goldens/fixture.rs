@@ -138,6 +138,6 @@ pub(crate) fn renormalized_bound(experts: usize, k: usize) -> f64 {
     2.0 * softmax_bound(experts) + units((k as f64 / 16.0 + 5.0) + k as f64 + 2.0)
 }
 
-fn units(n: f64) -> f64 {
+pub(crate) fn units(n: f64) -> f64 {
     n / f64::from(1 << 24)
 }

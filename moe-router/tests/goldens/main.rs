@@ -1,8 +1,11 @@
 //! Routers against the answers of published code; `tests/fixtures/README.md` says whose and by which rule.
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
+mod buffers;
 mod capped;
 mod expert_choice;
 mod fixture;
 mod routed;
+mod soft_moe;
+mod sparse_mixer;
 mod top_k;
