@@ -4,5 +4,6 @@
 mod edges;
 mod listed;
 mod locality;
+mod particular;
 mod quantities;
 mod symmetry;

@@ -36,8 +36,11 @@ proptest! {
         let order = shuffled(batch.tokens(), seed);
         for listed in routers(batch.experts()) {
             if listed.router.locality() == Locality::Token {
-                let plan = route(&*listed.router, batch.logits.view(), batch.unpadded());
-                let permuted = route(&*listed.router, batch.select(&order).view(), TokenContext::new());
+                // Where a token stands decides what is drawn for it.
+                let positions: Vec<usize> = (0..batch.tokens()).collect();
+                let plan = route(&*listed.router, batch.logits.view(), batch.unpadded().with_positions(&positions));
+                let context = TokenContext::new().with_positions(&order);
+                let permuted = route(&*listed.router, batch.select(&order).view(), context);
                 for (to, &from) in order.iter().enumerate() {
                     prop_assert_eq!(decisions(&permuted, to), decisions(&plan, from), "{}", &listed.name);
                 }
@@ -54,7 +57,7 @@ proptest! {
             (0..row.len()).any(|i| (0..i).any(|j| row[i] == row[j]))
         });
         for listed in routers(batch.experts()) {
-            if ties || listed.by_score && !separated {
+            if listed.varies() || ties || listed.by_score && !separated {
                 continue;
             }
             let plan = route(&*listed.router, batch.logits.view(), batch.unpadded());
@@ -83,7 +86,9 @@ proptest! {
             offsets: batch.offsets.iter().map(|&o| before(o)).collect(),
             padding: vec![false; present.len()],
         };
-        for listed in routers(batch.experts()).into_iter().filter(|listed| listed.capacity.is_some()) {
+        for listed in routers(batch.experts()).into_iter().filter(|listed| {
+            listed.capacity.is_some() || listed.router.locality() == Locality::Batch
+        }) {
             let plan = route(&*listed.router, batch.logits.view(), batch.padded());
             let alone = route(&*listed.router, without.logits.view(), without.unpadded());
             for t in 0..batch.tokens() {
