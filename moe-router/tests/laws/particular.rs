@@ -2,8 +2,9 @@
 
 use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, RandomSecond, Relu,
-    Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK, TopP, WithoutNulls,
+    Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, RandomChoice,
+    RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK, TopP,
+    WithoutNulls,
 };
 use ndarray::{Array2, ArrayView2, array};
 use proptest::prelude::*;
@@ -105,6 +106,13 @@ fn rerouting_by_hand() {
     assert_eq!((plan.refused()[0].token, plan.refused()[0].expert), (3, 0));
     let stats = plan.stats();
     assert_eq!((stats.load, stats.load_before, stats.rerouted), (vec![1, 1, 1], vec![4, 0, 0], 2));
+
+    // What a second cap turns away is refused as what it asked for.
+    let wide = Capped::new(top, Capacity::absolute(2)).unwrap().rerouting();
+    let stacked = Capped::new(wide, Capacity::absolute(1)).unwrap();
+    let alike = Array2::from_shape_fn((4, 3), |(_, e)| -(e as f32));
+    let stats = route(&stacked, alike.view(), TokenContext::new()).stats();
+    assert_eq!((stats.load, stats.load_before), (vec![1, 1, 0], vec![4, 0, 0]));
 }
 
 #[test]
@@ -205,6 +213,16 @@ fn words_decide() {
         "router: hash of token ids: expected token ids in the input, found none"
     );
     assert!(error(&Hash::table(vec![0]), logits.view(), context).contains("expected an id below 1, found 7"));
+}
+
+#[test]
+fn random_choices_weigh_alike() {
+    let plan = route(&RandomChoice::new(2).unwrap(), Array2::zeros((600, 3)).view(), TokenContext::new());
+    assert!(plan.row_weights().iter().all(|&w| w == 0.5));
+    // Two of three, within 5 standard errors.
+    assert!(
+        plan.stats().load.iter().all(|&n| (n as f64 - 400.0).abs() < 5.0 * (600.0f64 * 2.0 / 9.0).sqrt())
+    );
 }
 
 #[test]
