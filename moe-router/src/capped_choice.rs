@@ -16,7 +16,7 @@ use crate::{Capacity, select};
 /// with H the entropy summed over the entries. Then each expert takes the C tokens with the greatest A, ties to the lower
 /// token, and the weight is S. The solver is the paper's: Dykstra's algorithm, which projects on one set of constraints
 /// after the other (in the sense of relative entropy, in logarithms), λ = 0.001 and at most 100 iterations. Two things differ: the
-/// bound of 1 is met together with the experts' sums in one exact projection, since alone it takes thousands of iterations where
+/// bound of 1 is met together with the experts' sums in one exact projection, since alone it takes hundreds of iterations where
 /// scores lie far apart; and the iterations stop once no correction moves by more than 1e-4. The formulation and the numbers are
 /// the paper's as the author of this code remembers them.
 ///
