@@ -6,6 +6,11 @@ use moe_kernels::{Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMa
 use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+/// The README's code is compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 /// Shape of a layer: D, H, E and k.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {

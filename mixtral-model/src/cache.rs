@@ -37,6 +37,13 @@ impl KvCache {
         }
     }
 
+    /// Whether it holds what a model of this config writes and reads.
+    pub(crate) fn fits(&self, config: &Config) -> bool {
+        let Self { layers, kv_heads, head_dim, window, .. } = self;
+        (layers.len(), *kv_heads, *head_dim, *window)
+            == (config.layers, config.kv_heads, config.head_dim, config.sliding_window)
+    }
+
     pub(crate) fn dtype(&self) -> Dtype {
         self.dtype
     }

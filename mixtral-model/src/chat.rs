@@ -13,7 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result, Tokenizer};
+use crate::{Error, Result, Session, Tokenizer};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -75,6 +75,50 @@ pub fn encode_chat(tokenizer: &Tokenizer, messages: &[Message]) -> Result<Vec<u3
 /// The ids of one more user turn, to append after the EOS of the assistant's turn; no BOS.
 pub fn encode_user_turn(tokenizer: &Tokenizer, content: &str) -> Vec<u32> {
     tokenizer.encode_ordinary(&format!("[INST] {content} [/INST]"))
+}
+
+/// A chat in the making, of which a session holds the beginning, so that a turn costs the reading of that turn alone.
+///
+/// ```text
+/// chat.ask("u1")   generate(.., chat.unread(&session), ..)   chat.answered(&generated.tokens)   chat.ask("u2")   ...
+/// ```
+#[derive(Clone, Debug)]
+pub struct Conversation<'t> {
+    tokenizer: &'t Tokenizer,
+    /// Goes in front of the first user turn; empty from then on.
+    preface: String,
+    /// BOS, then the turns.
+    ids: Vec<u32>,
+}
+
+impl<'t> Conversation<'t> {
+    /// A chat without turns, under a system message, which may be empty.
+    pub fn new(tokenizer: &'t Tokenizer, system: &str) -> Self {
+        let preface = if system.is_empty() { String::new() } else { format!("{system}\n\n") };
+        Self { tokenizer, preface, ids: Vec::new() }
+    }
+
+    /// Appends a user turn. The assistant's turn before it, answered or not, is ended by EOS.
+    pub fn ask(&mut self, content: &str) {
+        self.ids.push(if self.ids.is_empty() { self.tokenizer.bos() } else { self.tokenizer.eos() });
+        let content = std::mem::take(&mut self.preface) + content;
+        self.ids.extend(encode_user_turn(self.tokenizer, &content));
+    }
+
+    /// Appends what the assistant said, without EOS.
+    pub fn answered(&mut self, tokens: &[u32]) {
+        self.ids.extend(tokens);
+    }
+
+    /// All ids so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The ids that a session of this conversation has not read.
+    pub fn unread(&self, session: &Session) -> &[u32] {
+        self.ids.get(session.position()..).unwrap_or_default()
+    }
 }
 
 /// Checks that the roles alternate from `begin` on, from user to user.

@@ -74,7 +74,7 @@ pub enum Ended {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Generated {
-    /// The tokens drawn, without a stop token. The session holds all but the last.
+    /// The tokens drawn, without a stop token. The session holds all of them after [`Ended::Stop`], else all but the last.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub ended: Ended,

@@ -201,7 +201,8 @@ impl fmt::Display for Report {
         writeln!(f, "layout      {}", self.layout)?;
         writeln!(
             f,
-            "parameters  {}, of which {} act on a token",
+            "parameters  {} ({}), of which {} act on a token",
+            grouped(self.parameters),
             Count(self.parameters),
             Count(self.active_parameters)
         )?;
@@ -259,6 +260,19 @@ impl fmt::Display for Report {
 
 fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
+}
+
+/// All digits, in groups of three.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 /// A number of bytes, in the decimal units of disks and model cards.

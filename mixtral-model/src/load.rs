@@ -1,5 +1,7 @@
 //! Assembling a model from the tensors of a checkpoint.
 
+use std::path::Path;
+
 use moe_core::MoeLayer;
 use moe_kernels::attention::AttentionShape;
 use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
@@ -8,31 +10,50 @@ use moe_router::TopK;
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
 use crate::model::{Layer, Model};
 use crate::rope::Rope;
-use crate::{Checkpoint, Config, Error, ExpertMatrix, Result};
+use crate::{Access, Checkpoint, Config, Error, ExpertMatrix, Result};
 
-pub(crate) fn model(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Model> {
-    checkpoint.verify(&config)?;
-    let manifest = Manifest::new(&config);
-    let loader = Loader { config: &config, checkpoint, backend };
-    let embedding = loader.matrix(&manifest.embedding())?;
-    let head = match manifest.head() {
-        Some(spec) => loader.matrix(&spec)?,
-        None => embedding.clone(),
-    };
-    let mut layers = Vec::new();
-    for n in 0..config.layers {
-        layers.push(loader.layer(n, manifest.layer(n))?);
+impl Model {
+    /// Loads a model directory with memory-mapped weights on this processor's best backend.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Config::from_dir`], [`Checkpoint::open`] and [`load`](Self::load).
+    pub fn open(dir: &Path) -> Result<Self> {
+        Self::load(Config::from_dir(dir)?, &Checkpoint::open(dir, Access::Map)?, Backend::best())
     }
-    let norm = loader.vector(&manifest.final_norm())?;
-    Ok(Model {
-        backend,
-        embedding,
-        rope: Rope::new(&config),
-        layers,
-        norm,
-        head: Linear::new(head, backend),
-        config,
-    })
+
+    /// Assembles a model from the tensors that its config implies; mapped weights stay where they lie.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if the config is not [valid](Config::validate); [`Error::Tensor`] where a tensor is missing or has
+    /// another shape or type; [`Error::Io`].
+    pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
+        // A config that was read is valid, but its fields are public.
+        config.validate(checkpoint.root())?;
+        checkpoint.verify(&config)?;
+        let manifest = Manifest::new(&config);
+        let loader = Loader { config: &config, checkpoint, backend };
+        let embedding = loader.matrix(&manifest.embedding())?;
+        let head = match manifest.head() {
+            Some(spec) => loader.matrix(&spec)?,
+            None => embedding.clone(),
+        };
+        let mut layers = Vec::new();
+        for n in 0..config.layers {
+            layers.push(loader.layer(n, manifest.layer(n))?);
+        }
+        let norm = loader.vector(&manifest.final_norm())?;
+        Ok(Self {
+            backend,
+            embedding,
+            rope: Rope::new(&config),
+            layers,
+            norm,
+            head: Linear::new(head, backend),
+            config,
+        })
+    }
 }
 
 struct Loader<'a> {

@@ -2,8 +2,6 @@
 //!
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
-use std::path::Path;
-
 use moe_core::{MoeLayer, Routed, Router, TokenContext, numerics};
 use moe_kernels::attention::{AttentionShape, attend};
 use moe_kernels::{Backend, Linear, WeightMatrix, enter, vector};
@@ -11,7 +9,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::rope::Rope;
 use crate::workspace::{Workspace, matrix, matrix_of};
-use crate::{Access, Checkpoint, Config, Error, Observer, Result, Session, SessionOptions, load};
+use crate::{Config, Error, Observer, Result, Session, SessionOptions};
 
 /// A Mixtral model: immutable, shared by any number of sessions and threads.
 #[derive(Debug)]
@@ -82,24 +80,6 @@ impl Wanted {
 }
 
 impl Model {
-    /// Loads a model directory with memory-mapped weights on this processor's best backend.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Config::from_dir`], [`Checkpoint::open`] and [`load`](Self::load).
-    pub fn open(dir: &Path) -> Result<Self> {
-        Self::load(Config::from_dir(dir)?, &Checkpoint::open(dir, Access::Map)?, Backend::best())
-    }
-
-    /// Assembles a model from the tensors that its config implies; weights stay where they lie.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Tensor`] where one is missing or has another shape or type; [`Error::Io`].
-    pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
-        load::model(config, checkpoint, backend)
-    }
-
     /// The hyperparameters.
     pub fn config(&self) -> &Config {
         &self.config
@@ -139,7 +119,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
-    /// [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
+    /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Stopped`] at the observer's wish.
     pub fn forward<'w>(
         &self,
@@ -173,6 +153,13 @@ impl Model {
             let vocabulary = self.config.vocab_size;
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
                 return Err(Error::TokenOutOfRange { token, vocabulary });
+            }
+            if !session.cache().fits(&self.config) {
+                return Err(Error::Setting {
+                    setting: "session",
+                    expected: "one that this model made".to_owned(),
+                    found: "one of a model of another shape".to_owned(),
+                });
             }
             let position = session.position();
             session.reserve(tokens.len())?;

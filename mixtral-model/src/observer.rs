@@ -22,6 +22,19 @@ pub trait Observer: Send {
 
 impl Observer for () {}
 
+/// Perhaps an observer.
+impl<O: Observer> Observer for Option<O> {
+    fn routed(&mut self, routed: &Routed<'_>) {
+        if let Some(observer) = self {
+            observer.routed(routed);
+        }
+    }
+
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+        self.as_mut().map_or(ControlFlow::Continue(()), |observer| observer.layer_done(layer, hidden))
+    }
+}
+
 /// Two observers side by side.
 impl<A: Observer, B: Observer> Observer for (A, B) {
     fn routed(&mut self, routed: &Routed<'_>) {

@@ -5,14 +5,17 @@ use crate::{Config, Error, Result};
 /// The inverse frequencies of a head, and the table of a batch.
 #[derive(Debug)]
 pub(crate) struct Rope {
-    /// `theta^(-2i / head_dim)`, rounded to f32; `[head_dim / 2]`.
+    /// `1 / theta^(2i / head_dim)` with exponent, power and quotient rounded to f32; `[head_dim / 2]`.
     inverse_frequencies: Vec<f32>,
 }
 
 impl Rope {
     pub(crate) fn new(config: &Config) -> Self {
-        let dim = config.head_dim as f64;
-        let inverse = |i: usize| 1.0 / libm::pow(config.rope_theta, (2 * i) as f64 / dim) as f32;
+        // Hugging Face rounds the exponent to f32, which tells where head_dim is no power of two: for 80 and 112, angles at
+        // position 32,000 are up to 0.002 from those of an exact exponent.
+        let dim = config.head_dim as f32;
+        let exponent = |i: usize| f64::from((2 * i) as f32 / dim);
+        let inverse = |i: usize| 1.0 / libm::pow(config.rope_theta, exponent(i)) as f32;
         Self { inverse_frequencies: (0..config.head_dim / 2).map(inverse).collect() }
     }
 
@@ -46,5 +49,21 @@ pub(crate) fn check_context(position: usize, tokens: usize, context: usize) -> R
     match position.checked_add(tokens) {
         Some(end) if end <= context => Ok(()),
         _ => Err(Error::ContextOverflow { position, tokens, context }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_are_those_of_hugging_face() {
+        // `1.0 / theta ** (torch.arange(0, 24, 2).float() / 24)`, as bits: an exponent rounded later gives other ones.
+        let expected = [
+            0x3f800000, 0x3ea1e89b, 0x3dcccccc, 0x3d0186e3, 0x3c23d709, 0x3b4f3e39, 0x3a83126f, 0x39a5cb62,
+            0x38d1b713, 0x3804a2b2, 0x3727c5b0, 0x36543781,
+        ];
+        let rope = Rope::new(&Config { head_dim: 24, ..Config::mixtral_8x7b() });
+        assert_eq!(rope.inverse_frequencies.iter().map(|f| f.to_bits()).collect::<Vec<_>>(), expected);
     }
 }

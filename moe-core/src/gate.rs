@@ -29,18 +29,31 @@ pub trait Gate: Send + Sync {
     ) -> Result<()>;
 }
 
-/// The linear gate by its definition: `logits = hidden · Wᵀ`, each a canonical dot product.
+/// The linear gate by its definition: `logits = hidden · Wᵀ`, each a canonical dot product, plus a bias where there is one.
 ///
 /// For layers without the kernels crate, whose linear map gives the same bits from weights of any type.
 #[derive(Clone, Debug)]
 pub struct LinearGate {
     weight: Array2<f32>,
+    /// `[E]`, or nothing.
+    bias: Vec<f32>,
 }
 
 impl LinearGate {
     /// A gate with weight `[E, D]`.
     pub fn new(weight: Array2<f32>) -> Self {
-        Self { weight: weight.as_standard_layout().into_owned() }
+        Self { weight: weight.as_standard_layout().into_owned(), bias: Vec::new() }
+    }
+
+    /// The same with a bias `[E]` added to the logits, as gpt-oss has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if there is not one for each expert.
+    pub fn with_bias(self, bias: impl Into<Vec<f32>>) -> Result<Self> {
+        let bias = bias.into();
+        Error::check_shape("gate bias", &[self.experts()], &[bias.len()])?;
+        Ok(Self { bias, ..self })
     }
 }
 
@@ -68,6 +81,7 @@ impl Gate for LinearGate {
                 // Both are in standard layout, so both rows are slices.
                 *logit = numerics::dot(x.as_slice().unwrap_or(&[]), w.as_slice().unwrap_or(&[]));
             }
+            logits.iter_mut().zip(&self.bias).for_each(|(logit, bias)| *logit += bias);
         }
         Ok(())
     }

@@ -114,6 +114,7 @@ impl MoeLayer {
         let context = context.at_layer(self.index);
         context.check(tokens)?;
         let Workspace { assignments, plan, logits, rows, outputs, scratch } = workspace;
+        assignments.reset(tokens, experts)?;
 
         // Gate: one logit for each token and expert.
         let mut logits = shaped(logits, tokens, experts);
@@ -121,10 +122,9 @@ impl MoeLayer {
         self.check_finite(logits.view(), Stage::RouterLogits)?;
 
         // Router: who works on what; sealing makes it trustworthy.
-        assignments.reset(tokens, experts)?;
         router.route(&RouteInput::new(logits.view(), context)?, assignments)?;
         plan.seal(assignments)?;
-        observer.routed(&Routed::new(logits.view(), plan, context));
+        observer.routed(&Routed::new(logits.view(), plan, context)?);
 
         // Gather: the rows of each expert side by side.
         let mut rows = shaped(rows, plan.rows(), dim);

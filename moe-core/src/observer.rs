@@ -2,7 +2,7 @@
 
 use ndarray::ArrayView2;
 
-use crate::{RoutingPlan, TokenContext};
+use crate::{Error, Result, RouteInput, RoutingPlan, TokenContext};
 
 /// One layer's routing of one batch.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +19,24 @@ pub struct Routed<'a> {
 }
 
 impl<'a> Routed<'a> {
-    pub(crate) fn new(logits: ArrayView2<'a, f32>, plan: &'a RoutingPlan, context: TokenContext<'a>) -> Self {
-        Self { layer: context.layer, logits, plan, context }
+    /// A routing of logits `[T, E]`, for whoever routes without a layer.
+    ///
+    /// # Errors
+    ///
+    /// If the context does not fit T tokens, or the plan has another number of tokens or experts.
+    pub fn new(
+        logits: ArrayView2<'a, f32>,
+        plan: &'a RoutingPlan,
+        context: TokenContext<'a>,
+    ) -> Result<Self> {
+        context.check(logits.nrows())?;
+        Error::check_shape("routing plan", logits.shape(), &[plan.tokens(), plan.experts()])?;
+        Ok(Self { layer: context.layer, logits, plan, context })
+    }
+
+    /// What the router was given.
+    pub fn input(&self) -> RouteInput<'a> {
+        RouteInput { logits: self.logits, context: self.context }
     }
 }
 

@@ -49,11 +49,35 @@ fn silu_is_within_2_5_ulp_from_minus_88_and_near_zero_below() {
 }
 
 #[test]
+fn softplus_is_within_1_7_ulp() {
+    let exact = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
+    assert!(worst(numerics::softplus, exact, f32::MIN..=f32::MAX) <= 1.7);
+}
+
+#[test]
+fn tanh_is_within_1_5_ulp() {
+    assert!(worst(numerics::tanh, f64::tanh, f32::MIN..=f32::MAX) <= 1.5);
+}
+
+/// The two pieces of a function meet without a step down.
+#[test]
+fn softplus_and_tanh_rise() {
+    for (f, at) in [(numerics::softplus as fn(f32) -> f32, 0.881_373_6f32), (numerics::tanh, 0.55)] {
+        for x in [-at, at] {
+            let around: Vec<f32> = (0..2001).map(|i| x * (1.0 + (i - 1000) as f32 * 1e-6)).map(f).collect();
+            assert!(around.is_sorted() || around.iter().rev().is_sorted(), "around {x}");
+        }
+    }
+}
+
+#[test]
 fn the_ends_and_what_is_not_finite() {
     assert_eq!([f32::NEG_INFINITY, -200.0, 0.0, -0.0].map(numerics::exp), [0.0, 0.0, 1.0, 1.0]);
     assert_eq!([f32::INFINITY, 200.0].map(numerics::exp), [f32::INFINITY; 2]);
     assert!(
-        [numerics::exp, numerics::ln, numerics::sigmoid, numerics::silu].iter().all(|f| f(f32::NAN).is_nan())
+        [numerics::exp, numerics::ln, numerics::sigmoid, numerics::silu, numerics::softplus, numerics::tanh]
+            .iter()
+            .all(|f| f(f32::NAN).is_nan())
     );
     assert_eq!(
         [0.0, -0.0, 1.0, f32::INFINITY].map(numerics::ln),
@@ -61,4 +85,6 @@ fn the_ends_and_what_is_not_finite() {
     );
     assert!(numerics::ln(-1.0).is_nan());
     assert_eq!([f32::NEG_INFINITY, 0.0, f32::INFINITY].map(numerics::sigmoid), [0.0, 0.5, 1.0]);
+    assert_eq!([f32::NEG_INFINITY, 1e4, f32::INFINITY].map(numerics::softplus), [0.0, 1e4, f32::INFINITY]);
+    assert_eq!([f32::NEG_INFINITY, 0.0, f32::INFINITY].map(numerics::tanh), [-1.0, 0.0, 1.0]);
 }

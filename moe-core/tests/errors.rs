@@ -19,6 +19,8 @@ fn shapes() {
     let gate = LinearGate::new(Array2::zeros((3, 4)));
     let built = MoeLayer::new(Box::new(gate), Box::new(Best(1)), Box::new(bank(2)));
     assert_eq!(message(built), "gate weight: expected shape [2, 4], found [3, 4]");
+    let gate = LinearGate::new(Array2::zeros((3, 4)));
+    assert_eq!(message(gate.with_bias([0.0; 4])), "gate bias: expected shape [3], found [4]");
     assert!(message(PerExpert::<Linear>::new(vec![])).contains("bank of experts"));
     let uneven = PerExpert::new(vec![Linear(matrix(0, 4, 4)), Linear(matrix(0, 5, 5))]);
     assert_eq!(message(uneven), "expert width: expected shape [4], found [5]");

@@ -1,10 +1,16 @@
-//! Times a bank of Mixtral's size: `cargo run --release -p moe-kernels --example speed -- 1,32,128,512 bf16`.
+//! Times a bank of experts of Mixtral's size against this machine's limits, which are measured between the rounds.
+//!
+//! `cargo run --release -p moe-kernels --example speed -- 1,8,32,128,512 bf16 avx2`
 
 use std::time::Instant;
 
 use moe_core::{Experts, GroupedRows, Scratch};
-use moe_kernels::{Backend, Dtype, SwiGluExperts, SwiGluWeights, WeightMatrix};
+use moe_kernels::{Backend, Dtype, SwiGluExperts, SwiGluWeights, WeightMatrix, limits};
 use ndarray::Array2;
+
+const DIM: usize = 4096;
+const HIDDEN: usize = 14336;
+const EXPERTS: usize = 8;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -15,51 +21,61 @@ fn main() {
         Some("f16") => Dtype::F16,
         _ => Dtype::Bf16,
     };
-    let (dim, hidden, count) = (4096, 14336, 8);
+    let backend: Backend =
+        args.get(2).map_or(Ok(Backend::best()), |name| name.parse()).expect("a backend of this machine");
     let matrix = |seed: usize, rows: usize, columns: usize| {
         let values: Vec<f32> =
             (0..rows * columns).map(|i| ((i * 31 + seed * 7) % 255) as f32 / 8192.0 - 0.0155).collect();
         WeightMatrix::rounded(&values, dtype, rows, columns).expect("shape fits")
     };
-    let weights = (0..count)
+    let weights: Vec<_> = (0..EXPERTS)
         .map(|e| SwiGluWeights {
-            w1: matrix(e, hidden, dim),
-            w2: matrix(e, dim, hidden),
-            w3: matrix(e, hidden, dim),
+            w1: matrix(e, HIDDEN, DIM),
+            w2: matrix(e, DIM, HIDDEN),
+            w3: matrix(e, HIDDEN, DIM),
         })
         .collect();
-    let experts = SwiGluExperts::new(weights, Backend::best()).expect("shapes fit");
+    let memory = weights[0].w1.clone();
+    let experts = SwiGluExperts::new(weights, backend).expect("shapes fit");
     let mut scratch = Scratch::default();
+    println!("{dtype} weights, {backend}, {} threads", rayon::current_num_threads());
     for t in tokens {
         let rows = 2 * t;
-        let x = Array2::from_shape_fn((rows, dim), |(r, c)| ((r * 13 + c * 7) % 101) as f32 / 50.0 - 1.0);
-        let mut out = Array2::zeros((rows, dim));
-        let mut times = Vec::new();
+        let x = Array2::from_shape_fn((rows, DIM), |(r, c)| ((r * 13 + c * 7) % 101) as f32 / 50.0 - 1.0);
+        let mut out = Array2::zeros((rows, DIM));
+        let (mut times, mut peaks, mut reads) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..if t < 64 { 9 } else { 3 } {
-            // One token goes to two experts that are not in the caches.
-            let offsets: Vec<usize> = (0..=count)
-                .map(|e| {
-                    if t == 1 {
-                        (e > 2 * round % 8) as usize + (e > (2 * round + 1) % 8) as usize
-                    } else {
-                        e * rows / count
-                    }
+            peaks.push(limits::fma_peak(backend));
+            reads.push(limits::read_bandwidth(backend, memory.bytes()));
+            // One token goes to two experts, others in turn; many go to all evenly.
+            let offsets: Vec<usize> = (0..=EXPERTS)
+                .map(|e| match t {
+                    1 => usize::from(e > 2 * round % 8) + usize::from(e > 2 * round % 8 + 1),
+                    _ => e * rows / EXPERTS,
                 })
                 .collect();
-            let start = Instant::now();
             let grouped = GroupedRows::new(x.view(), &offsets).expect("offsets ascend");
+            let begun = Instant::now();
             experts.forward(grouped, &mut scratch, out.view_mut()).expect("shapes fit");
-            times.push(start.elapsed().as_secs_f64());
+            times.push(begun.elapsed().as_secs_f64());
         }
-        times.sort_by(f64::total_cmp);
-        let time = times[times.len() / 2];
-        let flops = 6.0 * dim as f64 * hidden as f64 * rows as f64;
-        let touched = rows.min(count) as f64 * 3.0 * (dim * hidden * dtype.bytes()) as f64;
+        let (time, peak, read) = (median(times), median(peaks), median(reads));
+        let flops = 6.0 * (DIM * HIDDEN * rows) as f64 / time;
+        let bytes = (rows.min(EXPERTS) * 3 * DIM * HIDDEN * dtype.bytes()) as f64 / time;
         println!(
-            "{t} tokens {dtype}: {:.2} ms, {:.1} GFLOP/s, {:.1} GB/s",
+            "{t:>4} tokens: {:8.2} ms, {:6.1} GFLOP/s = {:3.0} % of {:.0}, {:5.1} GB/s = {:3.0} % of {:.1}",
             time * 1e3,
-            flops / time / 1e9,
-            touched / time / 1e9
+            flops / 1e9,
+            100.0 * flops / peak,
+            peak / 1e9,
+            bytes / 1e9,
+            100.0 * bytes / read,
+            read / 1e9
         );
     }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }

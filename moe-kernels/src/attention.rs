@@ -12,12 +12,11 @@ use std::ops::Range;
 use moe_core::numerics::LANES;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
-use crate::backend::Kernel;
 use crate::element::{Element, chunks_of, padded_row_bytes, with_element};
 use crate::pack::{BLOCK_CHUNKS, grow};
 use crate::product::tile;
 use crate::schedule::for_each_piece;
-use crate::simd::{Chunk, Simd};
+use crate::simd::{Chunk, Kernel, Simd};
 use crate::vector::max;
 use crate::{Backend, Dtype};
 

@@ -3,21 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::simd::{Portable, Simd};
+use crate::simd::{Kernel, Portable};
 use crate::{Error, Result};
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::avx2::Avx2;
-
-/// Work that is written once for every instruction set.
-pub(crate) trait Kernel {
-    /// What it computes.
-    type Output;
-
-    /// Does it. Must be `#[inline(always)]`, as must whatever it calls that is generic over `S`: only what is inlined into
-    /// the dispatching function is compiled for its instructions.
-    fn run<S: Simd>(self, s: S) -> Self::Output;
-}
+use crate::simd::{avx2::Avx2, avx512::Avx512};
 
 /// An instruction set that this processor has. All give the same bits.
 #[derive(Clone, Copy, Debug)]
@@ -28,11 +18,13 @@ enum Isa {
     Portable(Portable),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Backend {
     /// The names of all backends, available or not, from slow to fast.
-    pub const NAMES: [&'static str; 2] = ["portable", "avx2"];
+    pub const NAMES: [&'static str; 3] = ["portable", "avx2", "avx512"];
 
     /// Safe code without vector instructions: the definition of every result, far from fast.
     pub fn portable() -> Self {
@@ -47,14 +39,22 @@ impl Backend {
         None
     }
 
+    /// AVX-512 F and DQ, where the processor has them.
+    pub fn avx512() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Avx512::new().map(|isa| Self(Isa::Avx512(isa)));
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
     /// Every backend of this processor, from slow to fast.
     pub fn available() -> impl Iterator<Item = Self> {
-        [Some(Self::portable()), Self::avx2()].into_iter().flatten()
+        [Some(Self::portable()), Self::avx2(), Self::avx512()].into_iter().flatten()
     }
 
     /// The fastest backend of this processor.
     pub fn best() -> Self {
-        Self::avx2().unwrap_or_else(Self::portable)
+        Self::avx512().or_else(Self::avx2).unwrap_or_else(Self::portable)
     }
 
     /// Its name, one of [`NAMES`](Self::NAMES).
@@ -63,6 +63,8 @@ impl Backend {
             Isa::Portable(_) => "portable",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => "avx512",
         }
     }
 
@@ -74,6 +76,9 @@ impl Backend {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an `Avx2` exists only where AVX2, FMA and F16C were detected (`Avx2::new`).
             Isa::Avx2(isa) => unsafe { isa.run(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an `Avx512` exists only where AVX-512 F and DQ were detected (`Avx512::new`).
+            Isa::Avx512(isa) => unsafe { isa.run(kernel) },
         }
     }
 }
@@ -107,6 +112,9 @@ impl FromStr for Backend {
             "portable" => Ok(Self::portable()),
             "avx2" => {
                 Self::avx2().ok_or(Error::MissingFeatures { name: "avx2", needs: "AVX2, FMA and F16C" })
+            }
+            "avx512" => {
+                Self::avx512().ok_or(Error::MissingFeatures { name: "avx512", needs: "AVX-512 F and DQ" })
             }
             _ => Err(Error::UnknownBackend { known: Self::NAMES.join(", "), found: name.to_owned() }),
         }

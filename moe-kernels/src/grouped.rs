@@ -6,12 +6,11 @@ use moe_core::numerics::LANES;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use crate::backend::Kernel;
 use crate::element::with_element;
 use crate::pack::{PackedRows, grow};
 use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
 use crate::schedule::{for_each_piece, worth_threads};
-use crate::simd::{Chunk, Simd};
+use crate::simd::{Chunk, Kernel, Simd};
 use crate::{Backend, WeightMatrix};
 
 /// The rows of one expert that has any.
@@ -61,16 +60,38 @@ pub(crate) fn products<'m, 'w>(
     let cost = rows.saturating_mul(columns).saturating_mul(x.columns());
     for_each_piece(0..groups.len() * panels, &mut memory[..total], &start, cost, &|task, out| {
         let group = &groups[task / panels];
-        backend.run(Panel { x, rows: &group.rows, product: product(group.expert), p: task % panels, out });
+        panel_of_group(backend, x, &group.rows, product(group.expert), task % panels, out);
     });
     PanelMajor { memory: &memory[..total], groups, panels, columns }
 }
 
 /// One panel of a product for all rows of a group.
+fn panel_of_group(
+    backend: Backend,
+    x: PackedRows<'_>,
+    rows: &Range<usize>,
+    product: Product<'_>,
+    p: usize,
+    out: &mut [Chunk],
+) {
+    for (block, out) in out.chunks_mut(ROW_BLOCK * PANEL_CHUNKS).enumerate() {
+        let first = rows.start + block * ROW_BLOCK;
+        let rows = first..(first + ROW_BLOCK).min(rows.end);
+        backend.run(Panel { x, rows: rows.clone(), weight: product.weight(), p, out });
+        if let Product::Activated(_, w3) = product {
+            let mut factor = [[0.0; LANES]; ROW_BLOCK * PANEL_CHUNKS];
+            let factor = &mut factor[..out.len()];
+            backend.run(Panel { x, rows, weight: w3, p, out: factor });
+            backend.run(Activate { h: out, factor });
+        }
+    }
+}
+
+/// One panel of `x · Wᵀ` for a block of rows.
 struct Panel<'a> {
     x: PackedRows<'a>,
-    rows: &'a Range<usize>,
-    product: Product<'a>,
+    rows: Range<usize>,
+    weight: &'a WeightMatrix,
     p: usize,
     out: &'a mut [Chunk],
 }
@@ -80,33 +101,26 @@ impl Kernel for Panel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { x, rows, product, p, out } = self;
-        for (block, out) in out.chunks_mut(ROW_BLOCK * PANEL_CHUNKS).enumerate() {
-            let first = rows.start + block * ROW_BLOCK;
-            let rows = first..(first + ROW_BLOCK).min(rows.end);
-            weighted_panel(s, x, rows.clone(), product.weight(), p, out);
-            if let Product::Activated(_, w3) = product {
-                let mut factor = [[0.0; LANES]; ROW_BLOCK * PANEL_CHUNKS];
-                let factor = &mut factor[..out.len()];
-                weighted_panel(s, x, rows, w3, p, factor);
-                for (h, u) in out.iter_mut().zip(factor) {
-                    s.store(s.mul(s.silu(s.load(h)), s.load(u)), h);
-                }
-            }
-        }
+        let Self { x, rows, weight, p, out } = self;
+        with_element!(weight.dtype(), E => panel::<S, E>(s, x, rows, weight, p, out.as_flattened_mut()));
     }
 }
 
-#[inline(always)]
-fn weighted_panel<S: Simd>(
-    s: S,
-    x: PackedRows<'_>,
-    rows: Range<usize>,
-    w: &WeightMatrix,
-    p: usize,
-    out: &mut [Chunk],
-) {
-    with_element!(w.dtype(), E => panel::<S, E>(s, x, rows, w, p, out.as_flattened_mut()));
+/// `h = silu(h) ⊙ factor`.
+struct Activate<'a> {
+    h: &'a mut [Chunk],
+    factor: &'a [Chunk],
+}
+
+impl Kernel for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (h, u) in self.h.iter_mut().zip(self.factor) {
+            s.store(s.mul(s.silu(s.load(h)), s.load(u)), h);
+        }
+    }
 }
 
 /// Rows `[R, columns]`: for each group its panels one after the other, in each panel row by row. What lies beyond the last

@@ -17,6 +17,7 @@ mod dtype;
 mod element;
 mod error;
 mod grouped;
+pub mod limits;
 mod linear;
 mod pack;
 mod product;

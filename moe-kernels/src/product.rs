@@ -16,8 +16,6 @@ pub(crate) const PANEL_CHUNKS: usize = PANEL / LANES;
 /// Rows of x that one sweep over a panel's weights serves.
 pub(crate) const ROW_BLOCK: usize = 128;
 
-/// Up to so many rows the weights are widened in registers, and above into a buffer that all rows share.
-const FEW_ROWS: usize = 4;
 /// Weight rows widened together: with a block of 512 they take half of a first-level cache.
 const STRIP: usize = 8;
 
@@ -39,16 +37,14 @@ pub(crate) fn panel<S: Simd, E: Element>(
     out: &mut [f32],
 ) {
     let columns = p * PANEL..((p + 1) * PANEL).min(w.rows());
-    if rows.len() <= FEW_ROWS {
-        match rows.len() {
-            1 => few_rows::<S, E, 1, 4>(s, x, rows, w, columns, out),
-            2 => few_rows::<S, E, 2, 2>(s, x, rows, w, columns, out),
-            3 => few_rows::<S, E, 3, 2>(s, x, rows, w, columns, out),
-            4 => few_rows::<S, E, 4, 1>(s, x, rows, w, columns, out),
-            _ => {}
+    if S::WIDE {
+        if rows.len() <= 8 {
+            few_rows::<S, E, 4, 4>(s, x, rows, w, columns, out);
+        } else {
+            many_rows::<S, E, 4, 4>(s, x, rows, w, columns, out);
         }
-    } else if S::WIDE {
-        many_rows::<S, E, 4, 4>(s, x, rows, w, columns, out);
+    } else if rows.len() <= 6 {
+        few_rows::<S, E, 3, 2>(s, x, rows, w, columns, out);
     } else {
         many_rows::<S, E, 3, 2>(s, x, rows, w, columns, out);
     }
@@ -105,6 +101,7 @@ fn in_block<E: Element>(row: &(&[E::Stored], E::Stored, bool), b: usize) -> (usi
     (from, until, row.2 && until < from + BLOCK_CHUNKS)
 }
 
+/// Few rows: weights are widened in registers as they stream by, N rows of them at a time, 4 for a single row of x.
 #[inline(always)]
 fn few_rows<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
@@ -114,14 +111,29 @@ fn few_rows<S: Simd, E: Element, const M: usize, const N: usize>(
     columns: Range<usize>,
     out: &mut [f32],
 ) {
+    let step = if rows.len() == 1 { 4 } else { N };
     let mut at = columns.start;
-    while at + N <= columns.end {
-        few_columns::<S, E, M, N>(s, x, rows.start, w, at, at - columns.start, out);
-        at += N;
-    }
     while at < columns.end {
-        few_columns::<S, E, M, 1>(s, x, rows.start, w, at, at - columns.start, out);
-        at += 1;
+        let n = if at + step <= columns.end { step } else { 1 };
+        let mut first = rows.start;
+        // What the first tile of rows has read, later ones find in the cache.
+        while first < rows.end {
+            let m = (rows.end - first).min(M);
+            let out = &mut out[(first - rows.start) * PANEL + at - columns.start..];
+            match (m, n) {
+                (1, 1) => few_columns::<S, E, 1, 1>(s, x, first, w, at, out),
+                (2, 1) => few_columns::<S, E, 2, 1>(s, x, first, w, at, out),
+                (3, 1) => few_columns::<S, E, 3, 1>(s, x, first, w, at, out),
+                (_, 1) => few_columns::<S, E, M, 1>(s, x, first, w, at, out),
+                (1, 4) => few_columns::<S, E, 1, 4>(s, x, first, w, at, out),
+                (1, _) => few_columns::<S, E, 1, N>(s, x, first, w, at, out),
+                (2, _) => few_columns::<S, E, 2, N>(s, x, first, w, at, out),
+                (3, _) => few_columns::<S, E, 3, N>(s, x, first, w, at, out),
+                _ => few_columns::<S, E, M, N>(s, x, first, w, at, out),
+            }
+            first += m;
+        }
+        at += n;
     }
 }
 
@@ -132,7 +144,6 @@ fn few_columns<S: Simd, E: Element, const M: usize, const N: usize>(
     first: usize,
     w: &WeightMatrix,
     column: usize,
-    to: usize,
     out: &mut [f32],
 ) {
     let stored: [_; N] = std::array::from_fn(|n| E::split(w.row(column + n)));
@@ -145,10 +156,11 @@ fn few_columns<S: Simd, E: Element, const M: usize, const N: usize>(
         tile(s, x, w, tail, |c| E::load(s, c), &mut sums);
     }
     for m in 0..M {
-        out[m * PANEL + to..m * PANEL + to + N].copy_from_slice(&sums[m]);
+        out[m * PANEL..m * PANEL + N].copy_from_slice(&sums[m]);
     }
 }
 
+/// Many rows: a strip of weight rows is widened once a K block, into a buffer that all rows of x share.
 #[inline(always)]
 fn many_rows<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
@@ -171,14 +183,17 @@ fn many_rows<S: Simd, E: Element, const M: usize, const N: usize>(
                 widen::<S, E>(s, w.row(first + n), b, &mut wide[n]);
             }
             let wide: [&[Chunk]; STRIP] = std::array::from_fn(|n| &wide[n][..len]);
-            let mut m = 0;
-            while m + M <= rows.len() {
-                row_of_tiles::<S, M, N>(s, x, b, rows.start + m, &wide[..strip], &mut out[m * PANEL + to..]);
+            let wide = &wide[..strip];
+            let mut m = rows.start;
+            while m < rows.end {
+                let out = &mut out[(m - rows.start) * PANEL + to..];
+                match (rows.end - m).min(M) {
+                    1 => row_of_tiles::<S, 1, N>(s, x, b, m, wide, out),
+                    2 => row_of_tiles::<S, 2, N>(s, x, b, m, wide, out),
+                    3 => row_of_tiles::<S, 3, N>(s, x, b, m, wide, out),
+                    _ => row_of_tiles::<S, M, N>(s, x, b, m, wide, out),
+                }
                 m += M;
-            }
-            while m < rows.len() {
-                row_of_tiles::<S, 1, N>(s, x, b, rows.start + m, &wide[..strip], &mut out[m * PANEL + to..]);
-                m += 1;
             }
         }
     }

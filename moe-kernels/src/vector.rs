@@ -5,10 +5,9 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use crate::Backend;
-use crate::backend::Kernel;
 use crate::pack::BLOCK_CHUNKS;
 use crate::schedule::worth_threads;
-use crate::simd::{Chunk, Simd};
+use crate::simd::{Chunk, Kernel, Simd};
 
 /// The root-mean-square norm of every row: `out = weight ⊙ (x · 1/√(mean(x²) + eps))` (Zhang and Sennrich, 1910.07467).
 ///

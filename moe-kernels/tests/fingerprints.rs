@@ -87,7 +87,7 @@ fn rms_norm(backend: Backend, x: &mut [f32]) {
 }
 
 #[test]
-fn every_backend_and_thread_count() {
+fn fingerprints_on_every_backend_and_thread_count() {
     type Case<'a> = (&'a str, u64, &'a (dyn Fn(Backend) -> u64 + Sync));
     let cases: [Case<'_>; 13] = [
         ("linear f32", 0x480f_3f8b_c049_abcb, &|b| linear(b, Dtype::F32)),

@@ -7,6 +7,19 @@
 //! |---|---|---|---|---|
 //! | [`TopK`], softmax over the chosen | Mixtral, [2401.04088] | token | no | `TopK::new(2)?` |
 //! | [`TopK`], softmax over all | Switch, [2101.03961] | token | no | `TopK::new(1)?.normalized(`[`Normalization::OverAll`]`)` |
+//! | [`TopK`], softmax over all, renormalised | OLMoE, Qwen2-MoE | token | no | `TopK::new(8)?.normalized(Normalization::OverAllRenormalized)` |
+//! | [`TopK`] on logits with a bias of the gate | gpt-oss | token | no | `TopK::new(4)?` after [`LinearGate::with_bias`](moe_core::LinearGate::with_bias) |
+//! | [`ScoredTopK`], p-norm | DBRX | token | no | `ScoredTopK::dbrx(4, Some(1.0))?` |
+//! | [`ScoredTopK`], softmax, device-limited | DeepSeek-V2, [2405.04434] | token | no | `ScoredTopK::deepseek_v2(6, 16.0)?.within(ExpertGroups::by_best(8, 3)?)` |
+//! | [`ScoredTopK`], sigmoid, bias, node-limited | DeepSeek-V3, [2412.19437] | token | no | `ScoredTopK::deepseek_v3(8, bias, ExpertGroups::by_two_best(8, 4)?, 2.5)?` |
+//! | [`ScoredTopK`], √softplus, bias | DeepSeek-V4 | token | no | `ScoredTopK::deepseek_v4(6, bias, 1.5)?` |
+//! | [`ScoredTopK`], sigmoid, bias | AFMoE | token | no | `ScoredTopK::afmoe(8, bias, 2.826)?` |
+//! | | MiniMax-M2, Laguna | token | no | `ScoredTopK::minimax_m2(8, bias)?`, `ScoredTopK::laguna(8, bias)?` |
+//! | | LFM2-MoE | token | no | `ScoredTopK::lfm2(4, 1.0)?.with_bias(bias)?` |
+//! | [`ScoredTopK`], softmax, bias | ERNIE 4.5 | token | no | `ScoredTopK::ernie_4_5(6, bias, 1e-12)?` |
+//! | | LongCat-Flash, [2509.01322] | token | no | `ScoredTopK::longcat_flash(12, bias, 6.0)?` |
+//! | [`ScoredTopK`], sigmoid of the chosen | Llama 4 | token | no | `ScoredTopK::llama4(1)?` with [`ApplyWeights::Input`](moe_core::ApplyWeights) |
+//! | | Cohere 2 | token | no | `ScoredTopK::cohere2(8)?` |
 //! | [`SparseMixer`] | GRIN, Phi-3.5-MoE, [2409.12136] | token | no | `SparseMixer::new(0.01)?`, in training `.sampling()` |
 //! | [`TopP`] | Huang et al., [2403.07652] | token | no | `TopP::new(0.4)?` |
 //! | [`Relu`] | ReMoE, [2412.14711] | token | no, but a token may get no expert | `Relu::new()` |
@@ -35,6 +48,14 @@
 //! Soft MoE ([2308.00951]) mixes tokens instead of choosing them, and is no router: [`soft_dispatch_weights`] and
 //! [`soft_combine_weights`].
 //!
+//! Gates and balance, for layers that are not Mixtral's:
+//!
+//! | | paper | constructor |
+//! |---|---|---|
+//! | [`CosineGate`], logits that are cosines | X-MoE, [2204.09179] | `CosineGate::new(projection, experts, 0.07)?` |
+//! | [`SoftCapped`], logits bounded by tanh | Laguna | `SoftCapped::new(gate, 30.0)?` |
+//! | [`BiasBalancer`], selection biases instead of a loss | loss-free balancing, [2408.15664] | `BiasBalancer::new(experts, 0.001)?` |
+//!
 //! Order matters: `Renormalized::new(Capped::new(..)?)` lets the experts that are left share the weight of a dropped one,
 //! `Capped::new(Renormalized::new(..), ..)?` does not.
 //!
@@ -51,28 +72,52 @@
 //! tokens of the same call: extending a call does not change what came before, splitting it does. Under a *batch* one later
 //! tokens matter: in a decoder, training sees the future and generation does not.
 //!
+//! **Training** needs gradients: [`losses`] has the auxiliary losses, [`backward`] the way from combination weights to logits.
+//! **Research** needs numbers: [`metrics`] has what papers report. All three are pure functions of logits and plan.
+//!
+//! | loss | paper | uniform gives | collapse gives |
+//! |---|---|---|---|
+//! | [`LoadBalance::over_all`](losses::LoadBalance::over_all), [`per_sequence`](losses::LoadBalance::per_sequence) | Switch, [2101.03961]; Mixtral, NLLB | k | E |
+//! | [`LoadBalance::of_first_choices`](losses::LoadBalance::of_first_choices) | GShard, [2006.16668]; V-MoE, [2106.05974] | 1 | E |
+//! | [`SequenceBalance`](losses::SequenceBalance) | DeepSeek-V2, [2405.04434]; V3, [2412.19437] | 1 | E/k |
+//! | [`DeviceBalance`](losses::DeviceBalance) on D devices | DeepSeek-V2, [2405.04434] | 1 | D |
+//! | [`Importance`](losses::Importance) | Shazeer et al., [1701.06538]; V-MoE | 0 | E - 1 |
+//! | [`Load`](losses::Load) | Shazeer et al., [1701.06538]; V-MoE | 0 | E/k - 1, or a little more |
+//! | [`ZLoss`](losses::ZLoss) | ST-MoE, [2202.08906] | (ln E)² for zeros | by the size of logits alone |
+//! | [`Entropy`](losses::Entropy) | dynamic top-p, [2403.07652] | ln E | 0 |
+//!
 //! Everywhere, equal scores go to the lower index, a NaN is chosen last, `-0.0` equals `0.0`, and only
-//! [`moe_core::numerics`] computes exponentials.
+//! [`moe_core::numerics`] computes exponentials (but for losses, gradients and metrics, which are f64).
 //!
 //! [1701.06538]: https://arxiv.org/abs/1701.06538
 //! [2006.16668]: https://arxiv.org/abs/2006.16668
 //! [2101.03961]: https://arxiv.org/abs/2101.03961
-//! [2106.05974]: https://arxiv.org/abs/2106.05974
-//! [2202.09368]: https://arxiv.org/abs/2202.09368
-//! [2207.04672]: https://arxiv.org/abs/2207.04672
-//! [2401.04088]: https://arxiv.org/abs/2401.04088
 //! [2103.16716]: https://arxiv.org/abs/2103.16716
 //! [2106.04426]: https://arxiv.org/abs/2106.04426
+//! [2106.05974]: https://arxiv.org/abs/2106.05974
 //! [2202.01169]: https://arxiv.org/abs/2202.01169
 //! [2202.08906]: https://arxiv.org/abs/2202.08906
+//! [2202.09368]: https://arxiv.org/abs/2202.09368
+//! [2204.09179]: https://arxiv.org/abs/2204.09179
+//! [2207.04672]: https://arxiv.org/abs/2207.04672
 //! [2308.00951]: https://arxiv.org/abs/2308.00951
+//! [2401.04088]: https://arxiv.org/abs/2401.04088
 //! [2402.14800]: https://arxiv.org/abs/2402.14800
 //! [2403.07652]: https://arxiv.org/abs/2403.07652
+//! [2405.04434]: https://arxiv.org/abs/2405.04434
 //! [2406.13233]: https://arxiv.org/abs/2406.13233
+//! [2408.15664]: https://arxiv.org/abs/2408.15664
 //! [2409.12136]: https://arxiv.org/abs/2409.12136
 //! [2412.14711]: https://arxiv.org/abs/2412.14711
+//! [2412.19437]: https://arxiv.org/abs/2412.19437
+//! [2509.01322]: https://arxiv.org/abs/2509.01322
 //! [2603.11535]: https://arxiv.org/abs/2603.11535
 #![forbid(unsafe_code)]
+
+// Training and measuring.
+pub mod backward;
+pub mod losses;
+pub mod metrics;
 
 // Strategies.
 mod base;
@@ -80,6 +125,8 @@ mod blind;
 mod capped_choice;
 mod dynamic;
 mod expert_choice;
+mod published;
+mod scored;
 mod sinkhorn;
 mod soft;
 mod sparse_mixer;
@@ -91,11 +138,20 @@ mod perturbed;
 mod renormalized;
 mod second_choice;
 
+// Gates and balance.
+mod balancer;
+mod gates;
+
 // What they share.
+mod asked;
 mod capacity;
 mod draw;
+mod groups;
+mod precise;
+mod score;
 mod select;
 
+pub use balancer::BiasBalancer;
 pub use base::Base;
 pub use blind::{Hash, RandomChoice};
 pub use capacity::{Capacity, Rounding};
@@ -103,8 +159,12 @@ pub use capped::Capped;
 pub use capped_choice::CappedExpertChoice;
 pub use dynamic::{Dense, ExpertThreshold, Relu, ThresholdEma, TopP};
 pub use expert_choice::ExpertChoice;
+pub use gates::{CosineGate, SoftCapped};
+pub use groups::ExpertGroups;
 pub use perturbed::Perturbed;
 pub use renormalized::Renormalized;
+pub use score::{Normalizer, Score};
+pub use scored::ScoredTopK;
 pub use second_choice::{RandomSecond, SkipLight, WithoutNulls};
 pub use sinkhorn::Sinkhorn;
 pub use soft::{soft_combine_weights, soft_dispatch_weights};

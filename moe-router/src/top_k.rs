@@ -1,8 +1,8 @@
 //! The k best experts of each token.
 
-use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
+use moe_core::{Assignments, Locality, Result, RouteInput, Router};
 
-use crate::select;
+use crate::{Normalizer, Score, ScoredTopK};
 
 /// How the weights of the chosen experts are made of the logits l.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Normalization {
 /// ways to make weights. The choice is by logits, best first, ties to the lower expert, NaN last. Where two different logits
 /// have equal f32 softmax values, an implementation that selects on those sees a tie, this one does not.
 ///
+/// [`ScoredTopK`] has what these three do not cover: other scores, biases, groups of experts.
+///
 /// Locality: token.
 ///
 /// [2401.04088]: https://arxiv.org/abs/2401.04088
@@ -39,15 +41,9 @@ impl TopK {
     ///
     /// # Errors
     ///
-    /// [`Error::Router`] if `k` is 0.
+    /// [`Error::Router`](moe_core::Error::Router) if `k` is 0.
     pub fn new(k: usize) -> Result<Self> {
-        if k == 0 {
-            return Err(Error::Router {
-                setting: "top-k",
-                expected: "k of at least 1".into(),
-                found: "0".into(),
-            });
-        }
+        ScoredTopK::new(k, Score::Logit)?;
         Ok(Self { k, normalization: Normalization::default() })
     }
 
@@ -60,6 +56,15 @@ impl TopK {
     pub fn k(&self) -> usize {
         self.k
     }
+
+    fn in_pieces(&self) -> ScoredTopK {
+        let (weigh_by, normalizer) = match self.normalization {
+            Normalization::OverChosen => (Score::Logit, Normalizer::Softmax),
+            Normalization::OverAll => (Score::Softmax, Normalizer::None),
+            Normalization::OverAllRenormalized => (Score::Softmax, Normalizer::Sum { epsilon: 0.0 }),
+        };
+        ScoredTopK::plain(self.k, Score::Logit, weigh_by, normalizer)
+    }
 }
 
 impl Router for TopK {
@@ -70,45 +75,9 @@ impl Router for TopK {
     ///
     /// # Errors
     ///
-    /// [`Error::Router`] if there are fewer than k experts.
+    /// [`Error::Router`](moe_core::Error::Router) if there are fewer than k experts.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        let experts = input.experts();
-        if self.k > experts {
-            return Err(Error::Router {
-                setting: "top-k",
-                expected: format!("at least {} experts", self.k),
-                found: experts.to_string(),
-            });
-        }
-        out.with_scratch(|out, RouteScratch { values, keys }| {
-            for (token, logits) in input.logits.rows().into_iter().enumerate() {
-                select::best(logits.iter().copied(), self.k, keys);
-                let chosen = keys.iter().map(|&key| select::index(key));
-                values.clear();
-                let weights = match self.normalization {
-                    Normalization::OverChosen => {
-                        values.extend(chosen.clone().map(|e| logits[e]));
-                        numerics::softmax(values);
-                        &values[..]
-                    }
-                    Normalization::OverAll | Normalization::OverAllRenormalized => {
-                        values.extend(logits);
-                        numerics::softmax(values);
-                        // The weights of the chosen, by rank, after those of all.
-                        chosen.clone().for_each(|e| values.push(values[e]));
-                        &values[experts..]
-                    }
-                };
-                let total = match self.normalization {
-                    Normalization::OverAllRenormalized => numerics::sum(weights),
-                    _ => 1.0,
-                };
-                for (expert, weight) in chosen.zip(weights) {
-                    out.assign(token, expert, weight / total);
-                }
-            }
-        });
-        Ok(())
+        self.in_pieces().route(input, out)
     }
 
     fn locality(&self) -> Locality {

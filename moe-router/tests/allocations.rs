@@ -4,11 +4,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
+use moe_core::{Assignments, Gate, RouteInput, Router, RoutingPlan, Scratch, TokenContext};
 use moe_router::{
-    Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, Hash, Normalization,
-    Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, TopK, TopP,
-    WithoutNulls,
+    Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups, ExpertThreshold,
+    Hash, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, ScoredTopK, Sinkhorn,
+    SkipLight, SoftCapped, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::Array2;
 
@@ -48,7 +48,9 @@ fn the_second_call_allocates_nothing() {
     let top = TopK::new(4).unwrap();
     let capacity = Capacity::factor_of_choices(0.5);
     let capped = Capped::new(top, capacity).unwrap();
-    let routers: [&dyn Router; 7] = [
+    let groups = ExpertGroups::by_two_best(4, 2).unwrap();
+    let scored = ScoredTopK::deepseek_v3(4, [0.1; 16], groups, 2.5).unwrap();
+    let routers: [&dyn Router; 10] = [
         &top,
         &top.normalized(Normalization::OverAllRenormalized),
         &TopK::new(experts).unwrap(),
@@ -56,6 +58,9 @@ fn the_second_call_allocates_nothing() {
         &capped.by_score(),
         &Renormalized::new(capped.token_by_token()),
         &ExpertChoice::new(capacity).unwrap(),
+        &scored,
+        &Capped::new(&scored, capacity).unwrap().by_score(),
+        &ScoredTopK::dbrx(4, Some(3.0)).unwrap(),
     ];
     for (i, router) in routers.into_iter().enumerate() {
         let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());
@@ -112,4 +117,19 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
         assert_eq!(COUNT.get() - before, 0, "router {i}");
         assert!(plan.rows() > 0, "router {i}");
     }
+}
+
+#[test]
+fn a_gate_allocates_nothing_the_second_time() {
+    let wave =
+        |rows, columns| Array2::from_shape_fn((rows, columns), |(r, c)| (r * 5 + c * 3) as f32 % 7.0 - 3.0);
+    let gate = CosineGate::new(wave(8, 32), wave(4, 8), 0.07).unwrap();
+    let gate = SoftCapped::new(gate, 30.0).unwrap();
+    let (hidden, mut logits, mut scratch) = (wave(9, 32), Array2::zeros((9, 4)), Scratch::default());
+    let mut before = 0;
+    for _ in 0..2 {
+        before = COUNT.get();
+        gate.logits(hidden.view(), &TokenContext::new(), &mut scratch, logits.view_mut()).unwrap();
+    }
+    assert_eq!(COUNT.get() - before, 0);
 }

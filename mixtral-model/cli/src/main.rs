@@ -1,3 +1,46 @@
-//! The `mixtral` command.
+//! The `mixtral` command: [`args`] says what it takes, and each subcommand has a module of its name.
 
-fn main() {}
+mod args;
+mod chat;
+mod failure;
+mod generate;
+mod input;
+mod inspect;
+mod interrupt;
+mod load;
+mod logits;
+mod output;
+mod progress;
+mod routing;
+mod show;
+mod summary;
+mod tokenize;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+use failure::Result;
+use interrupt::Interrupt;
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let Args { common, command } = args;
+    let interrupt = Interrupt::install()?;
+    let threads = common.threads.map_or(0, usize::from);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    pool.install(|| match command {
+        Command::Generate(args) => generate::run(common, args, &interrupt),
+        Command::Chat(args) => chat::run(common, args, &interrupt),
+        Command::Inspect(args) => inspect::run(common, args),
+        Command::Tokenize(args) => tokenize::run(common, args),
+        Command::Logits(args) => logits::run(common, args, &interrupt),
+    })
+}

@@ -13,6 +13,7 @@
 //! means as many as heads, and a `null` token means none.
 
 mod fields;
+mod generation;
 #[cfg(test)]
 mod tests;
 

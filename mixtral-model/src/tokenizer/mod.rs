@@ -194,6 +194,22 @@ impl Tokenizer {
         self.vocabulary.len()
     }
 
+    /// Checks that every id is one of a model whose `vocab_size` is given; the model may have more.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if there are more pieces than that.
+    pub fn require_at_most(&self, vocab_size: usize) -> Result<()> {
+        if self.vocab_size() <= vocab_size {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            setting: "tokenizer",
+            expected: format!("at most {vocab_size} pieces, the model's vocab_size"),
+            found: self.vocab_size().to_string(),
+        })
+    }
+
     /// The id that begins a sequence.
     pub fn bos(&self) -> u32 {
         self.vocabulary.bos

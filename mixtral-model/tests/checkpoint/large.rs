@@ -50,7 +50,10 @@ fn published_geometry_opens_from_headers_alone() {
         assert_eq!(report.memory.weights, 93_405_585_408);
         assert_eq!(report.kv_bytes_per_token, 128 << 10);
         assert_eq!(report.memory.kv_cache, 4 << 30);
-        assert!(report.to_string().contains("46.7 B, of which 12.9 B act on a token"), "{report}");
+        assert!(
+            report.to_string().contains("46,702,792,704 (46.7 B), of which 12.9 B act on a token"),
+            "{report}"
+        );
         // Far inside the last shard, and nothing but the tensor itself is touched.
         let norm = checkpoint.require("model.norm.weight", &[4096]).unwrap();
         assert!(norm.bytes.iter().all(|&byte| byte == 0));

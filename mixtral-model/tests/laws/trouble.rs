@@ -3,7 +3,8 @@
 use std::ops::ControlFlow;
 
 use mixtral_model::{
-    Ended, Error, Event, GenerateOptions, Model, Observer, SessionOptions, Step, Wanted, Workspace, generate,
+    Config, Ended, Error, Event, GenerateOptions, Model, Observer, SessionOptions, Step, Wanted, Workspace,
+    generate,
 };
 use moe_core::Stage;
 use moe_kernels::Backend;
@@ -55,6 +56,45 @@ fn one_bad_step_takes_none_up() {
     let step = Step { session: &mut good, tokens: &[5, 6], wanted: Wanted::All };
     let found = bits(&model.forward(&mut [step], &mut workspace, &mut ()).unwrap().to_owned());
     assert_eq!(found, read(&model, &[5, 6], &[2], SessionOptions::default(), &mut ()));
+}
+
+#[test]
+fn a_session_of_a_model_of_another_shape_is_refused() {
+    let plain = Shape::plain();
+    let model = plain.model(Backend::best());
+    for other in [
+        Shape { layers: 1, ..plain.clone() },
+        Shape { kv_heads: 1, group: 4, ..plain.clone() },
+        Shape { half_head: 6, ..plain.clone() },
+        Shape { window: Some(3), ..plain.clone() },
+    ] {
+        let mut session = other.model(Backend::best()).session(SessionOptions::default()).unwrap();
+        let step = Step { session: &mut session, tokens: &[1, 2], wanted: Wanted::Last };
+        let mut workspace = Workspace::new();
+        let refused = model.forward(&mut [step], &mut workspace, &mut ());
+        assert!(matches!(refused, Err(Error::Setting { setting: "session", .. })), "{other:?}");
+    }
+}
+
+#[test]
+fn a_config_changed_after_reading_is_checked() {
+    let shape = Shape::plain();
+    let checkpoint = shape.checkpoint(|_, _| ());
+    type Edit = fn(&mut Config);
+    let edits: [(&str, Edit); 4] = [
+        ("num_key_value_heads", |config| config.kv_heads = 0),
+        ("sliding_window", |config| config.sliding_window = Some(0)),
+        ("rope_theta", |config| config.rope_theta = f64::NAN),
+        ("rms_norm_eps", |config| config.rms_norm_eps = -1.0),
+    ];
+    for (name, edit) in edits {
+        let mut config = shape.config();
+        edit(&mut config);
+        match Model::load(config, &checkpoint, Backend::best()) {
+            Err(Error::Config { field, .. }) if field == name => {}
+            other => panic!("{name}: {other:?}"),
+        }
+    }
 }
 
 /// A model in which one tensor has one bad value.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use as_json::{Layout, as_json};
 use mixtral_model::chat::encode_user_turn;
-use mixtral_model::{Error, Message, Role, Tokenizer, encode_chat};
+use mixtral_model::{Conversation, Error, Message, Role, Tokenizer, encode_chat};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -276,7 +276,18 @@ fn chats_are_those_of_the_instruct_model() {
                 grown.push(tokenizer.eos());
                 grown.extend(encode_user_turn(&tokenizer, &turn[1].content));
             }
-            report.check(case, grown, ids);
+            report.check(case, grown, ids.clone());
+
+            let mut conversation = Conversation::new(&tokenizer, "");
+            for message in &messages {
+                match message.role {
+                    Role::Assistant => {
+                        conversation.answered(&tokenizer.encode_ordinary(&message.content));
+                    }
+                    _ => conversation.ask(&message.content),
+                }
+            }
+            report.check(case, conversation.ids().to_vec(), ids);
         }
     }
     report.finish();
@@ -300,6 +311,9 @@ fn a_system_message_goes_before_the_first_user_message() {
         [1, 733, 16289, 28793, 1318, 13, 13, 733, 28748, 16289, 28793]
     );
     assert_eq!(ids(&[(Role::System, ""), (Role::User, "Hi")]), ids(&[(Role::User, "Hi")]));
+    let mut conversation = Conversation::new(&tokenizer, "Be brief.");
+    conversation.ask("Hi");
+    assert_eq!(conversation.ids(), ids(&[(Role::System, "Be brief."), (Role::User, "Hi")]));
     assert_eq!(
         ids(&[
             (Role::System, " sys </s> "),
@@ -312,6 +326,16 @@ fn a_system_message_goes_before_the_first_user_message() {
             28767, 28792, 16289, 28793, 733, 28748, 16289, 28793, 523, 28713, 28767, 2, 733, 16289, 28793,
             28705, 4256, 733, 28748, 16289, 28793
         ]
+    );
+}
+
+#[test]
+fn a_model_may_have_more_ids_than_pieces_but_not_fewer() {
+    let tokenizer = from_model(DEMO_MODEL);
+    assert!(tokenizer.require_at_most(2048).is_ok() && tokenizer.require_at_most(2050).is_ok());
+    assert_eq!(
+        tokenizer.require_at_most(199).unwrap_err().to_string(),
+        "tokenizer: expected at most 199 pieces, the model's vocab_size, found 2048"
     );
 }
 

@@ -8,7 +8,7 @@
 mod elementary;
 mod random;
 
-pub use elementary::{EXP_MAX, EXP_MIN, exp, ln, sigmoid, silu};
+pub use elementary::{EXP_MAX, EXP_MIN, exp, ln, sigmoid, silu, softplus, tanh};
 pub use elementary::{EXP_POLY, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC};
 pub use random::uniform;
 

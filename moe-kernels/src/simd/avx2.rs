@@ -4,8 +4,7 @@ use std::arch::x86_64::*;
 
 use moe_core::numerics::ROUND_MAGIC;
 
-use super::{Chunk, Simd};
-use crate::backend::Kernel;
+use super::{Chunk, Kernel, Simd};
 
 /// Exists only where AVX2, FMA and F16C were detected.
 #[derive(Clone, Copy, Debug)]

@@ -5,11 +5,23 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 mod portable;
 
 pub(crate) use portable::Portable;
 
 use moe_core::numerics::{EXP_MAX, EXP_MIN, EXP_POLY, LANES, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC};
+
+/// Work that is written once for every instruction set.
+pub(crate) trait Kernel {
+    /// What it computes.
+    type Output;
+
+    /// Does it. Must be `#[inline(always)]`, as must whatever it calls that is generic over `S`: only what is inlined into
+    /// the dispatching function is compiled for its instructions.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
 
 /// Sixteen f32 in memory: the unit in which packed rows are laid out.
 pub(crate) type Chunk = [f32; LANES];

@@ -95,7 +95,7 @@ fn granitemoe() {
     run("granitemoe", |_| vec![Normalization::OverChosen], 10);
 }
 
-/// The p-norm for p = 1 is the sum; p = 2 (6 cases of the 18) is not offered.
+/// The p-norm for p = 1 is the sum; for p = 2 (6 cases of the 18) see `scored`.
 #[test]
 fn dbrx() {
     let rule = |case: Case| match case.setting("norm_p").as_f64() {

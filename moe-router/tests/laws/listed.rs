@@ -10,6 +10,8 @@ use ndarray::{Array2, ArrayView2, Axis};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
+use crate::scored;
+
 /// A router with its promises.
 pub(crate) struct Listed {
     pub(crate) name: String,
@@ -18,6 +20,12 @@ pub(crate) struct Listed {
     pub(crate) k: Option<usize>,
     /// Whether the weights of a token that got all its choices sum to 1.
     pub(crate) sums_to_one: bool,
+    /// What the weights of a token sum to at most.
+    pub(crate) most: f32,
+    /// Whether weights are finite for all finite logits, even where every score is zero.
+    pub(crate) guarded: bool,
+    /// Whether all experts are treated alike, whatever their number.
+    pub(crate) symmetric: bool,
     /// Whether the choice looks at scores computed from the logits, which may round to a tie.
     pub(crate) by_score: bool,
     pub(crate) capacity: Option<Capacity>,
@@ -63,6 +71,9 @@ fn varying(experts: usize) -> Vec<Listed> {
         router,
         k: None,
         sums_to_one: false,
+        most: f32::INFINITY,
+        guarded: true,
+        symmetric: false,
         by_score: true,
         capacity: None,
     };
@@ -81,6 +92,9 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
                 router: Box::new(top(k).normalized(n)),
                 k: Some(k),
                 sums_to_one: n != Normalization::OverAll || k == experts,
+                most: 1.0,
+                guarded: true,
+                symmetric: true,
                 by_score: false,
                 capacity: None,
             });
@@ -106,6 +120,9 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
             router,
             k: Some(k),
             sums_to_one: true,
+            most: 1.0,
+            guarded: true,
+            symmetric: true,
             by_score,
             capacity: Some(capacity),
         }));
@@ -119,6 +136,9 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
             router,
             k: Some(k),
             sums_to_one: false,
+            most: 1.0,
+            guarded: true,
+            symmetric: true,
             by_score: true,
             capacity: Some(capacity),
         }));
@@ -127,11 +147,15 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
             router: Box::new(ExpertChoice::new(capacity).unwrap()),
             k: None,
             sums_to_one: false,
+            most: experts as f32,
+            guarded: true,
+            symmetric: true,
             by_score: true,
             capacity: Some(capacity),
         });
     }
     list.extend(varying(experts));
+    list.extend(scored::routers(experts));
     list
 }
 
@@ -185,6 +209,13 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// The routers that promise something about such a batch.
+    pub(crate) fn routers(&self) -> Vec<Listed> {
+        // The sigmoid of -88 is the last that is not zero.
+        let mild = self.logits.iter().all(|l| l.abs() < 80.0);
+        routers(self.experts()).into_iter().filter(|listed| listed.guarded || mild).collect()
+    }
+
     pub(crate) fn tokens(&self) -> usize {
         self.logits.nrows()
     }

@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 mod edges;
+mod gates;
 mod listed;
 mod locality;
 mod particular;
 mod quantities;
+mod scored;
 mod symmetry;

@@ -1,10 +1,10 @@
 //! What reordering, padding and company change: nothing but the order.
 
-use moe_core::{Locality, PerSequence, Router, TokenContext, numerics};
+use moe_core::{Locality, PerSequence, RouteInput, Router, TokenContext};
 use ndarray::{Array2, Axis};
 use proptest::prelude::*;
 
-use crate::listed::{Batch, batches, config, decisions, route, routers};
+use crate::listed::{Batch, batches, config, decisions, route};
 
 /// `0..n` in an order drawn from `seed`.
 fn shuffled(n: usize, seed: u64) -> Vec<usize> {
@@ -15,11 +15,9 @@ fn shuffled(n: usize, seed: u64) -> Vec<usize> {
 
 /// Whether no two scores of a token, of an expert, or greatest ones of tokens, are so near that the order of a sum decides
 /// between them.
-fn separated(logits: &Array2<f32>) -> bool {
-    let mut scores = logits.as_standard_layout().into_owned();
-    for mut row in scores.rows_mut() {
-        numerics::softmax(row.as_slice_mut().unwrap());
-    }
+fn separated(router: &dyn Router, logits: &Array2<f32>) -> bool {
+    let mut scores = Array2::zeros(logits.dim());
+    router.scores(&RouteInput::new(logits.view(), TokenContext::new()).unwrap(), scores.view_mut());
     let apart = |mut list: Vec<f32>| {
         list.sort_by(f32::total_cmp);
         list.windows(2).all(|w| w[1] - w[0] > 1e-5 * w[1])
@@ -34,7 +32,7 @@ proptest! {
     #[test]
     fn permuting_tokens_permutes_decisions(batch in batches(), seed: u64) {
         let order = shuffled(batch.tokens(), seed);
-        for listed in routers(batch.experts()) {
+        for listed in batch.routers() {
             if listed.router.locality() == Locality::Token {
                 // Where a token stands decides what is drawn for it.
                 let positions: Vec<usize> = (0..batch.tokens()).collect();
@@ -52,12 +50,11 @@ proptest! {
     fn permuting_experts_permutes_decisions(batch in batches(), seed: u64) {
         let order = shuffled(batch.experts(), seed);
         let permuted = batch.logits.select(Axis(1), &order);
-        let separated = separated(&batch.logits);
         let ties = batch.logits.rows().into_iter().any(|row| {
             (0..row.len()).any(|i| (0..i).any(|j| row[i] == row[j]))
         });
-        for listed in routers(batch.experts()) {
-            if listed.varies() || ties || listed.by_score && !separated {
+        for listed in batch.routers() {
+            if ties || !listed.symmetric || listed.by_score && !separated(&*listed.router, &batch.logits) {
                 continue;
             }
             let plan = route(&*listed.router, batch.logits.view(), batch.unpadded());
@@ -86,7 +83,7 @@ proptest! {
             offsets: batch.offsets.iter().map(|&o| before(o)).collect(),
             padding: vec![false; present.len()],
         };
-        for listed in routers(batch.experts()).into_iter().filter(|listed| {
+        for listed in batch.routers().into_iter().filter(|listed| {
             listed.capacity.is_some() || listed.router.locality() == Locality::Batch
         }) {
             let plan = route(&*listed.router, batch.logits.view(), batch.padded());
@@ -103,7 +100,7 @@ proptest! {
 
     #[test]
     fn sequences_do_not_influence_each_other(batch in batches()) {
-        for listed in routers(batch.experts()) {
+        for listed in batch.routers() {
             let together = route(&*listed.router, batch.logits.view(), batch.padded());
             let router: &dyn Router = &*listed.router;
             let one_each = route(&PerSequence(&[router; 3]), batch.logits.view(), batch.padded());

@@ -1,0 +1,291 @@
+//! What the command takes.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use mixtral_model::Sampling;
+use moe_kernels::{Backend, Dtype};
+
+/// Run a Mixtral model on the CPU.
+///
+/// Without --model, a tiny Mixtral that was trained for demonstration is used. It is part of this program:
+///
+///     mixtral generate "Alice was"
+#[derive(Debug, Parser)]
+#[command(name = "mixtral", version, arg_required_else_help = true, verbatim_doc_comment)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Model and machine")]
+pub(crate) struct Common {
+    /// Model directory as on the Hugging Face hub: config.json, safetensors weights, tokenizer [default: the demo]
+    #[arg(long, short, global = true, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Worker threads [default: all processors]; results do not depend on it
+    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads)]
+    pub(crate) threads: Option<NonZeroUsize>,
+    #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
+    #[arg(help = backend_help())]
+    pub(crate) backend: Option<Backend>,
+    /// Element type of cached keys and values; f32 is exact, the others take half the memory
+    #[arg(long, global = true, value_name = "TYPE", value_enum, default_value_t)]
+    pub(crate) kv_type: KvType,
+    /// Read weights into memory instead of mapping their files
+    #[arg(long, global = true)]
+    pub(crate) read: bool,
+    /// Most positions of a sequence [default: the model's own limit]
+    #[arg(long, global = true, value_name = "N", value_parser = one_or_more)]
+    pub(crate) context: Option<NonZeroUsize>,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(crate) enum KvType {
+    #[default]
+    F32,
+    F16,
+    Bf16,
+}
+
+impl From<KvType> for Dtype {
+    fn from(kv_type: KvType) -> Self {
+        match kv_type {
+            KvType::F32 => Self::F32,
+            KvType::F16 => Self::F16,
+            KvType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    #[command(visible_alias = "g")]
+    Generate(Generate),
+    Chat(Chat),
+    Inspect(Inspect),
+    Tokenize(Tokenize),
+    Logits(Logits),
+}
+
+/// Continue a text.
+///
+/// Standard output receives the prompt and its continuation as they come, standard error everything else: how fast it went,
+/// and why it ended. With --show-routing, the experts of each token are shown too. A token's experts are those that work on it
+/// when the model reads it, so that the last one drawn has none.
+///
+/// Ctrl-C ends the text and still reports; the exit status is then 130.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Generate {
+    /// The text to continue; standard input if it is "-", or absent while standard input is no terminal
+    #[arg(conflicts_with_all = ["prompt_file", "ids"])]
+    pub(crate) prompt: Option<String>,
+    /// Read the text from a file. Of a file or standard input, one newline at the end is left out
+    #[arg(long, short = 'f', value_name = "FILE", conflicts_with = "ids")]
+    pub(crate) prompt_file: Option<PathBuf>,
+    /// Token ids in place of a text, taken as they are: no BOS is put in front
+    #[arg(long, value_name = "ID,ID,...", allow_hyphen_values = true)]
+    pub(crate) ids: Option<Ids>,
+    /// Print the ids drawn, with commas between, in place of text. With --ids, no tokenizer is needed
+    #[arg(long)]
+    pub(crate) print_ids: bool,
+    /// Print the continuation only
+    #[arg(long)]
+    pub(crate) no_echo: bool,
+    /// Most tokens to generate
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    pub(crate) max_tokens: usize,
+    /// Go on after an end token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+    /// Show experts: "text" colours each token by its first expert in one layer, "tokens" lists tokens with their experts of
+    /// every layer, best first [default: text where there are colours, else tokens]
+    #[arg(long, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+    pub(crate) show_routing: Option<RoutingView>,
+    /// The layer that gives "text" its colours, from 0 [default: the middle one]
+    #[arg(long, value_name = "N", requires = "show_routing")]
+    pub(crate) routing_layer: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoutingView {
+    #[value(hide = true)]
+    Auto,
+    Text,
+    Tokens,
+}
+
+/// Talk to an instruct model, one line a turn.
+///
+/// Lines come from standard input until it ends; answers go to standard output. The model reads each turn once: its keys and
+/// values are kept from turn to turn. Ctrl-C ends an answer, and between answers the chat.
+///
+/// The demo model was not taught to answer: it continues the conversation as a novel would.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chat {
+    /// Instructions that go in front of the first turn
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) system: String,
+    /// Most tokens of an answer
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 512)]
+    pub(crate) max_tokens: usize,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// Defaults are those of the model's generation_config.json if that says do_sample, as the demo's does (temperature 0.8,
+/// top-p 0.95), and greedy otherwise.
+#[derive(Debug, clap::Args)]
+#[command(
+    next_help_heading = "Sampling (defaults: generation_config.json if it says do_sample, else greedy)"
+)]
+pub(crate) struct SamplingArgs {
+    /// What logits are divided by; 0 is greedy
+    #[arg(long, short = 't', value_name = "X", allow_negative_numbers = true)]
+    pub(crate) temperature: Option<f32>,
+    /// Only the K most probable tokens; 0 is all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Only the most probable tokens whose probabilities add up to P; 1 is all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Only tokens at least P times as probable as the most probable; 0 is all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+    /// Divides the positive logits of tokens that occurred, and multiplies negative ones; 1 is none
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) repetition_penalty: Option<f32>,
+    /// Seed: the same text comes of the same seed
+    #[arg(long, short, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+impl SamplingArgs {
+    /// Whether tokens were to be limited.
+    pub(crate) fn limits(&self) -> bool {
+        self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some()
+    }
+
+    /// The model's recommendation, changed by what was given.
+    pub(crate) fn apply(&self, recommended: Sampling) -> Sampling {
+        let mut sampling = recommended;
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.map_or(sampling.top_k, |k| Some(k).filter(|&k| k > 0));
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        sampling.seed = self.seed;
+        sampling
+    }
+}
+
+/// Show what a model directory holds and what running it takes.
+///
+/// Reads the config and the headers of weight files, whatever their size.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Inspect {
+    /// Model directory [default: that of --model, or the demo]
+    #[arg(conflicts_with = "model")]
+    pub(crate) dir: Option<PathBuf>,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Look at every weight for NaN and infinities, which reads all files
+    #[arg(long)]
+    pub(crate) check_values: bool,
+}
+
+/// Show the token ids of a text or a chat.
+///
+/// Of a model directory, only its tokenizer is needed. Standard input is taken byte for byte, its last newline included.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tokenize {
+    /// The text; standard input if it is absent or "-"
+    pub(crate) text: Option<String>,
+    /// A chat to write in the instruct format: a JSON list of {"role": ..., "content": ...}
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "no_bos"])]
+    pub(crate) chat: Option<PathBuf>,
+    /// Put no BOS in front of a text
+    #[arg(long)]
+    pub(crate) no_bos: bool,
+    /// Write {"ids": [...], "pieces": [...]}
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run token ids through the model and show or save all it computes.
+///
+/// With --out, a safetensors file receives, for T tokens, logits [T, vocabulary] and, for each layer N, hidden.N [T, width]
+/// (after the layer), router_logits.N [T, experts], experts.N [T, k] (i32, best first) and weights.N [T, k]. It appears when it
+/// is complete.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Logits {
+    /// Token ids, taken as they are
+    #[arg(long, value_name = "ID,ID,...", required = true, allow_hyphen_values = true)]
+    pub(crate) ids: Ids,
+    /// Tokens read in one pass, at least 1; those after them are read one at a time through the cache [default: all]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
+    pub(crate) prefill: Option<NonZeroUsize>,
+    /// The file to write, in place of a summary
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+fn backend_help() -> String {
+    let names = Backend::NAMES.join(", ");
+    format!("Instruction set, of {names} [default: the best here]; results do not depend on it")
+}
+
+/// More threads than any machine of today has processors would only take its memory.
+fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads = text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= 1024);
+    threads.ok_or_else(|| "expected a whole number, 1 to 1024".to_owned())
+}
+
+fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected a whole number, 1 or more".to_owned())
+}
+
+/// Token ids with commas between them.
+#[derive(Clone, Debug)]
+pub(crate) struct Ids(pub(crate) Vec<u32>);
+
+impl FromStr for Ids {
+    type Err = String;
+
+    fn from_str(list: &str) -> Result<Self, String> {
+        let id = |text: &str| {
+            text.trim()
+                .parse()
+                .map_err(|_| format!("expected ids with commas between, found {:?}", text.trim()))
+        };
+        list.split(',').map(id).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn ids() {
+        assert_eq!("1, 2,30".parse::<Ids>().unwrap().0, [1, 2, 30]);
+        for bad in ["", "1,,2", "1,", "-1", "4294967296", "1 2"] {
+            assert!(bad.parse::<Ids>().unwrap_err().starts_with("expected ids"), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! `mixtral generate`.
+
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+
+use mixtral_model::{Ended, Event, GenerateOptions, Model, Tokenizer, Workspace};
+
+use crate::args::{Common, Generate, RoutingView};
+use crate::failure::{Failure, Result, warn};
+use crate::input;
+use crate::interrupt::Interrupt;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::routing::{self, RoutedText, RoutedTokens, Routing, Watch};
+use crate::show::{Echo, Plain, Show, Spelling};
+use crate::summary;
+
+pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Result<()> {
+    let text = match &args.ids {
+        Some(_) => None,
+        None => Some(prompt_text(args)?),
+    };
+    let sampling = args.sampling.apply(common.source().sampling()?);
+    sampling.check()?;
+    if args.sampling.limits() && sampling.temperature == 0.0 {
+        warn("greedy choice: --top-k, --top-p and --min-p do nothing without --temperature");
+    }
+
+    let model = common.load()?;
+    let tokenizer = match (&args.ids, args.print_ids) {
+        (Some(_), true) => None,
+        (Some(_), false) => {
+            let tokenizer = common.load_tokenizer(&model);
+            Some(tokenizer.map_err(|failure| Failure::NoTextOfIds(failure.into()))?)
+        }
+        (None, _) => Some(common.load_tokenizer(&model)?),
+    };
+    let prompt = match (&args.ids, &text, &tokenizer) {
+        (Some(ids), ..) => ids.0.clone(),
+        (None, Some(text), Some(tokenizer)) => tokenizer.encode_with_bos(text),
+        _ => Vec::new(),
+    };
+    let mut options = GenerateOptions::new(&model, args.max_tokens).with_sampling(sampling);
+    if args.ignore_eos {
+        options.stop.clear();
+    }
+
+    let routing = Mutex::new(Routing::new(model.config()));
+    let mut show = show(args, &model, tokenizer.as_ref(), &routing)?;
+    let mut session = common.session(&model)?;
+    let progress = Progress::new(&model, prompt.len());
+    let bar = progress.bar();
+    let watch = args.show_routing.map(|_| Watch(&routing));
+    let mut observer = (interrupt.clone(), (progress, watch));
+    let (mut begun, mut shown) = (false, Ok(()));
+    let generated = interrupt.during(|| {
+        let event = |event| {
+            shown = match event {
+                Event::Prompt { done, total } if done == total => {
+                    bar.finish_and_clear();
+                    begun = true;
+                    show.prompt(&prompt)
+                }
+                Event::Token(id) => show.token(id),
+                _ => Ok(()),
+            };
+            if shown.is_err() || interrupt.wished() {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        let workspace = &mut Workspace::new();
+        mixtral_model::generate(&model, &mut session, &prompt, &options, workspace, &mut observer, event)
+    });
+    drop(observer);
+    shown?;
+    if begun {
+        show.end()?;
+    }
+    let generated = generated?;
+    drop(show);
+    if args.show_routing.is_some() {
+        routing::write_shares(&routing::locked(&routing));
+    }
+    summary::write(&generated, prompt.len(), &session);
+    if generated.ended == Ended::Stopped { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+/// The text of argument, file or standard input.
+fn prompt_text(args: &Generate) -> Result<String> {
+    let text = match (&args.prompt_file, args.prompt.as_deref()) {
+        (Some(path), _) => input::without_newline(input::file(path)?),
+        (None, Some(prompt)) if prompt != "-" => prompt.to_owned(),
+        (None, prompt) => input::without_newline(input::text_or_stdin(prompt, "prompt")?),
+    };
+    if text.is_empty() {
+        return Err(Failure::not_as_expected("prompt", "expected some text, found none"));
+    }
+    Ok(text)
+}
+
+fn show<'a>(
+    args: &Generate,
+    model: &Model,
+    tokenizer: Option<&'a Tokenizer>,
+    routing: &'a Mutex<Routing>,
+) -> Result<Box<dyn Show + 'a>> {
+    let layers = model.config().layers;
+    let layer = args.routing_layer.unwrap_or(layers / 2);
+    if layer >= layers {
+        let reason = format!("expected less than {layers}, the number of layers, found {layer}");
+        return Err(Failure::not_as_expected("--routing-layer", reason));
+    }
+    let out = Output::new();
+    let spelling = Spelling::new(tokenizer.filter(|_| !args.print_ids));
+    let echo = match (args.print_ids, args.no_echo) {
+        (true, _) => Echo::Apart,
+        (false, true) => Echo::Hidden,
+        (false, false) => Echo::All,
+    };
+    let view = match args.show_routing {
+        Some(RoutingView::Auto) if out.is_styled() => Some(RoutingView::Text),
+        Some(RoutingView::Auto) => Some(RoutingView::Tokens),
+        view => view,
+    };
+    Ok(match view {
+        None => Box::new(Plain { out, spelling, echo }),
+        Some(RoutingView::Tokens) => Box::new(RoutedTokens::new(out, tokenizer, !args.no_echo, routing)),
+        Some(_) => Box::new(RoutedText::new(Plain { out, spelling, echo }, layer, routing)),
+    })
+}

@@ -1,0 +1,69 @@
+//! Texts from arguments, files and standard input.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+
+use crate::failure::{Failure, Result};
+
+/// Far more text than any context holds.
+const MAX_BYTES: u64 = 1 << 26;
+
+/// The text of an argument: itself, or standard input if it is absent or `-`.
+///
+/// Standard input is taken byte for byte. That it is a terminal while nobody asked for it is an error, not a wait; `what` names
+/// the argument.
+pub(crate) fn text_or_stdin(argument: Option<&str>, what: &str) -> Result<String> {
+    match argument {
+        Some("-") => stdin(),
+        Some(text) => Ok(text.to_owned()),
+        None if io::stdin().is_terminal() => {
+            let reason = "expected an argument, or text on standard input; see --help";
+            Err(Failure::not_as_expected(what, reason))
+        }
+        None => stdin(),
+    }
+}
+
+pub(crate) fn stdin() -> Result<String> {
+    utf8(io::stdin().lock(), "standard input")
+}
+
+/// The text of a file, or of standard input if it is `-`.
+pub(crate) fn file(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return stdin();
+    }
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => utf8(file, &name),
+        Err(source) => Err(Failure::Input { name, source }),
+    }
+}
+
+/// Without one newline at the end, such as editors and `echo` put there.
+pub(crate) fn without_newline(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    text
+}
+
+fn utf8(source: impl Read, name: &str) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = source.take(MAX_BYTES + 1).read_to_end(&mut bytes);
+    read.map_err(|source| Failure::Input { name: name.to_owned(), source })?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(Failure::not_as_expected(
+            name,
+            format!("expected at most {MAX_BYTES} bytes, found more"),
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        Failure::not_as_expected(name, format!("expected UTF-8, found another byte at offset {at}"))
+    })
+}

@@ -1,0 +1,84 @@
+//! `mixtral logits`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use mixtral_model::{Error, Tokenizer, Trace, Workspace};
+use moe_core::numerics;
+
+use crate::args::{Common, Logits};
+use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::output::{Output, harmless};
+use crate::progress::Progress;
+use crate::summary::aside;
+
+/// Tokens that a summary names.
+const BEST: usize = 5;
+
+pub(crate) fn run(common: &Common, args: &Logits, interrupt: &Interrupt) -> Result<()> {
+    if let Some(out) = &args.out {
+        require_directory(out)?;
+    }
+    let model = common.load()?;
+    let mut session = common.session(&model)?;
+    let ids = &args.ids.0;
+    let prefill = args.prefill.map_or(ids.len(), usize::from);
+    let mut observer = (interrupt.clone(), Progress::new(&model, ids.len()));
+    interrupt.during(|| {
+        let workspace = &mut Workspace::new();
+        let trace = match Trace::record(&model, &mut session, ids, prefill, workspace, &mut observer) {
+            Err(Error::Stopped) => return Err(Failure::Interrupted),
+            other => other?,
+        };
+        drop(observer);
+        let Some(path) = &args.out else {
+            // A name for each id is welcome, and a model without a tokenizer too.
+            return Ok(Output::new().text(&summary(&trace, common.load_tokenizer(&model).ok().as_ref()))?);
+        };
+        trace.save(path)?;
+        aside(&format!("{}: {} tokens, {} layers", path.display(), ids.len(), trace.layers()));
+        Ok(())
+    })
+}
+
+/// Tells before the work that there is no place for its result.
+fn require_directory(out: &Path) -> Result<()> {
+    match out.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() && !dir.is_dir() => {
+            Err(Failure::not_as_expected(dir.display(), "expected a directory, found none"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What comes next, and who worked on the last token.
+fn summary(trace: &Trace, tokenizer: Option<&Tokenizer>) -> String {
+    let logits = trace.logits();
+    let last = logits.nrows() - 1;
+    let row = logits.row(last).to_vec();
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+
+    // Writing to a string cannot fail.
+    let mut text = format!("next after {} tokens\n    id     logit  probability\n", logits.nrows());
+    let mut probabilities = row.clone();
+    numerics::softmax(&mut probabilities);
+    for &id in order.iter().take(BEST) {
+        let _ = write!(text, "{id:>6}  {:>8.4}  {:>10.2}%", row[id], 100.0 * probabilities[id]);
+        if let Some(piece) = tokenizer.and_then(|tokenizer| tokenizer.piece(u32::try_from(id).ok()?)) {
+            let _ = write!(text, "  {}", harmless(piece).replace(['\n', '\t'], "?"));
+        }
+        text.push('\n');
+    }
+    text.push_str("experts of the last token, with their weights\n");
+    for n in 0..trace.layers() {
+        let _ = write!(text, "layer {n:<2}");
+        let choices = trace.choices(n);
+        for (expert, weight) in choices.experts(last).iter().zip(choices.weights(last)) {
+            let _ = write!(text, "  {expert} ({weight:.3})");
+        }
+        text.push('\n');
+    }
+    text
+}

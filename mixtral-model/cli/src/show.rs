@@ -1,0 +1,99 @@
+//! Showing tokens as they come.
+
+use anstyle::Style;
+use mixtral_model::{StreamDecoder, Tokenizer};
+
+use crate::failure::Result;
+use crate::output::Output;
+
+/// A way to show a prompt and what follows it.
+pub(crate) trait Show {
+    /// The prompt has been read.
+    fn prompt(&mut self, ids: &[u32]) -> Result<()>;
+
+    /// A token was drawn.
+    fn token(&mut self, id: u32) -> Result<()>;
+
+    /// There are no more.
+    fn end(&mut self) -> Result<()>;
+}
+
+/// Tokens as text, or as ids with commas between.
+pub(crate) enum Spelling<'t> {
+    Text(Option<StreamDecoder<'t>>),
+    Ids { first: bool },
+}
+
+impl<'t> Spelling<'t> {
+    /// Text if there is a tokenizer.
+    pub(crate) fn new(tokenizer: Option<&'t Tokenizer>) -> Self {
+        tokenizer.map_or(Self::Ids { first: true }, |tokenizer| Self::Text(Some(tokenizer.decoder())))
+    }
+
+    /// What the next token adds. Of a character in several tokens, the last has it all.
+    pub(crate) fn push(&mut self, id: u32) -> Result<String> {
+        Ok(match self {
+            Self::Text(Some(decoder)) => decoder.push(id)?,
+            Self::Text(None) => String::new(),
+            Self::Ids { first } => {
+                let comma = if std::mem::take(first) { "" } else { "," };
+                format!("{comma}{id}")
+            }
+        })
+    }
+
+    /// What the end of the tokens adds.
+    pub(crate) fn finish(&mut self) -> String {
+        match self {
+            Self::Text(decoder) => decoder.take().map(StreamDecoder::finish).unwrap_or_default(),
+            Self::Ids { .. } => String::new(),
+        }
+    }
+}
+
+/// How much of the prompt is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Echo {
+    /// All, in bold on a terminal.
+    All,
+    /// Nothing; what follows is shown as it would be after the prompt, its leading space included.
+    Hidden,
+    /// Nothing, and what follows is shown as if it came first.
+    Apart,
+}
+
+/// The style of a prompt.
+pub(crate) const PROMPT: Style = Style::new().bold();
+
+/// Text or ids, and nothing else.
+pub(crate) struct Plain<'t> {
+    pub(crate) out: Output,
+    pub(crate) spelling: Spelling<'t>,
+    pub(crate) echo: Echo,
+}
+
+impl Show for Plain<'_> {
+    fn prompt(&mut self, ids: &[u32]) -> Result<()> {
+        if self.echo == Echo::Apart {
+            return Ok(());
+        }
+        let mut text = String::new();
+        for &id in ids {
+            text.push_str(&self.spelling.push(id)?);
+        }
+        if self.echo == Echo::All {
+            self.out.styled(PROMPT, &text)?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    fn token(&mut self, id: u32) -> Result<()> {
+        self.out.text(&self.spelling.push(id)?)?;
+        Ok(self.out.flush()?)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.out.text(&(self.spelling.finish() + "\n"))?;
+        Ok(self.out.flush()?)
+    }
+}

@@ -1,0 +1,58 @@
+//! The closing line.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anstyle::Style;
+use mixtral_model::{Ended, Generated, Session};
+
+/// Quiet words beside the text.
+pub(crate) const ASIDE: Style = Style::new().dimmed();
+
+/// Why a generation ended.
+pub(crate) fn reason(generated: &Generated, session: &Session) -> String {
+    match generated.ended {
+        Ended::MaxTokens => "stopped at --max-tokens".to_owned(),
+        Ended::Stop(token) => format!("ended by end token {token}"),
+        Ended::Context => format!("stopped at the context's limit of {} positions", session.context()),
+        _ => "interrupted".to_owned(),
+    }
+}
+
+/// Writes speeds and the reason of the end to standard error; the prompt had `prompt` tokens.
+///
+/// The first token is drawn from the pass that reads the end of the prompt, so the speed of generation counts the passes after
+/// it.
+pub(crate) fn write(generated: &Generated, prompt: usize, session: &Session) {
+    let passes = session.position().saturating_sub(generated.prompt_tokens);
+    let read = if generated.prompt_tokens < prompt {
+        format!("{} of {}", generated.prompt_tokens, tokens(prompt))
+    } else {
+        tokens(prompt) + &speed(prompt, generated.prompt_time)
+    };
+    let line = format!(
+        "prompt: {read}; generated: {}{}; {}",
+        tokens(generated.tokens.len()),
+        speed(passes, generated.generation_time),
+        reason(generated, session)
+    );
+    aside(&line);
+}
+
+/// Writes a line beside the text, to standard error.
+pub(crate) fn aside(line: &str) {
+    let _ = writeln!(anstream::stderr(), "{ASIDE}{line}{ASIDE:#}");
+}
+
+fn tokens(n: usize) -> String {
+    format!("{n} token{}", if n == 1 { "" } else { "s" })
+}
+
+fn speed(tokens: usize, time: Duration) -> String {
+    if tokens == 0 || time.is_zero() {
+        return String::new();
+    }
+    let per_second = tokens as f64 / time.as_secs_f64();
+    let digits = if per_second < 10.0 { 2 } else { 0 };
+    format!(" at {per_second:.digits$} tokens/s")
+}

@@ -1,0 +1,55 @@
+//! `mixtral tokenize`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use mixtral_model::{Error, Message, Tokenizer, encode_chat};
+use serde::Serialize;
+
+use crate::args::{Common, Tokenize};
+use crate::failure::Result;
+use crate::input;
+use crate::output::{Output, harmless};
+
+#[derive(Serialize)]
+struct Tokens<'a> {
+    ids: &'a [u32],
+    pieces: Vec<&'a str>,
+}
+
+pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
+    let tokenizer = common.source().tokenizer()?;
+    let ids = match (&args.chat, args.text.as_deref()) {
+        (Some(path), _) => encode_chat(&tokenizer, &messages(path)?)?,
+        (None, text) => {
+            let text = input::text_or_stdin(text, "text")?;
+            if args.no_bos { tokenizer.encode(&text) } else { tokenizer.encode_with_bos(&text) }
+        }
+    };
+    let text = if args.json { json(&tokenizer, &ids)? } else { lines(&tokenizer, &ids) };
+    Ok(Output::new().text(&text)?)
+}
+
+fn messages(path: &Path) -> Result<Vec<Message>> {
+    let json = input::file(path)?;
+    Ok(serde_json::from_str(&json).map_err(|source| Error::Json { path: path.to_owned(), source })?)
+}
+
+fn pieces<'a>(tokenizer: &'a Tokenizer, ids: &[u32]) -> Vec<&'a str> {
+    ids.iter().map(|&id| tokenizer.piece(id).unwrap_or_default()).collect()
+}
+
+fn json(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
+    let tokens = Tokens { ids, pieces: pieces(tokenizer, ids) };
+    Ok(serde_json::to_string(&tokens).map_err(std::io::Error::other)? + "\n")
+}
+
+/// One line a token: id and piece.
+fn lines(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    let mut text = String::new();
+    for (id, piece) in ids.iter().zip(pieces(tokenizer, ids)) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{id:>6}  {}", harmless(piece).replace(['\n', '\t'], "?"));
+    }
+    text
+}

@@ -1,0 +1,85 @@
+//! Ctrl-C and closed pipes.
+#![cfg(unix)]
+
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+
+use crate::{Said, mixtral, names};
+
+/// Starts a command that would go on for long.
+fn start(line: &str, values: &[&str]) -> Child {
+    let mut command = mixtral(line, values);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+/// A generation of four thousand tokens on the slow backend.
+const LONG: &str = "generate {} -n 4000 --ignore-eos --backend portable --threads 1";
+
+#[test]
+fn ctrl_c_ends_a_text_and_still_reports() {
+    let mut child = start(LONG, &["Alice was"]);
+    let mut begun = [0; 20];
+    child.stdout.as_mut().unwrap().read_exact(&mut begun).unwrap();
+    interrupt(&child);
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!(said.status, Some(130), "{}", said.err);
+    assert!(begun.starts_with(b"Alice was ") && said.out.ends_with('\n'));
+    assert!(
+        said.err.starts_with("prompt: 3 tokens at ") && said.err.ends_with("; interrupted\n"),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn ctrl_c_while_a_prompt_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("trace");
+    let ids = vec!["7"; 4000].join(",");
+    let mut child =
+        start("logits --backend portable --threads 1 --ids {} --out {}", &[&ids, out.to_str().unwrap()]);
+    interrupt_until_ended(&mut child);
+    let output = child.wait_with_output().unwrap();
+    // The first signal may come before there is a handler.
+    assert!(output.status.code() == Some(130) || output.status.signal() == Some(2), "{output:?}");
+    assert_eq!((output.stdout, names(dir.path())), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn ctrl_c_ends_a_chat_that_waits() {
+    let mut child = start("chat -n 2", &[]);
+    // The answer shows that there is a handler by now.
+    child.stdin.as_mut().unwrap().write_all(b"Who are you?\n").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    interrupt_until_ended(&mut child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+fn interrupt_until_ended(child: &mut Child) {
+    while child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        interrupt(child);
+    }
+}
+
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    for line in [LONG, "generate {} -n 4000 --ignore-eos --show-routing --backend portable --threads 1"] {
+        let mut child = start(line, &["Alice was"]);
+        let mut begun = [0; 10];
+        let mut stdout = child.stdout.take().unwrap();
+        stdout.read_exact(&mut begun).unwrap();
+        drop(stdout);
+        let said = Said::from(child.wait_with_output().unwrap());
+        assert_eq!((&*said.err, said.status), ("", Some(0)), "{line}");
+    }
+    let mut child = start("inspect --json", &[]);
+    drop(child.stdout.take());
+    let said = Said::from(child.wait_with_output().unwrap());
+    assert_eq!((&*said.err, said.status), ("", Some(0)));
+}

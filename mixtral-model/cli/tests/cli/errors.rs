@@ -1,0 +1,112 @@
+//! What is refused, and how it is said.
+
+use crate::{fixtures, mixtral, run, run_with_input, tiny};
+
+/// Every failing case is reported.
+#[track_caller]
+fn refuses(status: i32, cases: &[(&str, &[&str], &str)]) {
+    let mut failures = Vec::new();
+    for (line, values, message) in cases {
+        let said = run(line, values);
+        if said.status != Some(status) || !said.err.contains(message) || !said.out.is_empty() {
+            failures.push(format!("{line}: {said:?}"));
+        }
+        if !said.err.starts_with("error: ") || said.err.contains("panicked") {
+            failures.push(format!("{line}: {}", said.err));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn errors() {
+    let tiny = tiny("f32-single");
+    let dir = fixtures().join("models");
+    let dir = dir.to_str().unwrap();
+    refuses(
+        1,
+        &[
+            ("generate x --model no/such/dir", &[], "no/such/dir/config.json: No such file"),
+            ("generate x --model {}", &[dir], "models/config.json: "),
+            ("inspect no/such/dir", &[], "no/such/dir: No such file"),
+            ("tokenize x --model {}", &[&tiny], "expected tokenizer.model or tokenizer.json, found neither"),
+            ("generate {}", &[""], "prompt: expected some text, found none"),
+            ("generate", &[], "prompt: expected some text, found none"),
+            ("generate -f no/such/file", &[], "no/such/file: No such file"),
+            ("generate --ids 1,2048 --print-ids", &[], "token id 2048: expected less than 2048"),
+            ("logits --ids 1,2048", &[], "token id 2048: expected less than 2048"),
+            ("generate x --context 4097", &[], "context: expected 1 to 4096 positions, found 4097"),
+            ("generate {} --context 2", &["Alice was"], "context: expected at most 2 positions"),
+            ("logits --ids 1,2,3 --context 2", &[], "context: expected at most 2 positions"),
+            ("generate x -t -1", &[], "temperature: expected 0 or more, found -1"),
+            ("generate x -t NaN", &[], "temperature: expected 0 or more, found NaN"),
+            ("generate x --top-p 0", &[], "top-p: expected more than 0, at most 1, found 0"),
+            ("generate x --min-p 2", &[], "min-p: expected 0 to 1, found 2"),
+            ("generate x --repetition-penalty 0", &[], "repetition penalty: expected more than 0"),
+            ("generate x --show-routing --routing-layer 4", &[], "expected less than 4"),
+            ("tokenize --chat no/such/file", &[], "no/such/file: No such file"),
+        ],
+    );
+}
+
+#[test]
+fn usage() {
+    refuses(
+        2,
+        &[
+            ("generate x --ids 1", &[], "cannot be used with"),
+            ("generate x --prompt-file y", &[], "cannot be used with"),
+            ("inspect x --model y", &[], "cannot be used with"),
+            ("generate --ids 1,x", &[], "expected ids with commas between, found \"x\""),
+            ("generate --ids {}", &[""], "expected ids with commas between"),
+            ("generate --ids -1", &[], "expected ids with commas between, found \"-1\""),
+            ("logits --ids 4294967296", &[], "expected ids with commas between"),
+            ("generate x --backend neon", &[], "expected one of portable, avx2"),
+            ("generate x --threads 0", &[], "expected a whole number, 1 to 1024"),
+            ("generate x --threads 1000000", &[], "expected a whole number, 1 to 1024"),
+            ("logits --ids 1 --prefill 0", &[], "expected a whole number, 1 or more"),
+            ("generate x --context 0", &[], "expected a whole number, 1 or more"),
+            ("generate x --kv-type f8", &[], "possible values: f32, f16, bf16"),
+            ("generate x --show-routing=graph", &[], "possible values: text, tokens"),
+            ("generate x --routing-layer 1", &[], "--show-routing"),
+            ("logits", &[], "--ids"),
+        ],
+    );
+    let mut command = mixtral("generate x", &[]);
+    command.env("MIXTRAL_BACKEND", "neon");
+    let said = run_with_input(command, b"");
+    assert_eq!(said.status, Some(2));
+    assert!(said.err.contains("expected one of portable, avx2"), "{}", said.err);
+}
+
+#[test]
+fn a_tokenizer_of_another_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, tokenizer) = (fixtures().join("models/f32-single"), fixtures().join("tokenizer"));
+    for (from, name) in
+        [(&model, "config.json"), (&model, "model.safetensors"), (&tokenizer, "tokenizer.model")]
+    {
+        std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+    }
+    let dir = dir.path().to_str().unwrap();
+    let message = "error: tokenizer: expected at most 199 pieces, the model's vocab_size, found 32000\n";
+    for line in ["generate x --model {}", "chat --model {}"] {
+        assert_eq!(run(line, &[dir]).err, message, "{line}");
+    }
+}
+
+#[test]
+fn chats_that_are_none() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for (text, message) in [
+        ("[", "EOF while parsing"),
+        ("[{\"role\": \"robot\", \"content\": \"x\"}]", "unknown variant `robot`"),
+        ("[]", "chat message 0: expected user, found the end"),
+    ] {
+        std::fs::write(file.path(), text).unwrap();
+        let said = run("tokenize --chat {}", &[path]);
+        assert_eq!(said.status, Some(1), "{text}");
+        assert!(said.err.contains(message), "{text}: {}", said.err);
+    }
+}

@@ -1,0 +1,157 @@
+//! `mixtral generate`.
+
+use std::fs;
+
+use moe_kernels::Backend;
+
+use crate::{commas, demo, fixtures, ids, json, mixtral, output, run, run_with_input, tiny};
+
+#[test]
+fn greedy_texts_are_the_goldens() {
+    let goldens = json(&fixtures().join("demo/goldens.json"));
+    for facts in goldens["prompts"].as_array().unwrap() {
+        let prompt = facts["prompt"].as_str().unwrap();
+        let expected = format!("{prompt} {}\n", facts["greedy_text"].as_str().unwrap());
+        let tokens = facts["greedy_tokens"].to_string();
+        let found = output("generate {} --temperature 0 --ignore-eos -n {}", &[prompt, &tokens]);
+        assert_eq!(found, expected);
+        let apart = output("generate {} -t 0 --ignore-eos -n {} --no-echo", &[prompt, &tokens]);
+        assert_eq!(format!("{prompt}{apart}"), expected);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_everywhere() {
+    let demo = demo();
+    let expected = output("generate {} -n 40", &["Alice was"]);
+    assert!(expected.starts_with("Alice was "), "{expected:?}");
+    for line in [
+        "generate {} -n 40 --seed 0 --threads 1",
+        "--threads 2 generate {} -n 40",
+        "generate {} -n 40 --temperature 0.8 --top-p 0.95 --top-k 0 --min-p 0 --repetition-penalty 1",
+    ] {
+        assert_eq!(output(line, &["Alice was"]), expected, "{line}");
+    }
+    for backend in Backend::available() {
+        for threads in ["1", "2"] {
+            let values = ["Alice was", backend.name(), threads];
+            assert_eq!(
+                output("generate {} -n 40 --backend {} --threads {}", &values),
+                expected,
+                "{values:?}"
+            );
+        }
+    }
+    for line in ["generate {} -n 40 --model {}", "generate {} -n 40 --read --model {}"] {
+        assert_eq!(output(line, &["Alice was", demo.to_str().unwrap()]), expected, "{line}");
+    }
+    let mut portable = mixtral("generate {} -n 40", &["Alice was"]);
+    portable.env("MIXTRAL_BACKEND", "portable");
+    assert_eq!(run_with_input(portable, b"").out, expected);
+    assert_ne!(output("generate {} -n 40 --seed 1", &["Alice was"]), expected);
+}
+
+#[test]
+fn ids_need_no_tokenizer() {
+    let dir = tiny("f32-single");
+    let goldens = fs::read(fixtures().join("models/f32-single/goldens.safetensors")).unwrap();
+    let (prompt, greedy) = (ids(&goldens, "input_ids"), ids(&goldens, "greedy_ids"));
+    let count = greedy.len().to_string();
+    let values = [&dir, &commas(&prompt[..8]), &*count];
+    let found = output("generate --model {} --ids {} --print-ids --ignore-eos -n {}", &values);
+    assert_eq!(found, commas(&greedy) + "\n");
+
+    let found = run("generate --model {} --ids {} -n {}", &values);
+    assert_eq!(found.status, Some(1));
+    assert!(found.err.starts_with("error: --ids without --print-ids: "), "{}", found.err);
+    assert!(found.err.contains("expected tokenizer.model or tokenizer.json"), "{}", found.err);
+}
+
+#[test]
+fn prompts_come_from_files_and_standard_input() {
+    let expected = output("generate {} -n 5 -t 0", &["Alice was"]);
+    for (line, input) in [
+        ("generate -n 5 -t 0", "Alice was"),
+        ("generate - -n 5 -t 0", "Alice was\n"),
+        ("generate -n 5 -t 0", "Alice was\r\n"),
+        ("generate -n 5 -t 0 -f -", "Alice was\n"),
+    ] {
+        let said = run_with_input(mixtral(line, &[]), input.as_bytes());
+        assert_eq!((said.out.as_str(), said.status), (expected.as_str(), Some(0)), "{line} {input:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.txt");
+    fs::write(&file, "Alice was\n").unwrap();
+    assert_eq!(output("generate --prompt-file {} -n 5 -t 0", &[file.to_str().unwrap()]), expected);
+    // One newline, and no more.
+    fs::write(&file, "Alice was\n\n").unwrap();
+    let longer = output("generate --prompt-file {} -n 5 -t 0", &[file.to_str().unwrap()]);
+    assert!(longer.starts_with("Alice was\n"), "{longer:?}");
+}
+
+#[test]
+fn the_closing_line_says_why() {
+    for (line, reason) in [
+        ("generate {} -n 3", "generated: 3 tokens at "),
+        ("generate {} -n 3", "stopped at --max-tokens\n"),
+        ("generate {} --context 6", "stopped at the context's limit of 6 positions\n"),
+        ("generate {} -n 0", "prompt: 3 tokens at "),
+        ("generate {} -n 0", "generated: 0 tokens; stopped at --max-tokens\n"),
+    ] {
+        let said = run(line, &["Alice was"]);
+        assert_eq!(said.status, Some(0), "{line}: {}", said.err);
+        assert!(said.err.contains(reason) && !said.err.contains('\x1b'), "{line}: {}", said.err);
+    }
+    assert_eq!(output("generate {} -n 0", &["Alice was"]), "Alice was\n");
+}
+
+#[test]
+fn warnings() {
+    let said = run("generate {} -n 1 -t 0 --top-k 3", &["Alice was"]);
+    assert!(said.err.starts_with("warning: greedy choice: "), "{}", said.err);
+
+    // A copy of a tiny model with two tensors more.
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixtures().join("models/f32-single");
+    fs::copy(model.join("config.json"), dir.path().join("config.json")).unwrap();
+    let bytes = fs::read(model.join("model.safetensors")).unwrap();
+    let weights = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = weights.tensors();
+    let (_, any) = tensors.pop().unwrap();
+    let extra = ["adapter.a", "adapter.b"].map(|name| (name.to_owned(), any.clone()));
+    let all = weights.tensors().into_iter().chain(extra);
+    safetensors::serialize_to_file(all, None, &dir.path().join("model.safetensors")).unwrap();
+    let said = run("generate --model {} --ids 1 --print-ids -n 1", &[dir.path().to_str().unwrap()]);
+    assert_eq!(said.status, Some(0), "{}", said.err);
+    assert!(said.err.starts_with("warning: 2 tensors are not used, adapter."), "{}", said.err);
+}
+
+#[test]
+fn routing_is_that_of_the_goldens() {
+    let goldens = fs::read(fixtures().join("demo/goldens.safetensors")).unwrap();
+    let prompt = ids(&goldens, "0.input_ids");
+    let found = output("generate {} -t 0 -n 2 --show-routing", &["Alice was"]);
+    let lines: Vec<Vec<&str>> = found.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines.len(), prompt.len() + 2);
+    for (t, (line, id)) in lines.iter().zip(&prompt).enumerate() {
+        let experts = (0..4).map(|n| commas(&ids(&goldens, &format!("0.experts.{n}"))[2 * t..2 * t + 2]));
+        assert_eq!(line[..2], [t.to_string(), id.to_string()]);
+        assert_eq!(line[3..], experts.collect::<Vec<_>>());
+    }
+    assert_eq!(lines[1][2], "▁Alice");
+    // The model has not read the token that it drew last.
+    assert_eq!(lines.last().unwrap()[3..], ["-", "-", "-", "-"]);
+
+    let plain = output("generate {} -t 0 -n 9", &["Alice was"]);
+    let said = run("generate {} -t 0 -n 9 --show-routing=text --routing-layer 3", &["Alice was"]);
+    assert_eq!((said.out, said.status), (plain, Some(0)));
+    assert!(said.err.contains("coloured by first expert in layer 3:  ■ 0 ■ 1"), "{}", said.err);
+    assert!(said.err.contains("\nlayer 3 "), "{}", said.err);
+
+    let dir = tiny("top3-of-6");
+    let found = output("generate --model {} --ids 3,4 --print-ids -n 1 --show-routing=tokens", &[&dir]);
+    let first: Vec<&str> = found.lines().next().unwrap().split_whitespace().collect();
+    assert!(first[..2] == ["0", "3"] && first[2..].iter().all(|e| e.len() == 5), "{first:?}");
+    let found = output("generate --model {} --ids 3,4 --print-ids -n 3 --show-routing=text", &[&dir]);
+    assert_eq!(found, output("generate --model {} --ids 3,4 --print-ids -n 3", &[&dir]));
+}

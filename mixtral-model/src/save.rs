@@ -1,0 +1,154 @@
+//! Writing safetensors files that are either complete or not there.
+
+use std::borrow::Cow;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use crate::{Error, Result};
+
+/// A matrix to write.
+pub(crate) struct Tensor<'a> {
+    pub(crate) name: String,
+    pub(crate) shape: [usize; 2],
+    pub(crate) elements: Elements<'a>,
+}
+
+pub(crate) enum Elements<'a> {
+    F32(Cow<'a, [f32]>),
+    I32(Vec<i32>),
+}
+
+impl Elements<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::I32(_) => Dtype::I32,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::I32(values) => values.len(),
+        }
+    }
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        match self {
+            Self::F32(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())),
+            Self::I32(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())),
+        }
+    }
+}
+
+/// Writes four-byte tensors, in the order given.
+pub(crate) fn save_tensors(path: &Path, tensors: &[Tensor<'_>]) -> Result<()> {
+    let mut end = 0;
+    let infos = tensors.iter().map(|tensor| {
+        let begin = end;
+        end += 4 * tensor.elements.len();
+        let (dtype, shape) = (tensor.elements.dtype(), tensor.shape.to_vec());
+        (tensor.name.clone(), TensorInfo { dtype, shape, data_offsets: (begin, end) })
+    });
+    let metadata = Metadata::new(None, infos.collect()).map_err(io::Error::other);
+    replace(path, |out| {
+        let mut header = serde_json::to_vec(&metadata?)?;
+        // The data begins at a multiple of eight.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        tensors.iter().try_for_each(|tensor| tensor.elements.write(out))
+    })
+}
+
+/// Writes a file beside `path` and renames it when it is complete and on the disk; removes it if that fails.
+fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
+    let failed = |source| Error::Io { path: path.to_path_buf(), source };
+    // A rename would put a file in the place of a device or a pipe.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        return Err(Error::Checkpoint {
+            path: path.to_path_buf(),
+            expected: "a regular file or nothing".to_owned(),
+            found: "something else of this name".to_owned(),
+        });
+    }
+    let (temporary, file) = create_beside(path).map_err(failed)?;
+    let mut out = BufWriter::with_capacity(1 << 20, &file);
+    let written = write(&mut out)
+        .and_then(|()| out.flush())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        // What is left of `out` must not be written any more; that removing fails too is not worth a second error.
+        drop(out.into_parts());
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map_err(failed)
+}
+
+/// A new file in the directory of `path`, of a name that nobody has.
+fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut attempt = 0;
+    loop {
+        let mut hidden = std::ffi::OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}-{attempt}.tmp", std::process::id()));
+        let temporary = path.with_file_name(hidden);
+        match OpenOptions::new().write(true).create_new(true).open(&temporary) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+            other => return other.map(|file| (temporary, file)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let entries = fs::read_dir(dir).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn complete_or_not_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("t.safetensors");
+        let floats = [1.0, -2.5, 3.0];
+        let tensors = [
+            Tensor { name: "a".into(), shape: [1, 3], elements: Elements::F32(floats[..].into()) },
+            Tensor { name: "b".into(), shape: [2, 1], elements: Elements::I32(vec![7, -1]) },
+        ];
+        for _ in 0..2 {
+            save_tensors(&path, &tensors).unwrap();
+            assert_eq!(names(dir.path()), ["t.safetensors"]);
+        }
+        let bytes = fs::read(&path).unwrap();
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let (a, b) = (read.tensor("a").unwrap(), read.tensor("b").unwrap());
+        assert_eq!(
+            (a.dtype(), a.shape(), b.dtype(), b.shape()),
+            (Dtype::F32, &[1, 3][..], Dtype::I32, &[2, 1][..])
+        );
+        assert_eq!(a.data(), floats.map(f32::to_le_bytes).as_flattened());
+        assert_eq!(b.data(), [7i32, -1].map(i32::to_le_bytes).as_flattened());
+
+        let before = fs::read(&path).unwrap();
+        let broken = replace(&path, |out| {
+            out.write_all(&[0; 100])?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert!(matches!(broken, Err(Error::Io { path: at, .. }) if at == path));
+        assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (before, vec!["t.safetensors".to_owned()]));
+        assert!(matches!(save_tensors(dir.path(), &tensors), Err(Error::Checkpoint { .. })));
+        assert!(matches!(save_tensors(&dir.path().join("no/t"), &tensors), Err(Error::Io { .. })));
+    }
+}

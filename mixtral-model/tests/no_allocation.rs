@@ -1,0 +1,62 @@
+//! Decoding allocates nothing in steady state, on any thread.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use mixtral_model::{Checkpoint, Config, Model, SessionOptions, Step, Wanted, Workspace};
+use moe_kernels::Backend;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is handed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller keeps `GlobalAlloc::alloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps `GlobalAlloc::dealloc`'s contract, and all memory is the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+#[test]
+fn decoding_two_sessions() {
+    let dir = Path::new("demo");
+    let config = Config::from_json(include_bytes!("../cli/demo/config.json"), dir).unwrap();
+    let weights = Bytes::from_static(include_bytes!("../cli/demo/model.safetensors"));
+    let model = Model::load(config, &Checkpoint::from_bytes(dir, weights).unwrap(), Backend::best()).unwrap();
+    let threads = 3;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    // Counted inside the pool: entering it from outside allocates a block of its queue now and then.
+    pool.install(|| {
+        let mut workspace = Workspace::new();
+        let [mut a, mut b] = [(); 2].map(|()| model.session(SessionOptions::default()).unwrap());
+        a.reserve(200).unwrap();
+        b.reserve(200).unwrap();
+        let mut allocations = |tokens: &[u32]| {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let mut steps = [
+                Step { session: &mut a, tokens, wanted: Wanted::Last },
+                Step { session: &mut b, tokens, wanted: Wanted::Last },
+            ];
+            model.forward(&mut steps, &mut workspace, &mut ()).unwrap();
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        };
+        assert!(allocations(&[1; 50]) > 0, "the counter counts");
+        // A first pass may grow what depends on how tokens fall on experts; a thread of the pool allocates once, when it first
+        // takes work from another.
+        let passes = (0..100u32).filter(|i| allocations(&[17 * i % 2048]) > 0).count();
+        assert!(passes <= threads + 1, "{passes} of 100 passes allocate");
+    });
+}

@@ -1,0 +1,171 @@
+//! AVX-512: sixteen lanes in one register.
+
+use std::arch::x86_64::*;
+
+use moe_core::numerics::ROUND_MAGIC;
+
+use super::{Chunk, Kernel, Simd};
+
+/// Exists only where AVX-512 F and DQ were detected.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Avx512(());
+
+/// Lanes 0 to 15.
+#[derive(Clone, Copy)]
+pub(crate) struct Lanes(__m512);
+
+impl Avx512 {
+    /// `Some` where the processor has AVX-512 F and DQ.
+    pub(crate) fn new() -> Option<Self> {
+        let detected = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        detected.then_some(Self(()))
+    }
+
+    /// Runs a kernel compiled for these instructions.
+    ///
+    /// # Safety
+    ///
+    /// The processor must have AVX-512 F and DQ, which the existence of `self` shows.
+    #[target_feature(enable = "avx512f,avx512dq")]
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
+
+/// Operations that are one instruction.
+macro_rules! lanewise {
+    ($(fn $name:ident($($arg:ident),+) = $intrinsic:ident;)+) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: Lanes),+) -> Lanes {
+            // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+            Lanes(unsafe { $intrinsic($($arg.0),+) })
+        }
+    )+};
+}
+
+/// `2^⌊n/2⌋` and `2^(n-⌊n/2⌋)` for the integers in the low bits of `shifted`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn powers_of_two(shifted: __m512) -> (__m512, __m512) {
+    let magic = _mm512_set1_epi32(ROUND_MAGIC.to_bits() as i32);
+    let n = _mm512_sub_epi32(_mm512_castps_si512(shifted), magic);
+    let half = _mm512_srai_epi32::<1>(n);
+    let rest = _mm512_sub_epi32(n, half);
+    let power = |n| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))));
+    (power(half), power(rest))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn tree_sum(lanes: __m512) -> f32 {
+    let eight = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes));
+    let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// Four trees side by side: the halves of two vectors make one, the quarters of four make one.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn tree_sum4([a, b, c, d]: [__m512; 4]) -> __m128 {
+    let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let (ab, cd) = (halves(a, b), halves(c, d));
+    let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+    let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
+    let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
+    // Every lane of a quarter holds its vector's sum by now.
+    _mm512_castps512_ps128(_mm512_permutexvar_ps(
+        _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0),
+        one,
+    ))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen_bf16(sixteen: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(sixteen)))
+}
+
+impl Avx512 {
+    #[inline(always)]
+    fn load_32_bytes(self, from: &[u8; 32]) -> __m256i {
+        // SAFETY: `self` exists only where AVX-512 F, and so AVX, was detected; `from` is 32 readable bytes, and no
+        // alignment is asked for.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+}
+
+impl Simd for Avx512 {
+    type F = Lanes;
+    const WIDE: bool = true;
+
+    lanewise! {
+        fn add(a, b) = _mm512_add_ps;
+        fn sub(a, b) = _mm512_sub_ps;
+        fn mul(a, b) = _mm512_mul_ps;
+        fn div(a, b) = _mm512_div_ps;
+        fn fma(a, b, c) = _mm512_fmadd_ps;
+        fn max(a, b) = _mm512_max_ps;
+        fn min(a, b) = _mm512_min_ps;
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        Lanes(unsafe { _mm512_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    fn load(self, from: &Chunk) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected; `from` is 16 readable floats; no alignment is asked for.
+        Lanes(unsafe { _mm512_loadu_ps(from.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Lanes, to: &mut Chunk) {
+        // SAFETY: `self` exists only where AVX-512 F was detected; `to` is 16 writable floats; no alignment is asked for.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes.0) }
+    }
+
+    #[inline(always)]
+    fn load_f32(self, from: &[u8; 64]) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected; `from` is 64 readable bytes; no alignment is asked for,
+        // any bits are floats, and x86 is little-endian.
+        Lanes(unsafe { _mm512_loadu_ps(from.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[u8; 32]) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        Lanes(unsafe { _mm512_cvtph_ps(self.load_32_bytes(from)) })
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[u8; 32]) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        Lanes(unsafe { widen_bf16(self.load_32_bytes(from)) })
+    }
+
+    #[inline(always)]
+    fn scale_by_power_of_two(self, y: Lanes, shifted: Lanes) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        let (half, rest) = unsafe { powers_of_two(shifted.0) };
+        self.mul(self.mul(y, Lanes(half)), Lanes(rest))
+    }
+
+    #[inline(always)]
+    fn tree_sum(self, lanes: Lanes) -> f32 {
+        // SAFETY: `self` exists only where AVX-512 F and DQ were detected (`Avx512::new`).
+        unsafe { tree_sum(lanes.0) }
+    }
+
+    #[inline(always)]
+    fn tree_sum4(self, lanes: [Lanes; 4]) -> [f32; 4] {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        let sums = unsafe { tree_sum4(lanes.map(|v| v.0)) };
+        let mut out = [0.0; 4];
+        // SAFETY: `out` is 4 writable floats; no alignment is asked for.
+        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
+        out
+    }
+}

@@ -1,0 +1,76 @@
+//! What the losses share: statistics of a group of tokens, and the way back from them to the logits.
+
+use std::ops::Range;
+
+use moe_core::RouteInput;
+use ndarray::{Array2, ArrayViewMut1};
+
+use crate::asked::present;
+use crate::backward::{Divisor, Scores, Weighting};
+
+/// Probabilities over all experts: softmax, or sigmoids divided by their sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// `exp(lₑ) / Σ exp(l)`.
+    #[default]
+    Softmax,
+    /// `σ(lₑ) / Σ σ(l)`: DeepSeek-V3.
+    Sigmoid,
+}
+
+impl Affinity {
+    fn weighting(self) -> Weighting {
+        match self {
+            Self::Softmax => Weighting::new(Scores::OverAll),
+            Self::Sigmoid => Weighting::new(Scores::Sigmoid).divided(Divisor::Sum),
+        }
+    }
+}
+
+/// `Σ p[t]` over the tokens of a range that are not padding, and their number.
+pub(crate) fn total_probability(
+    input: &RouteInput<'_>,
+    range: Range<usize>,
+    affinity: Affinity,
+) -> (Vec<f64>, usize) {
+    let experts: Vec<usize> = (0..input.experts()).collect();
+    let weighting = affinity.weighting();
+    let (mut total, mut tokens) = (vec![0.0; experts.len()], 0);
+    for t in present(input, range) {
+        let (scores, _) = weighting.scores(input.logits.row(t), &experts);
+        let (divisor, _) = weighting.divisor(&scores);
+        total.iter_mut().zip(scores).for_each(|(total, s)| *total += s / divisor);
+        tokens += 1;
+    }
+    (total, tokens)
+}
+
+/// `∂L/∂logits` of a loss that has the same `∂L/∂p[t] = coefficients(s)`, `[E]`, for all tokens of sequence s.
+///
+/// Padding, and sequences without coefficients, have gradient zero.
+pub(crate) fn pull_back<'c>(
+    input: &RouteInput<'_>,
+    affinity: Affinity,
+    coefficients: impl Fn(usize) -> &'c [f64],
+) -> Array2<f64> {
+    let experts: Vec<usize> = (0..input.experts()).collect();
+    let weighting = affinity.weighting();
+    let mut gradient = Array2::zeros(input.logits.raw_dim());
+    for (s, range) in input.sequences().enumerate() {
+        let c = coefficients(s);
+        if c.is_empty() {
+            continue;
+        }
+        for t in present(input, range) {
+            let mut to: ArrayViewMut1<'_, f64> = gradient.row_mut(t);
+            weighting.pull_back(input.logits.row(t), &experts, c, |e, d| to[e] += d);
+        }
+    }
+    gradient
+}
+
+/// The mean of some values, 0 of none.
+pub(crate) fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0.0), |(sum, n), v| (sum + v, n + 1.0));
+    if n == 0.0 { 0.0 } else { sum / n }
+}

@@ -1,0 +1,205 @@
+//! Every gradient against differences of the value, in f64.
+
+use moe_core::{RouteInput, Routed};
+use moe_router::backward::{Divisor, Scores, Weighting};
+use moe_router::losses::{
+    Affinity, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance, ZLoss,
+};
+use ndarray::{Array2, ArrayView2};
+use proptest::prelude::*;
+
+use crate::batch::{Batch, STEP, batches, config};
+
+/// A difference of fourth order with h = 2⁻⁸ is off by h⁴/30 = 8e-12 times the fifth derivative, and by 1.5 · 2⁻⁵³ / h = 4e-14 times the
+/// value; fifth derivatives of the losses here reach some hundreds.
+const BOUND: f64 = 1e-8;
+
+/// The largest distance of `gradient` from the differences of `value`, over the largest of both and 1.
+fn distance(logits: &Array2<f32>, gradient: &Array2<f64>, value: impl Fn(ArrayView2<'_, f32>) -> f64) -> f64 {
+    let mut moved = logits.clone();
+    let mut worst = 0.0f64;
+    for (at, derivative) in gradient.indexed_iter() {
+        let mut by = |steps: f32| {
+            moved[at] = logits[at] + steps * STEP;
+            let value = value(moved.view());
+            moved[at] = logits[at];
+            value
+        };
+        let difference = 8.0 * (by(1.0) - by(-1.0)) - (by(2.0) - by(-2.0));
+        let difference = difference / (12.0 * f64::from(STEP));
+        worst = worst.max((difference - derivative).abs() / difference.abs().max(1.0));
+    }
+    worst
+}
+
+/// Checks a loss of a routing whose choices do not change with the logits.
+fn of_routing(batch: &Batch, loss: impl Fn(&Routed<'_>) -> (f64, Array2<f64>)) -> Result<(), TestCaseError> {
+    let plan = batch.plan();
+    let of = |logits: ArrayView2<'_, f32>| loss(&Routed::new(logits, &plan, batch.context()).unwrap());
+    let off = distance(&batch.logits, &of(batch.logits.view()).1, |l| of(l).0);
+    prop_assert!(off < BOUND, "{off}");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    #[test]
+    fn load_balance(batch in batches()) {
+        of_routing(&batch, |r| {
+            let loss = LoadBalance::per_sequence(r);
+            (loss.value(), loss.gradient())
+        })?;
+        of_routing(&batch, |r| {
+            let loss = LoadBalance::of_first_choices(r);
+            (loss.value(), loss.gradient())
+        })?;
+    }
+
+    #[test]
+    fn load_balance_over_layers(a in batches(), b in batches()) {
+        // Layers of one number of experts, of different tokens.
+        prop_assume!(a.logits.ncols() == b.logits.ncols());
+        let (plan_a, plan_b) = (a.plan(), b.plan());
+        let of = |logits: ArrayView2<'_, f32>| {
+            let b = Routed::new(logits, &plan_b, b.context()).unwrap();
+            LoadBalance::over_all(&[a.routed(&plan_a), b]).value()
+        };
+        let gradients = LoadBalance::over_all(&[a.routed(&plan_a), b.routed(&plan_b)]).gradients();
+        prop_assert_eq!(gradients.len(), 2);
+        prop_assert!(distance(&b.logits, &gradients[1], of) < BOUND);
+    }
+
+    #[test]
+    fn sequence_and_device_balance(batch in batches()) {
+        let devices: Vec<usize> = (0..batch.logits.ncols()).map(|e| e * 5 % 3).collect();
+        for affinity in [Affinity::Softmax, Affinity::Sigmoid] {
+            of_routing(&batch, |r| {
+                let loss = SequenceBalance::of(r, affinity);
+                (loss.value(), loss.gradient())
+            })?;
+            of_routing(&batch, |r| {
+                let loss = DeviceBalance::of(r, affinity, &devices);
+                (loss.value(), loss.gradient())
+            })?;
+        }
+    }
+
+    #[test]
+    fn of_logits_alone(batch in batches()) {
+        of_routing(&batch, |r| {
+            let loss = Importance::of(&r.input());
+            (loss.value(), loss.gradient())
+        })?;
+        of_routing(&batch, |r| {
+            let loss = ZLoss::of(&r.input());
+            (loss.value(), loss.gradient())
+        })?;
+        of_routing(&batch, |r| {
+            let loss = Entropy::of(&r.input());
+            (loss.value(), loss.gradient())
+        })?;
+    }
+
+    #[test]
+    fn load(batch in batches(), k in 1usize..=7, sigma in 0.5f64..2.0) {
+        let experts = batch.logits.ncols();
+        let k = k.min(experts);
+        // Noise that leaves the noisy logits of a token further apart than the differences reach.
+        let noisy = Array2::from_shape_fn(batch.logits.raw_dim(), |(t, e)| {
+            ((t * 7 + e * 3) % experts) as f32 * 0.25 + (e as f32 - t as f32) / 32.0
+        });
+        let of = |clean: ArrayView2<'_, f32>, noisy: ArrayView2<'_, f32>| {
+            Load::of(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).value()
+        };
+        let gradient = Load::of(&batch.input(), noisy.view(), k, sigma).gradient();
+        let by_clean = distance(&batch.logits, &gradient.logits, |l| of(l, noisy.view()));
+        prop_assert!(by_clean < BOUND, "{}", by_clean);
+        let by_noisy = distance(&noisy, &gradient.noisy, |l| of(batch.logits.view(), l));
+        prop_assert!(by_noisy < BOUND, "{}", by_noisy);
+    }
+
+    #[test]
+    fn load_excluding_self(batch in batches(), k in 1usize..=6) {
+        let experts = batch.logits.ncols();
+        let k = k.min(experts - 1);
+        let noisy = Array2::from_shape_fn(batch.logits.raw_dim(), |(t, e)| {
+            ((t * 7 + e * 3) % experts) as f32 * 0.25 + (e as f32 - t as f32) / 32.0
+        });
+        let sigma = Array2::from_shape_fn(batch.logits.raw_dim(), |(t, e)| 1.0 + (t * 3 + e * 5) as f32 % 8.0 / 8.0);
+        let of = |clean: ArrayView2<'_, f32>, noisy: ArrayView2<'_, f32>, sigma: ArrayView2<'_, f32>| {
+            Load::excluding_self(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).value()
+        };
+        let (clean, n, s) = (batch.logits.view(), noisy.view(), sigma.view());
+        let gradient = Load::excluding_self(&batch.input(), n, k, s).gradient();
+        let off = [
+            distance(&batch.logits, &gradient.logits, |l| of(l, n, s)),
+            distance(&noisy, &gradient.noisy, |l| of(clean, l, s)),
+            distance(&sigma, &gradient.sigma, |l| of(clean, n, l)),
+        ];
+        prop_assert!(off.iter().all(|&off| off < BOUND), "{:?}", off);
+    }
+
+    #[test]
+    fn weighting(batch in batches(), refused_too: bool, scale in 0.5f64..3.0) {
+        let plan = batch.plan();
+        let upstream: Vec<f32> = (0..plan.rows()).map(|r| (r * 5 % 7) as f32 / 4.0 - 0.8).collect();
+        let all = [Scores::OverChosen, Scores::OverAll, Scores::Sigmoid, Scores::SqrtSoftplus];
+        let divisors = [
+            Divisor::One,
+            Divisor::Sum,
+            Divisor::SumPlus(0.25),
+            // Floors below and above every sum.
+            Divisor::SumAtLeast(1e-9),
+            Divisor::SumAtLeast(100.0),
+            Divisor::Norm(1.0),
+            Divisor::Norm(2.0),
+            Divisor::Norm(3.5),
+        ];
+        for (scores, divisor) in all.into_iter().flat_map(|s| divisors.map(|d| (s, d))) {
+            let mut weighting = Weighting::new(scores).divided(divisor).scaled(scale);
+            if refused_too {
+                weighting = weighting.over_refused_too();
+            }
+            let loss = |l: ArrayView2<'_, f32>| {
+                let terms = weighting.weights(l, &plan).into_iter().zip(&upstream);
+                terms.map(|(w, &u)| w * f64::from(u)).sum::<f64>()
+            };
+            let gradient = weighting.gradient(batch.logits.view(), &plan, &upstream);
+            let off = distance(&batch.logits, &gradient, loss);
+            prop_assert!(off < BOUND, "{:?} {:?}: {}", scores, divisor, off);
+        }
+    }
+}
+
+/// What the forward weights are, by hand.
+#[test]
+fn weights_by_hand() {
+    let ln = |x: f32| x.ln();
+    // Softmax 0.1, 0.3, 0.6; experts 2 and 1 chosen, 1 refused.
+    let mut batch = Batch::plain(ndarray::array![[ln(1.0), ln(3.0), ln(6.0)]], &[&[2, 1]]);
+    batch.choices[0][1].1 = false;
+    let plan = batch.plan();
+    let weight = |w: Weighting| w.weights(batch.logits.view(), &plan)[0];
+    let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+    let over_all = Weighting::new(Scores::OverAll);
+    near(weight(over_all), 0.6);
+    near(weight(over_all.divided(Divisor::Sum)), 1.0);
+    near(weight(over_all.divided(Divisor::Sum).over_refused_too()), 0.6 / 0.9);
+    near(weight(over_all.divided(Divisor::SumPlus(0.4)).scaled(2.5)), 1.5);
+    near(weight(over_all.divided(Divisor::SumAtLeast(0.8))), 0.75);
+    near(weight(over_all.divided(Divisor::Norm(2.0)).over_refused_too()), 0.6 / 0.45f64.sqrt());
+    near(weight(Weighting::new(Scores::OverChosen).over_refused_too()), 6.0 / 9.0);
+    near(weight(Weighting::new(Scores::Sigmoid)), 6.0 / 7.0);
+    near(weight(Weighting::new(Scores::SqrtSoftplus)), 7f64.ln().sqrt());
+}
+
+/// A score of exactly 0 has derivative 0, not NaN.
+#[test]
+fn the_far_end_of_softplus() {
+    let batch = Batch::plain(ndarray::array![[-1e4f32, 0.0]], &[&[0, 1]]);
+    let weighting = Weighting::new(Scores::SqrtSoftplus).divided(Divisor::SumPlus(1e-20));
+    let gradient = weighting.gradient(batch.logits.view(), &batch.plan(), &[1.0, 2.0]);
+    assert_eq!(gradient[[0, 0]], 0.0);
+    assert!(gradient[[0, 1]].is_finite());
+}
