@@ -1,0 +1,123 @@
+//! Choices by a transport plan between tokens and experts.
+
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
+
+use crate::select;
+
+/// Each token's k best experts after all experts' shares were made equal (S-BASE, Clark et al., [2202.01169]).
+///
+/// Over the tokens of a sequence, Π is the plan of the greatest `⟨Π, l⟩ + H(Π)` with a sum of 1 for every token and T/E for
+/// every expert: `Π = exp(l + u + v)` by Sinkhorn's iterations, in logarithms, `u = -lse(l + v)` over the experts and
+/// `v = ln(T/E) - lse(l + u)` over the tokens. They stop once no v moves by more than 1e-4, or after 100. A token takes the k
+/// experts with the greatest `l + v`, which is the order of Π, ties to the lower expert. The weights are `softmax(l)` over all
+/// experts. The load comes near balance but is not bounded; [`Base`](crate::Base) is exact.
+///
+/// Padding takes no part and is not routed. For testing, the paper takes the plain best: `TopK::new(1)?.normalized(OverAll)`.
+///
+/// Locality: batch.
+///
+/// [2202.01169]: https://arxiv.org/abs/2202.01169
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sinkhorn {
+    k: usize,
+    iterations: usize,
+}
+
+impl Sinkhorn {
+    /// `k` experts a token; 1 in the paper.
+    ///
+    /// # Errors
+    ///
+    /// If `k` is 0.
+    pub fn new(k: usize) -> Result<Self> {
+        if k == 0 {
+            let expected = "k of at least 1".into();
+            return Err(Error::Router { setting: "Sinkhorn", expected, found: "0".into() });
+        }
+        Ok(Self { k, iterations: 100 })
+    }
+
+    /// The same with at most so many iterations. None leaves the plain k best.
+    pub fn iterations(self, iterations: usize) -> Self {
+        Self { iterations, ..self }
+    }
+
+    fn choose(
+        &self,
+        input: &RouteInput<'_>,
+        first: usize,
+        scratch: &mut RouteScratch,
+        out: &mut Assignments,
+    ) {
+        const TOLERANCE: f32 = 1e-4;
+        let experts = input.experts();
+        let present = |t: &usize| !input.context.is_padding(*t);
+        let tokens = (0..input.tokens()).filter(present).count();
+        let share = numerics::ln(tokens as f32 / experts as f32);
+        let RouteScratch { values, keys } = scratch;
+        values.clear();
+        values.resize(2 * experts + input.tokens(), 0.0);
+        let (v, rest) = values.split_at_mut(experts);
+        let (row, u) = rest.split_at_mut(experts);
+        for _ in 0..self.iterations {
+            for t in (0..input.tokens()).filter(present) {
+                let logits = input.logits.row(t);
+                row.iter_mut().zip(logits.iter().zip(&*v)).for_each(|(to, (l, v))| *to = l + v);
+                u[t] = -log_sum_exp(row.iter().copied());
+            }
+            let mut moved = 0.0f32;
+            for e in 0..experts {
+                let column = (0..input.tokens()).filter(present).map(|t| input.logits[[t, e]] + u[t]);
+                let new = share - log_sum_exp(column);
+                moved = moved.max((new - v[e]).abs());
+                v[e] = new;
+            }
+            if moved <= TOLERANCE {
+                break;
+            }
+        }
+        for t in (0..input.tokens()).filter(present) {
+            let logits = input.logits.row(t);
+            select::best(logits.iter().zip(&*v).map(|(l, v)| l + v), self.k, keys);
+            row.iter_mut().zip(logits).for_each(|(to, l)| *to = *l);
+            numerics::softmax(row);
+            for &key in &*keys {
+                out.assign(first + t, select::index(key), row[select::index(key)]);
+            }
+        }
+    }
+}
+
+impl Router for Sinkhorn {
+    /// Pushes k experts for every token that is not padding.
+    ///
+    /// # Errors
+    ///
+    /// If there are fewer than k experts.
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        if self.k > input.experts() {
+            let expected = format!("at least {} experts", self.k);
+            let found = input.experts().to_string();
+            return Err(Error::Router { setting: "Sinkhorn", expected, found });
+        }
+        out.with_scratch(|out, scratch| {
+            for range in input.sequences() {
+                self.choose(&input.slice(range.clone()), range.start, scratch, out);
+            }
+        });
+        Ok(())
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Batch
+    }
+}
+
+/// `ln Σ exp(x)`, added in order; negative infinity where there is nothing.
+pub(crate) fn log_sum_exp(values: impl Iterator<Item = f32> + Clone) -> f32 {
+    let top = values.clone().fold(f32::NEG_INFINITY, |best, v| if v > best { v } else { best });
+    if top == f32::NEG_INFINITY {
+        return top;
+    }
+    top + numerics::ln(values.map(|v| numerics::exp(v - top)).sum())
+}
