@@ -17,8 +17,8 @@ use crate::{Capacity, select};
 /// token, and the weight is S. The solver is the paper's: Dykstra's algorithm, which projects on one set of constraints
 /// after the other (in the sense of relative entropy, in logarithms), λ = 0.001 and at most 100 iterations. Two things differ: the
 /// bound of 1 is met together with the experts' sums in one exact projection, since alone it takes hundreds of iterations where
-/// scores lie far apart; and the iterations stop once no correction moves by more than 1e-4. The formulation and the numbers are
-/// the paper's as the author of this code remembers them.
+/// scores lie far apart; and the iterations stop once no correction moves by more than 1e-4. The formulation and
+/// the numbers follow the paper as commonly summarised; its text has not been compared.
 ///
 /// A is nearly whole, not quite, and may not have converged: the cap of b is what the programme aims at, **not a guarantee**,
 /// whereas the C tokens an expert are. It needs `C·E ≤ b·T`; where that does not hold the constraints contradict each other and

@@ -24,7 +24,7 @@ fn fixtures() -> Vec<PathBuf> {
 #[test]
 fn fixtures_match_their_manifests() {
     let dirs = fixtures();
-    assert_eq!(dirs.len(), 9);
+    assert_eq!(dirs.len(), 11);
     for dir in dirs {
         let config = Config::from_dir(&dir).unwrap();
         let [mapped, read] = BOTH.map(|access| Checkpoint::open(&dir, access).unwrap());
