@@ -1,0 +1,82 @@
+//! A routing policy of your own in a loaded Mixtral, beside the one it was trained with.
+//!
+//! `cargo run --release -p mixtral-model --example own_router [MODEL_DIR]`
+
+use std::path::{Path, PathBuf};
+
+use mixtral_model::{Model, SessionOptions, Step, Tokenizer, Wanted, Workspace};
+use moe_core::{Assignments, Locality, Result, RouteInput, Router, numerics};
+use moe_router::{Capacity, Capped, TopK};
+
+/// The best expert always, the second only where it is at least `self.0` times as probable.
+struct SecondIfClose(f32);
+
+impl Router for SecondIfClose {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        for (token, logits) in input.logits.rows().into_iter().enumerate() {
+            let mut best: Vec<usize> = (0..input.experts()).collect();
+            best.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+            let ratio = numerics::exp(logits[best[1]] - logits[best[0]]);
+            out.assign(token, best[0], if ratio < self.0 { 1.0 } else { 1.0 / (1.0 + ratio) });
+            if ratio >= self.0 {
+                out.assign(token, best[1], ratio / (1.0 + ratio));
+            }
+        }
+        Ok(())
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Token
+    }
+}
+
+const TEXT: &str = "It was a bright cold day in April, and the clocks were striking thirteen. \
+    The sailor looked at the whale, and the whale looked at the sailor, and neither of them said a word.";
+
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo");
+    let dir = std::env::args_os().nth(1).map_or(demo, PathBuf::from);
+    let ids = Tokenizer::from_dir(&dir)?.encode_with_bos(TEXT);
+
+    println!("router                     nats a token  experts a token");
+    report("as trained", &Model::open(&dir)?, &ids)?;
+    for threshold in [0.3, 0.6, 2.0] {
+        let model = Model::open(&dir)?.with_routers(|_| Box::new(SecondIfClose(threshold)));
+        report(&format!("second if at least {threshold:.1}"), &model, &ids)?;
+    }
+    let capped = Capped::new(TopK::new(2)?, Capacity::factor_of_choices(1.0))?;
+    report("top-2, capped", &Model::open(&dir)?.with_routers(|_| Box::new(capped)), &ids)?;
+    Ok(())
+}
+
+/// Reads the text under the model's routers, and prints how well each next token is predicted and how many experts worked.
+fn report(name: &str, model: &Model, ids: &[u32]) -> mixtral_model::Result<()> {
+    let mut session = model.session(SessionOptions::default())?;
+    let mut counter = Counter::default();
+    let step = Step::new(&mut session, ids).wanted(Wanted::All);
+    let mut workspace = Workspace::new();
+    let logits = model.forward(&mut [step], &mut workspace, &mut counter)?;
+    let mut nats = 0.0;
+    for (row, next) in logits.rows().into_iter().zip(&ids[1..]) {
+        let mut p = row.to_vec();
+        numerics::softmax(&mut p);
+        nats -= numerics::ln(p[*next as usize]);
+    }
+    let (nats, experts) = (nats / (ids.len() - 1) as f32, counter.rows as f32 / counter.tokens as f32);
+    println!("{name:<26} {nats:>12.3}  {experts:>15.2}");
+    Ok(())
+}
+
+/// Counts choices over all layers.
+#[derive(Default)]
+struct Counter {
+    rows: usize,
+    tokens: usize,
+}
+
+impl mixtral_model::Observer for Counter {
+    fn routed(&mut self, routed: &moe_core::Routed<'_>) {
+        self.rows += routed.plan.rows();
+        self.tokens += routed.plan.tokens();
+    }
+}
