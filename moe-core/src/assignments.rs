@@ -13,6 +13,8 @@ pub struct Assignment {
     pub weight: f32,
     /// How many of the token's choices came before this one.
     pub rank: u32,
+    /// The expert that the router asked for. It differs from `expert` where a decorator sent the token elsewhere.
+    pub asked: u32,
 }
 
 /// One pair that a router wanted and a capacity turned away.
@@ -20,7 +22,7 @@ pub struct Assignment {
 pub struct Refusal {
     /// Row of the batch.
     pub token: u32,
-    /// The expert that was full.
+    /// The expert that was full: the one asked for.
     pub expert: u32,
     /// How many of the token's choices came before this one.
     pub rank: u32,
@@ -47,7 +49,8 @@ pub enum Verdict {
 /// Everything is scratch of the [`Assignments`], so that a decorator needs no buffer of its own.
 #[derive(Debug)]
 pub struct Review<'a> {
-    /// The pairs, in the order they were pushed. Their tokens are counted as in the router's input; weights may be changed.
+    /// The pairs, in the order they were pushed. Their tokens are counted as in the router's input. Weights may be changed, and
+    /// so may experts: a pair sent elsewhere stays one request, for the expert it [asked](Assignment::asked) for.
     pub pairs: &'a mut [Assignment],
     /// What becomes of pair i.
     pub verdicts: &'a mut [Verdict],
@@ -84,7 +87,8 @@ pub struct Assignments {
     order: Vec<u32>,
     load: Vec<u32>,
     priority: Vec<f32>,
-    scratch: RouteScratch,
+    /// Memory to lend, the outermost borrower's last.
+    scratch: Vec<RouteScratch>,
 }
 
 impl Assignments {
@@ -125,7 +129,7 @@ impl Assignments {
     /// Grants the pair: `expert` works on `token`, its output times `weight`.
     pub fn assign(&mut self, token: usize, expert: usize, weight: f32) {
         let (token, expert, rank) = self.next(token, expert);
-        self.granted.push(Assignment { token, expert, weight, rank });
+        self.granted.push(Assignment { token, expert, weight, rank, asked: expert });
     }
 
     /// Records that the router wanted the pair and a capacity turned it away. It takes a rank like a granted one.
@@ -180,7 +184,7 @@ impl Assignments {
                     kept += 1;
                 }
                 Verdict::Refuse => {
-                    self.refused.push(Refusal { token: pair.token, expert: pair.expert, rank: pair.rank });
+                    self.refused.push(Refusal { token: pair.token, expert: pair.asked, rank: pair.rank });
                 }
                 Verdict::Forget => {}
             }
@@ -191,11 +195,12 @@ impl Assignments {
 
     /// Lends a router memory that outlives the call, so that it allocates nothing once grown.
     ///
-    /// The loan ends with the closure. A router that runs another one inside it lends that one nothing.
+    /// The loan ends with the closure. A router that runs another one inside it keeps its own; the inner one is lent other
+    /// memory, the same at each depth from call to call.
     pub fn with_scratch<T>(&mut self, work: impl FnOnce(&mut Self, &mut RouteScratch) -> T) -> T {
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.scratch.pop().unwrap_or_default();
         let result = work(self, &mut scratch);
-        self.scratch = scratch;
+        self.scratch.push(scratch);
         result
     }
 

@@ -19,12 +19,20 @@ pub struct TokenContext<'a> {
     pub seed: u64,
     /// Boundaries of the sequences: sequence s is tokens `offsets[s]..offsets[s + 1]`; empty means one sequence.
     pub offsets: &'a [usize],
+    /// Identity of each sequence in what a router draws, `[sequences]`; empty means that all are 0, so that equal positions of
+    /// two sequences draw alike. The place of a sequence in the batch is no identity: it would let the others change a token.
+    pub sequence_ids: &'a [u64],
     /// Position of each token in its sequence; empty means 0, 1, 2, … from the start of each.
     pub positions: &'a [usize],
     /// Vocabulary id of each token, where the caller knows it.
     pub token_ids: Option<&'a [u32]>,
     /// `true` where a token is padding, which should take no capacity.
     pub padding: Option<&'a [bool]>,
+    /// Random numbers for routers that draw, `[T, N]`: used in place of draws from the seed. The router says which distribution
+    /// they have and how many columns it takes (mostly E).
+    pub noise: Option<TokenRows<'a>>,
+    /// The output of a second gate that scales the noise of the first, `[T, E]` (Shazeer et al., 1701.06538).
+    pub noise_logits: Option<TokenRows<'a>>,
 }
 
 impl<'a> TokenContext<'a> {
@@ -36,6 +44,11 @@ impl<'a> TokenContext<'a> {
     /// The same, with sequence boundaries.
     pub fn with_sequences(self, offsets: &'a [usize]) -> Self {
         Self { offsets, ..self }
+    }
+
+    /// The same, with identities of the sequences for what is drawn.
+    pub fn with_sequence_ids(self, ids: &'a [u64]) -> Self {
+        Self { sequence_ids: ids, ..self }
     }
 
     /// The same, with positions.
@@ -51,6 +64,16 @@ impl<'a> TokenContext<'a> {
     /// The same, with a padding mask.
     pub fn with_padding(self, padding: &'a [bool]) -> Self {
         Self { padding: Some(padding), ..self }
+    }
+
+    /// The same, with random numbers in place of draws from the seed.
+    pub fn with_noise(self, noise: TokenRows<'a>) -> Self {
+        Self { noise: Some(noise), ..self }
+    }
+
+    /// The same, with logits that scale the noise.
+    pub fn with_noise_logits(self, logits: TokenRows<'a>) -> Self {
+        Self { noise_logits: Some(logits), ..self }
     }
 
     /// The same, with a seed for routers that draw.
@@ -84,6 +107,15 @@ impl<'a> TokenContext<'a> {
         }
     }
 
+    /// The layer, sequence identity and position of token `t`: where its random numbers are drawn for
+    /// ([`numerics::uniform`](crate::numerics::uniform)).
+    pub fn place(&self, t: usize) -> [u64; 3] {
+        let s = self.offsets.partition_point(|&start| start <= t).saturating_sub(1);
+        let start = self.offsets.get(s).copied().unwrap_or(0);
+        let position = self.positions.get(t).copied().unwrap_or(t - start);
+        [self.layer as u64, self.sequence_ids.get(s).copied().unwrap_or(0), position as u64]
+    }
+
     /// `true` where token `t` is padding.
     pub fn is_padding(&self, t: usize) -> bool {
         self.padding.is_some_and(|mask| mask[t])
@@ -112,6 +144,15 @@ impl<'a> TokenContext<'a> {
         if let Some(mask) = self.padding {
             length("padding mask", mask.len())?;
         }
+        if !self.sequence_ids.is_empty() && self.sequence_ids.len() != self.sequences() {
+            let (expected, found) = (self.sequences(), self.sequence_ids.len());
+            return Err(Error::Length { what: "sequence identities", expected, found });
+        }
+        for (what, rows) in [("noise", self.noise), ("noise logits", self.noise_logits)] {
+            if let Some(rows) = rows {
+                length(what, rows.tokens())?;
+            }
+        }
         Ok(())
     }
 
@@ -119,11 +160,71 @@ impl<'a> TokenContext<'a> {
     fn slice(&self, range: &Range<usize>) -> Self {
         Self {
             offsets: &[],
+            sequence_ids: match self.sequence_ids {
+                [] => &[],
+                ids => {
+                    let s = self.offsets.partition_point(|&start| start <= range.start).saturating_sub(1);
+                    // An empty stretch at the end of the batch belongs to the last sequence.
+                    let s = s.min(ids.len() - 1);
+                    &ids[s..s + 1]
+                }
+            },
             positions: self.positions.get(range.clone()).unwrap_or(&[]),
             token_ids: self.token_ids.map(|ids| &ids[range.clone()]),
             padding: self.padding.map(|mask| &mask[range.clone()]),
+            noise: self.noise.map(|rows| rows.slice(range)),
+            noise_logits: self.noise_logits.map(|rows| rows.slice(range)),
             ..*self
         }
+    }
+}
+
+/// Numbers that belong to the tokens of a batch, `[T, N]` in row-major order.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenRows<'a> {
+    values: &'a [f32],
+    columns: usize,
+}
+
+impl<'a> TokenRows<'a> {
+    /// `columns` numbers a token.
+    ///
+    /// # Errors
+    ///
+    /// If there is no column, or the numbers do not fill whole rows.
+    pub fn new(values: &'a [f32], columns: usize) -> Result<Self> {
+        if columns == 0 || !values.len().is_multiple_of(columns) {
+            return Err(Error::Router {
+                setting: "numbers of the tokens",
+                expected: format!("whole rows of {columns}"),
+                found: format!("{} numbers", values.len()),
+            });
+        }
+        Ok(Self { values, columns })
+    }
+
+    /// Number of tokens, T.
+    pub fn tokens(&self) -> usize {
+        self.values.len() / self.columns
+    }
+
+    /// Numbers a token, N.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// The numbers of token `t`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such token.
+    #[track_caller]
+    pub fn row(&self, t: usize) -> &'a [f32] {
+        &self.values[t * self.columns..][..self.columns]
+    }
+
+    fn slice(&self, range: &Range<usize>) -> Self {
+        Self { values: &self.values[range.start * self.columns..range.end * self.columns], ..*self }
     }
 }
 
@@ -133,7 +234,7 @@ impl<'a> TokenContext<'a> {
 pub struct RouteInput<'a> {
     /// The gate's output, `[T, E]`.
     pub logits: ArrayView2<'a, f32>,
-    /// Sequences, positions, ids, padding, seed.
+    /// Sequences, positions, ids, padding, seed, noise.
     pub context: TokenContext<'a>,
 }
 
@@ -174,4 +275,37 @@ impl<'a> RouteInput<'a> {
 /// Some of the rows of a view, for as long as the view's own memory lives.
 pub(crate) fn row_range(view: ArrayView2<'_, f32>, range: Range<usize>) -> ArrayView2<'_, f32> {
     view.split_at(Axis(0), range.end).0.split_at(Axis(0), range.start).1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_draws_for_the_same_places() {
+        let positions = [4, 5, 0, 1, 2];
+        let noise = [0.0, 1.0, 2.0, 3.0, 4.0];
+        let whole = TokenContext::new()
+            .with_sequences(&[0, 2, 2, 5])
+            .with_sequence_ids(&[70, 80, 90])
+            .with_positions(&positions)
+            .with_noise(TokenRows::new(&noise, 1).unwrap())
+            .at_layer(3);
+        whole.check(5).unwrap();
+        assert_eq!(whole.place(1), [3, 70, 5]);
+        assert_eq!(whole.place(2), [3, 90, 0]);
+        let slice = whole.slice(&(3..5));
+        slice.check(2).unwrap();
+        assert_eq!(slice.place(1), whole.place(4));
+        assert_eq!(slice.noise.unwrap().row(1), [4.0]);
+        let defaults = TokenContext::new().with_sequences(&[0, 2, 5]);
+        assert_eq!(
+            [defaults.place(1), defaults.place(2), defaults.place(4)],
+            [[0, 0, 1], [0, 0, 0], [0, 0, 2]]
+        );
+        assert!(whole.with_sequence_ids(&[1]).check(5).is_err());
+        assert!(whole.with_noise(TokenRows::new(&noise[..3], 1).unwrap()).check(5).is_err());
+        assert!(TokenRows::new(&noise, 2).is_err());
+        assert!(TokenRows::new(&[], 0).is_err());
+    }
 }

@@ -24,6 +24,8 @@ pub struct Choice {
     pub rank: usize,
     /// Row of the grouped rows.
     pub row: usize,
+    /// The expert that the router asked for, where another one took the token.
+    pub instead_of: Option<usize>,
 }
 
 /// A validated routing, readable by expert and by token.
@@ -40,6 +42,7 @@ pub struct RoutingPlan {
     row_expert: Vec<u32>,
     row_weight: Vec<f32>,
     row_rank: Vec<u32>,
+    row_asked: Vec<u32>,
     /// Token t has entries `token_offsets[t]..token_offsets[t + 1]` of the two lists below; `[T + 1]`.
     token_offsets: Vec<usize>,
     /// Its rows by ascending expert.
@@ -79,6 +82,7 @@ impl RoutingPlan {
         self.clear(tokens, experts);
         for p in pairs {
             check_range(p.token, p.expert, tokens, experts)?;
+            check_range(p.token, p.asked, tokens, experts)?;
             if !p.weight.is_finite() {
                 return Err(Error::WeightNotFinite { token: p.token, expert: p.expert, weight: p.weight });
             }
@@ -104,6 +108,7 @@ impl RoutingPlan {
         self.row_expert.resize(pairs.len(), 0);
         self.row_weight.resize(pairs.len(), 0.0);
         self.row_rank.resize(pairs.len(), 0);
+        self.row_asked.resize(pairs.len(), 0);
         restart(&mut self.cursor, &self.expert_offsets);
         for &i in &self.by_token {
             let p = pairs[i as usize];
@@ -116,6 +121,7 @@ impl RoutingPlan {
             self.row_expert[row] = p.expert;
             self.row_weight[row] = p.weight;
             self.row_rank[row] = p.rank;
+            self.row_asked[row] = p.asked;
         }
 
         // Rows come by ascending expert, so dealing them out to their tokens leaves each token's in that order.
@@ -185,6 +191,11 @@ impl RoutingPlan {
         &self.row_rank
     }
 
+    /// The expert that the router asked for in each row, `[R]`: the row's own unless the token was sent elsewhere.
+    pub fn row_asked(&self) -> &[u32] {
+        &self.row_asked
+    }
+
     /// The terms of token `t`'s combination, by ascending expert.
     ///
     /// # Panics
@@ -213,6 +224,9 @@ impl RoutingPlan {
                 weight: self.row_weight[row],
                 rank: self.row_rank[row] as usize,
                 row,
+                instead_of: Some(self.row_asked[row])
+                    .filter(|&asked| asked != self.row_expert[row])
+                    .map(|asked| asked as usize),
             }
         })
     }
@@ -228,8 +242,8 @@ impl RoutingPlan {
     }
 
     fn clear(&mut self, tokens: usize, experts: usize) {
-        let Self { row_token, row_expert, row_rank, token_rows, ranked_rows, by_token, .. } = self;
-        for list in [row_token, row_expert, row_rank, token_rows, ranked_rows, by_token] {
+        let Self { row_token, row_expert, row_rank, row_asked, token_rows, ranked_rows, by_token, .. } = self;
+        for list in [row_token, row_expert, row_rank, row_asked, token_rows, ranked_rows, by_token] {
             list.clear();
         }
         self.row_weight.clear();

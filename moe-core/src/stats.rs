@@ -9,12 +9,14 @@ use crate::numerics;
 pub struct PlanStats {
     /// Rows each expert works on, `[E]`.
     pub load: Vec<usize>,
-    /// Rows each expert was asked for, refused ones included, `[E]`.
+    /// Requests for each expert, `[E]`: refused ones included, and those that another expert took.
     pub load_before: Vec<usize>,
     /// Sum of the combination weights each expert received, `[E]`.
     pub importance: Vec<f32>,
     /// Share of the requested pairs that were refused; 0 where none was requested.
     pub drop_rate: f32,
+    /// Rows whose token was sent to another expert than the router asked for.
+    pub rerouted: usize,
     /// Entropy of the load over ln E, in 0..=1: 1 is an even spread. 0 where there is no load; 1 for a single expert.
     pub entropy: f32,
     /// Population standard deviation of the load over its mean; 0 is an even spread, and no load.
@@ -29,7 +31,10 @@ impl PlanStats {
     pub(crate) fn of(plan: &RoutingPlan) -> Self {
         let experts = plan.experts();
         let load: Vec<usize> = (0..experts).map(|e| plan.expert_rows(e).len()).collect();
-        let mut load_before = load.clone();
+        let mut load_before = vec![0; experts];
+        for &e in plan.row_asked() {
+            load_before[e as usize] += 1;
+        }
         for r in plan.refused() {
             load_before[r.expert as usize] += 1;
         }
@@ -42,6 +47,7 @@ impl PlanStats {
         let some = plan.rows() > 0;
         Self {
             drop_rate: if requested == 0 { 0.0 } else { plan.refused().len() as f32 / requested as f32 },
+            rerouted: plan.row_asked().iter().zip(plan.row_experts()).filter(|(a, e)| a != e).count(),
             entropy: match (some, experts) {
                 (false, _) => 0.0,
                 (true, 1) => 1.0,

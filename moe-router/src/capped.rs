@@ -2,7 +2,9 @@
 
 use std::cmp::Reverse;
 
-use moe_core::{Assignments, Locality, Result, Review, RouteInput, RouteScratch, Router, Verdict, numerics};
+use moe_core::{
+    Assignment, Assignments, Locality, Result, Review, RouteInput, RouteScratch, Router, Verdict, numerics,
+};
 use ndarray::ArrayViewMut2;
 
 use crate::{Capacity, select};
@@ -21,6 +23,13 @@ enum Priority {
     Score,
 }
 
+/// What becomes of a choice that finds no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Overflow {
+    Refuse,
+    Reroute,
+}
+
 /// The choices of another router, as far as the experts have places; the rest become refusals.
 ///
 /// Each sequence is a group of its own: every expert has [`Capacity::places`] for it. Choices are granted
@@ -33,6 +42,12 @@ enum Priority {
 /// Weights stay as they are, so those of a token may sum to less than before; [`Renormalized`](crate::Renormalized) around
 /// this one shares them out anew. References differ in whether a later rank starts after all earlier choices of the expert or after
 /// those granted; what is granted is the same, since an expert once full turns everything away.
+///
+/// With [rerouting](Self::rerouting) a choice that finds no place goes, at its turn, to the token's best expert by
+/// [`Router::scores`] that has a free place and that the token did not ask for; ties to the lower expert, NaN last. Only where
+/// there is none it is refused. Its weight w becomes `w · s'/s`, with s and s' the scores of the expert asked for and of the one it
+/// got (0 where that is not finite), which is the other expert's own weight where weights are scores. It stays the
+/// choice it was: rank, and the expert [asked](moe_core::Assignment::asked) for, which the load before capacity counts.
 ///
 /// Padding ([`TokenContext::padding`](moe_core::TokenContext)) takes no place, has no experts, and counts neither as granted
 /// nor as refused.
@@ -53,6 +68,7 @@ pub struct Capped<R> {
     capacity: Capacity,
     turn: Turn,
     priority: Priority,
+    overflow: Overflow,
 }
 
 impl<R: Router> Capped<R> {
@@ -63,7 +79,13 @@ impl<R: Router> Capped<R> {
     /// If the capacity is [not valid](Capacity::check).
     pub fn new(inner: R, capacity: Capacity) -> Result<Self> {
         capacity.check()?;
-        Ok(Self { inner, capacity, turn: Turn::RankByRank, priority: Priority::Position })
+        Ok(Self {
+            inner,
+            capacity,
+            turn: Turn::RankByRank,
+            priority: Priority::Position,
+            overflow: Overflow::Refuse,
+        })
     }
 
     /// The same, but a token gets all its places before the next one gets any.
@@ -76,32 +98,45 @@ impl<R: Router> Capped<R> {
         Self { priority: Priority::Score, ..self }
     }
 
+    /// The same, but a choice without a place goes to the next best expert that has one.
+    pub fn rerouting(self) -> Self {
+        Self { overflow: Overflow::Reroute, ..self }
+    }
+
     /// The router whose choices are limited.
     pub fn inner(&self) -> &R {
         &self.inner
     }
 
-    /// Gives each pair its token's greatest score.
-    fn prioritize(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, review: &mut Review<'_>) {
-        let (tokens, experts) = (input.tokens(), input.experts());
-        let values = &mut scratch.values;
+    /// Writes the inner router's scores, `[T, E]`.
+    fn score(&self, input: &RouteInput<'_>, values: &mut Vec<f32>) {
+        let shape = (input.tokens(), input.experts());
         values.clear();
-        values.resize(tokens * experts, 0.0);
-        if let Ok(scores) = ArrayViewMut2::from_shape((tokens, experts), values) {
+        values.resize(shape.0 * shape.1, 0.0);
+        if let Ok(scores) = ArrayViewMut2::from_shape(shape, values) {
             self.inner.scores(input, scores);
-        }
-        for (priority, pair) in review.priority.iter_mut().zip(&*review.pairs) {
-            // A token out of range has none; sealing reports it.
-            let row = values.chunks(experts.max(1)).nth(pair.token as usize).unwrap_or(&[]);
-            *priority = numerics::max(row);
         }
     }
 
-    fn grant(&self, input: &RouteInput<'_>, review: Review<'_>) -> Result<()> {
+    fn grant(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, review: Review<'_>) -> Result<()> {
         let Review { pairs, verdicts, mut order, load, priority } = review;
-        let pair = |i: &u32| &pairs[*i as usize];
-        order.sort_unstable_by_key(|i| (pair(i).token, pair(i).rank));
+        let RouteScratch { values: scores, keys: asked } = scratch;
+        if self.priority == Priority::Score || self.overflow == Overflow::Reroute {
+            self.score(input, scores);
+        }
+        if self.priority == Priority::Score {
+            for (priority, pair) in priority.iter_mut().zip(&*pairs) {
+                *priority = numerics::max(row(scores, pair.token, input.experts()));
+            }
+        }
+        if self.overflow == Overflow::Reroute {
+            asked.clear();
+            asked.resize((input.tokens() * input.experts()).div_ceil(64), 0);
+            pairs.iter().for_each(|pair| mark(asked, pair.token, pair.expert, input.experts()));
+        }
+        order.sort_unstable_by_key(|i| (pairs[*i as usize].token, pairs[*i as usize].rank));
         for tokens in input.sequences() {
+            let pair = |i: &u32| &pairs[*i as usize];
             let split = order.partition_point(|i| (pair(i).token as usize) < tokens.end);
             let (group, rest) = order.split_at_mut(split);
             order = rest;
@@ -131,7 +166,7 @@ impl<R: Router> Capped<R> {
             load.fill(0);
             for i in group {
                 // An expert out of range has no load; sealing reports it.
-                let Some(taken) = load.get_mut(pair(i).expert as usize) else { continue };
+                let Some(taken) = load.get_mut(pairs[*i as usize].expert as usize) else { continue };
                 let verdict = &mut verdicts[*i as usize];
                 if *verdict == Verdict::Forget {
                     continue;
@@ -139,6 +174,18 @@ impl<R: Router> Capped<R> {
                     *taken += 1;
                 } else {
                     *verdict = Verdict::Refuse;
+                    if self.overflow == Overflow::Reroute {
+                        let pair = &mut pairs[*i as usize];
+                        if let Some(expert) = next_best(pair, scores, asked, load, places) {
+                            *verdict = Verdict::Keep;
+                            load[expert] += 1;
+                            mark(asked, pair.token, expert as u32, input.experts());
+                            let scores = row(scores, pair.token, input.experts());
+                            let weight = pair.weight * (scores[expert] / scores[pair.expert as usize]);
+                            pair.weight = if weight.is_finite() { weight } else { 0.0 };
+                            pair.expert = expert as u32;
+                        }
+                    }
                 }
             }
         }
@@ -155,14 +202,7 @@ impl<R: Router> Router for Capped<R> {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         let mark = out.mark();
         self.inner.route(input, out)?;
-        out.with_scratch(|out, scratch| {
-            out.review(mark, |mut review| {
-                if self.priority == Priority::Score {
-                    self.prioritize(input, scratch, &mut review);
-                }
-                self.grant(input, review)
-            })
-        })
+        out.with_scratch(|out, scratch| out.review(mark, |review| self.grant(input, scratch, review)))
     }
 
     fn locality(&self) -> Locality {
@@ -177,4 +217,26 @@ impl<R: Router> Router for Capped<R> {
     fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
         self.inner.scores(input, out);
     }
+}
+
+/// The scores of a token; none for a token out of range, which sealing reports.
+fn row(scores: &[f32], token: u32, experts: usize) -> &[f32] {
+    (token as usize).checked_mul(experts).and_then(|at| scores.get(at..at + experts)).unwrap_or(&[])
+}
+
+/// Notes that the token has asked for, or got, the expert. What is out of range is not noted.
+fn mark(asked: &mut [u64], token: u32, expert: u32, experts: usize) {
+    let at = token as usize * experts + expert as usize;
+    if (expert as usize) < experts && at / 64 < asked.len() {
+        asked[at / 64] |= 1 << (at % 64);
+    }
+}
+
+/// The best expert with a free place among those that the pair's token has nothing to do with yet.
+fn next_best(pair: &Assignment, scores: &[f32], asked: &[u64], load: &[u32], places: usize) -> Option<usize> {
+    let first = pair.token as usize * load.len();
+    let has = |e: usize| asked[(first + e) / 64] >> ((first + e) % 64) & 1 == 1;
+    let scores = row(scores, pair.token, load.len()).iter().enumerate();
+    let free = scores.filter(|&(e, _)| (load[e] as usize) < places && !has(e));
+    free.map(|(e, &score)| select::key(score, e)).max().map(select::index)
 }

@@ -85,14 +85,22 @@ pub mod losses;
 pub mod metrics;
 
 // Strategies.
+mod base;
+mod blind;
+mod dynamic;
 mod expert_choice;
 mod published;
 mod scored;
+mod sinkhorn;
+mod soft;
+mod sparse_mixer;
 mod top_k;
 
 // Decorators.
 mod capped;
+mod perturbed;
 mod renormalized;
+mod second_choice;
 
 // Gates and balance.
 mod balancer;
@@ -101,18 +109,27 @@ mod gates;
 // What they share.
 mod asked;
 mod capacity;
+mod draw;
 mod groups;
 mod precise;
 mod score;
 mod select;
 
 pub use balancer::BiasBalancer;
+pub use base::Base;
+pub use blind::{Hash, RandomChoice};
 pub use capacity::{Capacity, Rounding};
 pub use capped::Capped;
+pub use dynamic::{Dense, ExpertThreshold, Relu, ThresholdEma, TopP};
 pub use expert_choice::ExpertChoice;
 pub use gates::{CosineGate, SoftCapped};
 pub use groups::ExpertGroups;
+pub use perturbed::Perturbed;
 pub use renormalized::Renormalized;
 pub use score::{Normalizer, Score};
 pub use scored::ScoredTopK;
+pub use second_choice::{RandomSecond, SkipLight, WithoutNulls};
+pub use sinkhorn::{CappedExpertChoice, Sinkhorn};
+pub use soft::{soft_combine_weights, soft_dispatch_weights};
+pub use sparse_mixer::SparseMixer;
 pub use top_k::{Normalization, TopK};

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use moe_core::{Assignments, Result, RouteInput, Router, TokenContext, numerics};
-use moe_router::{Capacity, Capped, Normalization, Renormalized, Rounding, TopK};
+use moe_core::{Assignments, Result, RouteInput, Router, TokenContext, TokenRows, numerics};
+use moe_router::{Capacity, Capped, Normalization, Perturbed, Renormalized, Rounding, TopK};
+use ndarray::ArrayView2;
 use serde_json::Value;
 
 use crate::fixture::{Case, Report, cases, indices, numbers, renormalized_bound, softmax_bound};
@@ -235,6 +236,7 @@ fn vmoe_capacity(dispatcher: &Value) -> Capacity {
 fn vmoe_top_experts_per_item() {
     let mut report = Report::default();
     let mut on_scores = vec![];
+    let mut noisy = 0;
     for case in cases("vmoe_top_experts_per_item") {
         let (tokens, experts) = (case.size("tokens_per_group"), case.size("num_experts"));
         let (k, dispatcher) = (case.size("num_selected_experts"), case.setting("dispatcher"));
@@ -249,11 +251,31 @@ fn vmoe_top_experts_per_item() {
         let expected =
             if by_entry { self::by_entry(case, tokens) } else { by_choice(case, k, case.output("weights")) };
         let found = jax.route_like(&expected, &mut on_scores);
+        if !case.input("standard_normal").is_null() {
+            // The same where the router adds the noise.
+            let noise = numbers(case.input("standard_normal"));
+            let std = case.setting("noise_std").as_f64().unwrap() as f32 / experts as f32;
+            let raw =
+                ArrayView2::from_shape((noise.len() / experts, experts), &numbers(case.input("logits")))
+                    .unwrap()
+                    .to_owned();
+            let offsets = equal_groups(case.size("num_groups"), tokens);
+            let context = TokenContext::new().with_sequences(&offsets);
+            let context = context.with_noise(TokenRows::new(&noise, experts).unwrap());
+            let inside = capped(Perturbed::gaussian(top(k), std).unwrap(), capacity, by_score);
+            let inside = choices(&inside, raw.view(), context);
+            report.check(inside == found, || format!("{}: noise added by the router", case.name()));
+            let around = Perturbed::gaussian(capped(top(k), capacity, by_score), std).unwrap();
+            let around = choices(&around, raw.view(), context);
+            report.check(around == found, || format!("{}: noise added around the cap", case.name()));
+            noisy += 1;
+        }
         if !by_entry {
             compare_ids(&mut report, case, k, tokens, &found);
         }
         compare_kept(&mut report, case, expected, &found, softmax_bound(experts));
     }
+    assert_eq!(noisy, 12);
     assert_eq!(on_scores, ["vmoe_einsum_14_extreme_G3_T16_E4_k3_cap12_bp1"]);
     report.finish(44);
 }

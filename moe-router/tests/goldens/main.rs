@@ -1,6 +1,7 @@
 //! Routers against the answers of published code; `tests/fixtures/README.md` says whose and by which rule.
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
+mod buffers;
 mod capped;
 mod expert_choice;
 mod fixture;
@@ -9,4 +10,6 @@ mod gradients;
 mod losses;
 mod routed;
 mod scored;
+mod soft_moe;
+mod sparse_mixer;
 mod top_k;

@@ -1,0 +1,149 @@
+//! Experts that cost nothing.
+
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, Zip};
+
+use crate::context::row_range;
+use crate::numerics;
+use crate::{Error, Experts, GroupedRows, Result, Scratch};
+
+/// What an expert without a network does with a row x.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum NullExpert {
+    /// `0`: the token skips the layer but for its residual (AdaMoE, [2406.13233](https://arxiv.org/abs/2406.13233); MoE++).
+    Zero,
+    /// `x`.
+    Copy,
+    /// `α₁·x + α₂·v` with `[α₁, α₂] = softmax(W·x)`: a learned vector, and how much of it.
+    Constant {
+        /// The vector v, `[D]`.
+        vector: Vec<f32>,
+        /// The mixing weight W, `[2, D]` row by row.
+        mixing: Vec<f32>,
+    },
+}
+
+/// A bank followed by null experts: expert e below the bank's number is the bank's, the next are `nulls` in order.
+///
+/// Zero, copy and constant experts are those of MoE++ ([2410.07348](https://arxiv.org/abs/2410.07348)); gate and router then
+/// have a column for each null expert too.
+#[derive(Debug)]
+pub struct NullExperts<X> {
+    bank: X,
+    nulls: Vec<NullExpert>,
+}
+
+impl<X: Experts> NullExperts<X> {
+    /// `bank` with null experts after its own.
+    ///
+    /// # Errors
+    ///
+    /// If a constant's vector or mixing weight does not fit the bank's width.
+    pub fn new(bank: X, nulls: Vec<NullExpert>) -> Result<Self> {
+        for null in &nulls {
+            if let NullExpert::Constant { vector, mixing } = null {
+                Error::check_shape("constant expert's vector", &[bank.dim()], &[vector.len()])?;
+                Error::check_shape("constant expert's mixing weight", &[2 * bank.dim()], &[mixing.len()])?;
+            }
+        }
+        Ok(Self { bank, nulls })
+    }
+
+    /// The bank of true experts.
+    pub fn bank(&self) -> &X {
+        &self.bank
+    }
+}
+
+impl<X: Experts> Experts for NullExperts<X> {
+    fn experts(&self) -> usize {
+        self.bank.experts() + self.nulls.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.bank.dim()
+    }
+
+    fn forward(
+        &self,
+        rows: GroupedRows<'_>,
+        scratch: &mut Scratch,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
+        Error::check_shape("groups of rows", &[self.experts()], &[rows.experts()])?;
+        let offsets = &rows.offsets()[..=self.bank.experts()];
+        let own = 0..offsets[self.bank.experts()];
+        self.bank.forward(
+            GroupedRows::new(row_range(rows.rows(), own.clone()), offsets)?,
+            scratch,
+            out.slice_axis_mut(Axis(0), Slice::from(own)),
+        )?;
+        for (i, null) in self.nulls.iter().enumerate() {
+            let e = self.bank.experts() + i;
+            let range = rows.offsets()[e]..rows.offsets()[e + 1];
+            null.forward(rows.of_expert(e), out.slice_axis_mut(Axis(0), Slice::from(range)));
+        }
+        Ok(())
+    }
+}
+
+impl NullExpert {
+    fn forward(&self, rows: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+        match self {
+            Self::Zero => out.fill(0.0),
+            Self::Copy => out.assign(&rows),
+            Self::Constant { vector, mixing } => {
+                let (to_row, to_vector) = mixing.split_at(vector.len());
+                for (row, mut out) in rows.rows().into_iter().zip(out.rows_mut()) {
+                    // Rows are gathered into standard layout; a copy serves whoever brings others.
+                    let row = row.as_standard_layout();
+                    let x = row.as_slice().unwrap_or(&[]);
+                    let mut mix = [numerics::dot(to_row, x), numerics::dot(to_vector, x)];
+                    numerics::softmax(&mut mix);
+                    Zip::from(&mut out)
+                        .and(&row)
+                        .and(vector.as_slice())
+                        .for_each(|out, x, v| *out = mix[0] * x + mix[1] * v);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array2, array};
+
+    use super::*;
+    use crate::{Expert, PerExpert};
+
+    struct Double;
+
+    impl Expert for Double {
+        fn dim(&self) -> usize {
+            2
+        }
+
+        fn forward(&self, rows: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) -> Result<()> {
+            out.zip_mut_with(&rows, |out, x| *out = 2.0 * x);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_kind_after_the_bank() {
+        let bank = || PerExpert::new(vec![Double]).unwrap();
+        // Equal mixing logits: half the row, half the vector.
+        let constant = NullExpert::Constant { vector: vec![10.0, 20.0], mixing: vec![1.0, 0.0, 1.0, 0.0] };
+        let nulls = vec![NullExpert::Zero, NullExpert::Copy, constant];
+        let all = NullExperts::new(bank(), nulls).unwrap();
+        assert_eq!((all.experts(), all.dim()), (4, 2));
+        let rows = array![[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]];
+        let mut out = Array2::from_elem((4, 2), f32::NAN);
+        let grouped = GroupedRows::new(rows.view(), &[0, 1, 2, 3, 4]).unwrap();
+        all.forward(grouped, &mut Scratch::default(), out.view_mut()).unwrap();
+        assert_eq!(out, array![[2.0, 4.0], [0.0, 0.0], [5.0, 6.0], [8.5, 14.0]]);
+        let wrong = NullExpert::Constant { vector: vec![1.0], mixing: vec![1.0; 4] };
+        assert!(NullExperts::new(bank(), vec![wrong]).is_err());
+    }
+}

@@ -1,0 +1,278 @@
+//! As many experts as a token needs.
+
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::select;
+
+/// The fewest experts whose probabilities reach p (Huang et al., *Harder tasks need more experts*, [2403.07652]).
+///
+/// The probabilities are `softmax(l)` over all experts; the token takes them in descending order, ties to the lower expert, up
+/// to the first that brings the running sum to p or above. They are the weights, and sum to about p or more;
+/// [`Renormalized`](crate::Renormalized) makes that 1. Where rounding keeps the sum of all below p, all are taken. A NaN makes
+/// all weights NaN, which sealing reports.
+///
+/// Locality: token.
+///
+/// [2403.07652]: https://arxiv.org/abs/2403.07652
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TopP {
+    p: f32,
+}
+
+impl TopP {
+    /// Experts up to a total probability of `p`.
+    ///
+    /// # Errors
+    ///
+    /// If `p` is not above 0 and at most 1.
+    pub fn new(p: f32) -> Result<Self> {
+        if p > 0.0 && p <= 1.0 {
+            return Ok(Self { p });
+        }
+        let expected = "a number above 0, at most 1".into();
+        Err(Error::Router { setting: "top-p", expected, found: p.to_string() })
+    }
+}
+
+impl Router for TopP {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        each_sorted(input, out, numerics::softmax, |probabilities| {
+            let mut sum = 0.0;
+            // Those before the sum is reached, and the one that reaches it.
+            1 + probabilities
+                .take_while(|p| {
+                    sum += p;
+                    sum < self.p || sum.is_nan()
+                })
+                .count()
+        });
+        Ok(())
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Token
+    }
+}
+
+/// All experts with a positive logit, weighted by it: `w = max(l, 0)` (ReMoE, [2412.14711]).
+///
+/// Greatest first, ties to the lower expert. A token may get no expert. How many there are is learned: ReMoE's training holds
+/// the average at k by an adaptive L1 penalty, which is no part of the router.
+///
+/// Locality: token.
+///
+/// [2412.14711]: https://arxiv.org/abs/2412.14711
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relu(());
+
+impl Relu {
+    /// The only one there is.
+    pub fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Router for Relu {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        each_sorted(input, out, |_| {}, |logits| logits.take_while(|&l| l > 0.0).count());
+        Ok(())
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Token
+    }
+
+    /// The weights that all experts would have.
+    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
+        out.zip_mut_with(&input.logits, |score, l| *score = l.max(0.0));
+    }
+}
+
+/// Every expert works on every token, weighted by `softmax(l)`: the dense mixture, to compare with.
+///
+/// Greatest first, ties to the lower expert. Locality: token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dense(());
+
+impl Dense {
+    /// The only one there is.
+    pub fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Router for Dense {
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        each_sorted(input, out, numerics::softmax, |_| usize::MAX);
+        Ok(())
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Token
+    }
+}
+
+/// For each token: scores from logits, in descending order, of which the first so many are assigned.
+fn each_sorted(
+    input: &RouteInput<'_>,
+    out: &mut Assignments,
+    score: impl Fn(&mut [f32]),
+    count: impl Fn(&mut dyn Iterator<Item = f32>) -> usize,
+) {
+    out.with_scratch(|out, RouteScratch { values, keys }| {
+        for (token, logits) in input.logits.rows().into_iter().enumerate() {
+            values.clear();
+            values.extend(logits);
+            score(values);
+            keys.clear();
+            keys.extend(values.iter().enumerate().map(|(e, &s)| select::key(s, e)));
+            keys.sort_unstable_by(|a, b| b.cmp(a));
+            let taken = count(&mut keys.iter().map(|&key| values[select::index(key)]));
+            for &key in keys.iter().take(taken) {
+                let expert = select::index(key);
+                out.assign(token, expert, values[expert]);
+            }
+        }
+    });
+}
+
+/// An expert takes every token whose score is above its threshold (Expert Threshold routing, [2603.11535]).
+///
+/// The scores are `σ(l)`, and so are the weights; a token's experts come in descending order, ties to the lower expert, and may
+/// be none or all. The thresholds are state of the model: [`ThresholdEma`] finds them. With them given, expert choice's budget
+/// holds on average and no token depends on another. (Of the paper, the abstract and introduction were at hand: the rule and the
+/// moving quantile are theirs, sigmoid as score and weight is this crate's reading. A monotone score changes no choice.)
+///
+/// Locality: token.
+///
+/// [2603.11535]: https://arxiv.org/abs/2603.11535
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertThreshold {
+    thresholds: Vec<f32>,
+}
+
+impl ExpertThreshold {
+    /// A threshold for each expert, on the scale of `σ(l)`. Infinity closes an expert.
+    ///
+    /// # Errors
+    ///
+    /// If one is NaN.
+    pub fn new(thresholds: Vec<f32>) -> Result<Self> {
+        if thresholds.iter().any(|c| c.is_nan()) {
+            let expected = "numbers".into();
+            return Err(Error::Router { setting: "thresholds", expected, found: format!("{thresholds:?}") });
+        }
+        Ok(Self { thresholds })
+    }
+}
+
+impl Router for ExpertThreshold {
+    /// Pushes the experts whose thresholds a token passes.
+    ///
+    /// # Errors
+    ///
+    /// If there is not one threshold an expert.
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        Error::check_shape("thresholds", &[input.experts()], &[self.thresholds.len()])?;
+        out.with_scratch(|out, RouteScratch { values, keys }| {
+            for (token, logits) in input.logits.rows().into_iter().enumerate() {
+                values.clear();
+                values.extend(logits.iter().map(|&l| numerics::sigmoid(l)));
+                keys.clear();
+                let passing = values.iter().zip(&self.thresholds).enumerate().filter(|(_, (s, c))| s > c);
+                keys.extend(passing.map(|(e, (&s, _))| select::key(s, e)));
+                keys.sort_unstable_by(|a, b| b.cmp(a));
+                for &key in &*keys {
+                    let expert = select::index(key);
+                    out.assign(token, expert, values[expert]);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Token
+    }
+
+    /// `σ(l)`.
+    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
+        out.zip_mut_with(&input.logits, |score, l| *score = numerics::sigmoid(*l));
+    }
+}
+
+/// The thresholds of [`ExpertThreshold`] as they follow the batches: a moving average of each expert's quantile.
+///
+/// `c ← β·c + (1 - β)·q`, where q is the score of the k-th best token of the batch, `k = T·n/E` to the nearest whole number,
+/// halves to the even one, at least 1: n experts a token on average. The first batch sets `c = q`. Which of the two neighbours
+/// of a quantile the paper takes was not at hand: here a token must be above the k-th.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ThresholdEma {
+    experts_per_token: f64,
+    decay: f32,
+    thresholds: Option<Vec<f32>>,
+    /// Scratch.
+    keys: Vec<u32>,
+}
+
+impl ThresholdEma {
+    /// Thresholds for `experts_per_token` on average, that keep a share `decay` of themselves at each batch.
+    ///
+    /// # Errors
+    ///
+    /// If the first is not a finite number above 0, or the decay not in `0..1`.
+    pub fn new(experts_per_token: f64, decay: f32) -> Result<Self> {
+        let wrong = |setting, expected: &str, found: String| {
+            Err(Error::Router { setting, expected: expected.into(), found })
+        };
+        if !(experts_per_token.is_finite() && experts_per_token > 0.0) {
+            return wrong("experts per token", "a finite number above 0", experts_per_token.to_string());
+        }
+        if !(0.0..1.0).contains(&decay) {
+            return wrong("decay", "a number of at least 0 and below 1", decay.to_string());
+        }
+        Ok(Self { experts_per_token, decay, thresholds: None, keys: vec![] })
+    }
+
+    /// Takes in the logits `[T, E]` of a batch; one of no tokens or no experts changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the number of experts is not that of the batches before, or a quantile is not a number; the state is then as before.
+    pub fn update(&mut self, logits: ArrayView2<'_, f32>) -> Result<()> {
+        let (tokens, experts) = logits.dim();
+        if tokens == 0 || experts == 0 {
+            return Ok(());
+        }
+        let share = tokens as f64 * self.experts_per_token / experts as f64;
+        let k = (share.round_ties_even() as usize).clamp(1, tokens);
+        let mut quantiles = Vec::with_capacity(experts);
+        for column in logits.columns() {
+            self.keys.clear();
+            self.keys.extend(column.iter().map(|&l| select::ordered(l)));
+            let (_, &mut key, _) = self.keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
+            let quantile = column.iter().copied().find(|&l| select::ordered(l) == key).unwrap_or(f32::NAN);
+            quantiles.push(numerics::sigmoid(quantile));
+        }
+        if quantiles.iter().any(|q| q.is_nan()) {
+            let expected = "numbers".into();
+            return Err(Error::Router { setting: "quantiles", expected, found: format!("{quantiles:?}") });
+        }
+        match &mut self.thresholds {
+            None => self.thresholds = Some(quantiles),
+            Some(thresholds) => {
+                Error::check_shape("logits of a batch", &[tokens, thresholds.len()], &[tokens, experts])?;
+                for (c, q) in thresholds.iter_mut().zip(quantiles) {
+                    *c = self.decay * *c + (1.0 - self.decay) * q;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The router with the thresholds as they are now; `None` before the first batch.
+    pub fn router(&self) -> Option<ExpertThreshold> {
+        self.thresholds.clone().map(|thresholds| ExpertThreshold { thresholds })
+    }
+}

@@ -1,0 +1,210 @@
+//! Noise on the logits.
+
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, numerics};
+use ndarray::{ArrayView2, ArrayViewMut2};
+
+use crate::draw::{self, Stream};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Perturbation {
+    Gaussian(f32),
+    Learned,
+    Jitter(f32),
+}
+
+/// Another router on logits with noise: whatever it decides, weights and scores too, is of the noisy logits.
+///
+/// | constructor | noisy logits | paper |
+/// |---|---|---|
+/// | [`gaussian`](Self::gaussian) | `l + std·z` | V-MoE, [2106.05974], with std = 1/E |
+/// | [`learned`](Self::learned) | `l + z·softplus(n)`, n being [`noise_logits`](moe_core::TokenContext) | noisy top-k of Shazeer et al., [1701.06538] |
+/// | [`jitter`](Self::jitter) | `l·(1 - ε + 2ε·u)` | after Switch, [2101.03961] |
+///
+/// z is standard normal and u uniform in `0..1`, one for each token and expert: those of
+/// [`TokenContext::noise`](moe_core::TokenContext), `[T, E]`, where the input has it, else drawn from (seed, layer, sequence,
+/// position, expert). Given noise is used up: the inner router is handed an input without it, and draws if it needs to.
+/// Softplus is `max(n, 0) + ln(1 + exp(-|n|))`.
+///
+/// Switch multiplies the hidden states by its jitter, before the gate, one factor for each of the D features. Here the logits
+/// are multiplied, one factor for each expert, for a router sees no hidden states.
+///
+/// Locality: the inner router's. A decoder that calls with one chunk at a time must say which
+/// [positions](moe_core::TokenContext) it has come to, or every chunk draws as the first.
+///
+/// [1701.06538]: https://arxiv.org/abs/1701.06538
+/// [2101.03961]: https://arxiv.org/abs/2101.03961
+/// [2106.05974]: https://arxiv.org/abs/2106.05974
+#[derive(Clone, Copy, Debug)]
+pub struct Perturbed<R> {
+    inner: R,
+    by: Perturbation,
+}
+
+impl<R: Router> Perturbed<R> {
+    /// Adds normal noise of a fixed standard deviation.
+    ///
+    /// # Errors
+    ///
+    /// If it is negative or not finite.
+    pub fn gaussian(inner: R, std: f32) -> Result<Self> {
+        check("standard deviation of noise", std, f32::MAX)?;
+        Ok(Self { inner, by: Perturbation::Gaussian(std) })
+    }
+
+    /// Adds normal noise whose standard deviation is the softplus of a second gate's logits.
+    pub fn learned(inner: R) -> Self {
+        Self { inner, by: Perturbation::Learned }
+    }
+
+    /// Multiplies by a uniform number of `1 - epsilon` to `1 + epsilon`.
+    ///
+    /// # Errors
+    ///
+    /// If epsilon is not in 0..=1.
+    pub fn jitter(inner: R, epsilon: f32) -> Result<Self> {
+        check("jitter", epsilon, 1.0)?;
+        Ok(Self { inner, by: Perturbation::Jitter(epsilon) })
+    }
+
+    /// The router on the noisy logits.
+    pub fn inner(&self) -> &R {
+        &self.inner
+    }
+
+    /// Writes the noisy logits, `[T, E]`, and lends the input that has them.
+    fn perturb<'a>(&self, input: &'a RouteInput<'_>, logits: &'a mut Vec<f32>) -> Result<RouteInput<'a>> {
+        let (tokens, experts) = (input.tokens(), input.experts());
+        draw::check_columns(input, experts)?;
+        let scales = input.context.noise_logits;
+        if self.by == Perturbation::Learned && scales.is_none_or(|n| n.columns() != experts) {
+            return Err(Error::Router {
+                setting: "noise logits",
+                expected: format!("{experts} numbers a token"),
+                found: scales.map_or("none".into(), |n| n.columns().to_string()),
+            });
+        }
+        logits.clear();
+        for (t, row) in input.logits.rows().into_iter().enumerate() {
+            for (e, &l) in row.iter().enumerate() {
+                let given = input.context.noise.map(|noise| noise.row(t)[e]);
+                let drawn = || draw::uniform(&input.context, Stream::Noise, t, e);
+                let z = || given.unwrap_or_else(|| draw::normal(drawn()));
+                logits.push(match self.by {
+                    Perturbation::Gaussian(std) => l + std * z(),
+                    Perturbation::Learned => l + z() * scales.map_or(0.0, |n| softplus(n.row(t)[e])),
+                    Perturbation::Jitter(epsilon) => {
+                        let u = given.unwrap_or_else(drawn);
+                        l * (1.0 - epsilon + 2.0 * epsilon * u)
+                    }
+                });
+            }
+        }
+        let mut context = input.context;
+        context.noise = None;
+        #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
+        let view = ArrayView2::from_shape((tokens, experts), logits).unwrap();
+        RouteInput::new(view, context)
+    }
+}
+
+impl<R: Router> Router for Perturbed<R> {
+    /// Lets the inner router decide on the noisy logits.
+    ///
+    /// # Errors
+    ///
+    /// If given noise, or the noise logits that [`learned`](Self::learned) needs, are not `[T, E]`; what the inner router
+    /// reports.
+    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+        out.with_scratch(|out, scratch| self.inner.route(&self.perturb(input, &mut scratch.values)?, out))
+    }
+
+    fn locality(&self) -> Locality {
+        self.inner.locality()
+    }
+
+    /// The inner router's scores of the noisy logits, as V-MoE prioritises; of the plain ones where the noise cannot be used.
+    /// Allocates.
+    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
+        let mut logits = Vec::with_capacity(input.logits.len());
+        match self.perturb(input, &mut logits) {
+            Ok(noisy) => self.inner.scores(&noisy, out),
+            Err(_) => self.inner.scores(input, out),
+        }
+    }
+}
+
+/// `ln(1 + exp(x))` without overflow.
+fn softplus(x: f32) -> f32 {
+    x.max(0.0) + numerics::ln(1.0 + numerics::exp(-x.abs()))
+}
+
+fn check(setting: &'static str, value: f32, most: f32) -> Result<()> {
+    if (0.0..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Router { setting, expected: format!("a number from 0 to {most}"), found: value.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use moe_core::{TokenContext, TokenRows};
+    use ndarray::array;
+
+    use super::*;
+    use crate::Relu;
+
+    /// The noisy logits, as ReLU routing passes them on.
+    fn noisy(router: Perturbed<Relu>, context: TokenContext<'_>) -> Result<Vec<f32>> {
+        let logits = array![[10.0, 20.0], [30.0, 40.0]];
+        let mut out = Assignments::new();
+        out.reset(2, 2)?;
+        router.route(&RouteInput::new(logits.view(), context)?, &mut out)?;
+        let mut weights = vec![0.0; 4];
+        for p in out.granted() {
+            weights[(p.token * 2 + p.expert) as usize] = p.weight;
+        }
+        Ok(weights)
+    }
+
+    #[test]
+    fn given_noise() {
+        let z = [1.0, -1.0, 0.5, 0.0];
+        let context = TokenContext::new().with_noise(TokenRows::new(&z, 2).unwrap());
+        let gaussian = Perturbed::gaussian(Relu::new(), 2.0).unwrap();
+        assert_eq!(noisy(gaussian, context).unwrap(), [12.0, 18.0, 31.0, 40.0]);
+        let jitter = Perturbed::jitter(Relu::new(), 0.5).unwrap();
+        let u = [0.0, 1.0, 0.5, 0.25];
+        let given = TokenContext::new().with_noise(TokenRows::new(&u, 2).unwrap());
+        assert_eq!(noisy(jitter, given).unwrap(), [5.0, 30.0, 30.0, 30.0]);
+        let learned = Perturbed::learned(Relu::new());
+        assert!(noisy(learned, context).unwrap_err().to_string().contains("noise logits: expected 2"));
+        let scale = [100.0, 8.0, -200.0, 3.0];
+        let with_scale = context.with_noise_logits(TokenRows::new(&scale, 2).unwrap());
+        let found = noisy(learned, with_scale).unwrap();
+        assert_eq!((found[0], found[2], found[3]), (110.0, 30.0, 40.0));
+        assert!((found[1] - (20.0 - 8.000_336)).abs() < 1e-5, "{found:?}");
+        let one = TokenContext::new().with_noise(TokenRows::new(&z[..2], 1).unwrap());
+        assert!(
+            noisy(gaussian, one)
+                .unwrap_err()
+                .to_string()
+                .contains("noise: expected 2 numbers a token, found 1")
+        );
+    }
+
+    #[test]
+    fn drawn_noise_depends_on_seed_layer_sequence_and_position() {
+        let router = Perturbed::gaussian(Relu::new(), 1.0).unwrap();
+        let base = TokenContext::new().with_seed(1);
+        let first = noisy(router, base).unwrap();
+        assert_eq!(noisy(router, base).unwrap(), first);
+        assert_ne!(noisy(router, base.with_seed(2)).unwrap()[0], first[0]);
+        assert_ne!(noisy(router, base.at_layer(1)).unwrap()[0], first[0]);
+        assert_ne!(noisy(router, base.with_sequence_ids(&[1])).unwrap()[0], first[0]);
+        assert_ne!(noisy(router, base.with_positions(&[1, 0])).unwrap()[0], first[0]);
+        for wrong in [-1.0, f32::NAN, f32::INFINITY] {
+            assert!(Perturbed::gaussian(Relu::new(), wrong).is_err());
+            assert!(Perturbed::jitter(Relu::new(), wrong).is_err());
+        }
+    }
+}
