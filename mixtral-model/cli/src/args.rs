@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::{Parser, Subcommand, ValueEnum};
 use mixtral_model::Sampling;
 use moe_kernels::{Backend, Dtype};
+use moe_router::RouterSpec;
 
 /// Run a Mixtral model on the CPU.
 ///
@@ -71,6 +72,7 @@ pub(crate) enum Command {
     Inspect(Inspect),
     Tokenize(Tokenize),
     Logits(Logits),
+    Route(Route),
 }
 
 /// Continue a text.
@@ -236,6 +238,52 @@ pub(crate) struct Logits {
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Route logits with any router and show how the experts are loaded. No model is needed.
+///
+/// FILE is JSON,
+///
+///     {"logits": [[0.5, -1.0, ...], ...], "token_ids": [...], "mask": [...], "sequences": [...], "bias": [...],
+///      "noise_logits": [[...], ...]}
+///
+/// of which only "logits", a row of numbers for each token, must be there. In "mask", 1 is a real token and 0 padding.
+/// "sequences" are the lengths of the sequences that the tokens belong to, one after the other [default: all one]. "bias" is
+/// for the router that takes a selection bias. Numbers may also be "nan", "inf" and "-inf". Or FILE is a safetensors file with such tensors
+/// (logits f32, f16 or bf16; sequences are JSON's alone), like those of `mixtral logits --out`.
+///
+/// With --json, "assignments" are each token's kept choices, best first, in token order, and "refused" the choices that a
+/// capacity turned away. Every weight reads back to the same f32. The losses:
+///
+///     load_balance                E * sum f P over all tokens (Mixtral); even routing gives k
+///     load_balance_per_sequence   the same for each sequence, averaged (Switch)
+///     load_balance_first_choices  the same, f of first choices only (GShard, V-MoE); even routing gives 1
+///     sequence_balance            E/k * sum f P for each sequence, averaged (DeepSeek-V2); even routing gives 1
+///     sequence_balance_sigmoid    the same of sigmoids divided by their sum (DeepSeek-V3)
+///     z                           mean of (ln sum exp(l))^2 (ST-MoE)
+///     importance_cv2              squared coefficient of variation of summed probabilities; even routing gives 0
+///     entropy                     mean entropy of a token's probabilities, in nats
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Route {
+    /// The logits; standard input if it is "-"
+    #[arg(long, value_name = "FILE", required_unless_present = "list")]
+    pub(crate) logits: Option<PathBuf>,
+    /// The router, as in "top-k:k=2" or "capped(top-k:k=2):factor=1.25"; --list has all of them
+    #[arg(long, value_name = "SPEC", required_unless_present = "list")]
+    pub(crate) router: Option<RouterSpec>,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Name of the logits in a safetensors file, as router_logits.0
+    #[arg(long, value_name = "NAME", default_value = "logits")]
+    pub(crate) tensor: String,
+    /// Seed of routers that draw
+    #[arg(long, short, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// List the routers, what they do, their settings and where they are from
+    #[arg(long, conflicts_with_all = ["logits", "router"])]
+    pub(crate) list: bool,
 }
 
 fn backend_help() -> String {

@@ -31,8 +31,11 @@ pub struct RouterEntry {
     pub example: &'static str,
     /// Its settings, in the order in which they are printed.
     pub settings: &'static [Setting],
-    pub(super) build: fn(Settings<'_>, Option<Box<dyn Router>>) -> Result<Box<dyn Router>>,
+    pub(super) build: Build,
 }
+
+/// Makes a router of its settings and the router in brackets.
+pub(super) type Build = fn(Settings<'_>, Option<Box<dyn Router>>) -> Result<Box<dyn Router>>;
 
 impl PartialEq for RouterEntry {
     fn eq(&self, other: &Self) -> bool {
