@@ -242,27 +242,30 @@ pub(crate) struct Logits {
 
 /// Route logits with any router and show how the experts are loaded. No model is needed.
 ///
-/// FILE is JSON,
+/// FILE is JSON, an object with these keys, of which only "logits" must be there:
 ///
-///     {"logits": [[0.5, -1.0, ...], ...], "token_ids": [...], "mask": [...], "sequences": [...], "bias": [...],
-///      "noise_logits": [[...], ...]}
+///     logits        [[0.5, -1.0, ...], ...]: a row for each token, a number for each expert
+///     token_ids     the vocabulary id of each token
+///     mask          for each token 1 if it is real, 0 if it is padding
+///     sequences     lengths of the sequences, one after the other [default: all tokens are one]
+///     bias          a number for each expert, for the router that takes a selection bias
+///     noise_logits  rows like the logits, for learned-noise
 ///
-/// of which only "logits", a row of numbers for each token, must be there. In "mask", 1 is a real token and 0 padding.
-/// "sequences" are the lengths of the sequences that the tokens belong to, one after the other [default: all one]. "bias" is
-/// for the router that takes a selection bias. Numbers may also be "nan", "inf" and "-inf". Or FILE is a safetensors file with such tensors
-/// (logits f32, f16 or bf16; sequences are JSON's alone), like those of `mixtral logits --out`.
+/// Numbers may also be "nan", "inf" and "-inf". Or FILE is a safetensors file with such tensors,
+/// but for sequences, like those of `mixtral logits --out`; its logits are f32, f16 or bf16.
 ///
-/// With --json, "assignments" are each token's kept choices, best first, in token order, and "refused" the choices that a
-/// capacity turned away. Every weight reads back to the same f32. The losses:
+/// With --json, "assignments" are each token's kept choices, best first, in token order, and
+/// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.
+/// The losses, f being choices and P mean probabilities of an expert, and what even routing gives:
 ///
-///     load_balance                E * sum f P over all tokens (Mixtral); even routing gives k
-///     load_balance_per_sequence   the same for each sequence, averaged (Switch)
-///     load_balance_first_choices  the same, f of first choices only (GShard, V-MoE); even routing gives 1
-///     sequence_balance            E/k * sum f P for each sequence, averaged (DeepSeek-V2); even routing gives 1
-///     sequence_balance_sigmoid    the same of sigmoids divided by their sum (DeepSeek-V3)
+///     load_balance                k; E sum(f P) over all tokens (Mixtral)
+///     load_balance_per_sequence   k; the same for each sequence, averaged (Switch)
+///     load_balance_first_choices  1; the same, f of first choices (GShard, V-MoE)
+///     sequence_balance            1; E/k sum(f P) for each sequence, averaged (DeepSeek-V2)
+///     sequence_balance_sigmoid    1; the same of sigmoids over their sum (DeepSeek-V3)
 ///     z                           mean of (ln sum exp(l))^2 (ST-MoE)
-///     importance_cv2              squared coefficient of variation of summed probabilities; even routing gives 0
-///     entropy                     mean entropy of a token's probabilities, in nats
+///     importance_cv2              0; squared coefficient of variation of P (V-MoE)
+///     entropy                     ln E; mean entropy of a token's probabilities, in nats
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Route {

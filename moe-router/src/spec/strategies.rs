@@ -24,7 +24,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
                 "weights",
                 Kind::Word(&["chosen", "all", "renormalized"]),
                 "chosen",
-                "softmax over the chosen, over all experts, or over all and then divided by the sum of the chosen",
+                "softmax over the chosen, over all, or over all and then divided by their sum",
             ),
         ],
         build: |s, _| {
