@@ -40,7 +40,8 @@ fn assignments_are_those_of_transformers() {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../moe-router/tests/fixtures/transformers.json");
     let fixture = parse(&path);
-    let groups: [(&str, fn(&Value) -> String); 6] = [
+    type SpecOf = fn(&Value) -> String;
+    let groups: [(&str, SpecOf); 6] = [
         ("mixtral", |s| format!("top-k:k={}", s["top_k"])),
         ("jamba", |s| format!("top-k:k={},weights=all", s["top_k"])),
         ("deepseek_v3", |s| {
