@@ -298,6 +298,8 @@ mod tests {
         slice.check(2).unwrap();
         assert_eq!(slice.place(1), whole.place(4));
         assert_eq!(slice.noise.unwrap().row(1), [4.0]);
+        let last = whole.slice(&(2..5));
+        assert_eq!(last.place(0), whole.place(2));
         let defaults = TokenContext::new().with_sequences(&[0, 2, 5]);
         assert_eq!(
             [defaults.place(1), defaults.place(2), defaults.place(4)],

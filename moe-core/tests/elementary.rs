@@ -49,14 +49,14 @@ fn silu_is_within_2_5_ulp_from_minus_88_and_near_zero_below() {
 }
 
 #[test]
-fn softplus_is_within_1_6_ulp() {
+fn softplus_is_within_1_7_ulp() {
     let exact = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
-    assert!(worst(numerics::softplus, exact, f32::MIN..=f32::MAX) <= 1.6);
+    assert!(worst(numerics::softplus, exact, f32::MIN..=f32::MAX) <= 1.7);
 }
 
 #[test]
-fn tanh_is_within_1_4_ulp() {
-    assert!(worst(numerics::tanh, f64::tanh, f32::MIN..=f32::MAX) <= 1.4);
+fn tanh_is_within_1_5_ulp() {
+    assert!(worst(numerics::tanh, f64::tanh, f32::MIN..=f32::MAX) <= 1.5);
 }
 
 /// The two pieces of a function meet without a step down.

@@ -10,7 +10,7 @@ pub(crate) fn present(input: &RouteInput<'_>, range: Range<usize>) -> impl Itera
     range.filter(move |&t| !context.is_padding(t))
 }
 
-/// The experts of each token by rank, refused ones included.
+/// The experts that each token asked for, by rank: refused ones included, and those that another took the place of.
 pub(crate) struct Asked {
     /// Token t asked for `experts[offsets[t]..offsets[t + 1]]`; `[T + 1]`.
     offsets: Vec<usize>,
@@ -20,7 +20,7 @@ pub(crate) struct Asked {
 impl Asked {
     /// Reads a plan, in O(R log R + T).
     pub(crate) fn of(plan: &RoutingPlan) -> Self {
-        let rows = plan.row_tokens().iter().zip(plan.row_ranks()).zip(plan.row_experts());
+        let rows = plan.row_tokens().iter().zip(plan.row_ranks()).zip(plan.row_asked());
         let mut pairs: Vec<_> = rows.map(|((&t, &rank), &e)| (t, rank, e)).collect();
         pairs.extend(plan.refused().iter().map(|r| (r.token, r.rank, r.expert)));
         pairs.sort_unstable();
@@ -51,9 +51,13 @@ mod tests {
         a.assign(2, 3, 0.5);
         a.assign(0, 2, 0.5);
         a.refuse(0, 0);
+        let start = a.mark();
+        a.assign(1, 0, 0.5);
+        // Sent elsewhere.
+        a.review(start, |review| review.pairs[0].expert = 3);
         let mut plan = RoutingPlan::new();
         plan.seal(&a).unwrap();
         let asked = Asked::of(&plan);
-        assert_eq!([asked.experts(0), asked.experts(1), asked.experts(2)], [&[2, 0][..], &[], &[1, 3]]);
+        assert_eq!([asked.experts(0), asked.experts(1), asked.experts(2)], [&[2, 0][..], &[0], &[1, 3]]);
     }
 }

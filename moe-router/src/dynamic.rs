@@ -7,7 +7,7 @@ use crate::select;
 
 /// The fewest experts whose probabilities reach p (Huang et al., *Harder tasks need more experts*, [2403.07652]).
 ///
-/// The probabilities are `softmax(l)` over all experts; the token takes them in descending order, ties to the lower expert, up
+/// The probabilities are `softmax(l)` over all experts; the token takes them in descending order of l, ties to the lower expert, up
 /// to the first that brings the running sum to p or above. They are the weights, and sum to about p or more;
 /// [`Renormalized`](crate::Renormalized) makes that 1. Where rounding keeps the sum of all below p, all are taken. A NaN makes
 /// all weights NaN, which sealing reports.
@@ -113,7 +113,7 @@ impl Router for Dense {
     }
 }
 
-/// For each token: scores from logits, in descending order, of which the first so many are assigned.
+/// For each token: scores from logits, in descending order of these, of which the first so many are assigned.
 fn each_sorted(
     input: &RouteInput<'_>,
     out: &mut Assignments,
@@ -126,7 +126,7 @@ fn each_sorted(
             values.extend(logits);
             score(values);
             keys.clear();
-            keys.extend(values.iter().enumerate().map(|(e, &s)| select::key(s, e)));
+            keys.extend(logits.iter().enumerate().map(|(e, &l)| select::key(l, e)));
             keys.sort_unstable_by(|a, b| b.cmp(a));
             let taken = count(&mut keys.iter().map(|&key| values[select::index(key)]));
             for &key in keys.iter().take(taken) {

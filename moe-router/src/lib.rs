@@ -20,7 +20,16 @@
 //! | | LongCat-Flash, [2509.01322] | token | no | `ScoredTopK::longcat_flash(12, bias, 6.0)?` |
 //! | [`ScoredTopK`], sigmoid of the chosen | Llama 4 | token | no | `ScoredTopK::llama4(1)?` with [`ApplyWeights::Input`](moe_core::ApplyWeights) |
 //! | | Cohere 2 | token | no | `ScoredTopK::cohere2(8)?` |
+//! | [`SparseMixer`] | GRIN, Phi-3.5-MoE, [2409.12136] | token | no | `SparseMixer::new(0.01)?`, in training `.sampling()` |
+//! | [`TopP`] | Huang et al., [2403.07652] | token | no | `TopP::new(0.4)?` |
+//! | [`Relu`] | ReMoE, [2412.14711] | token | no, but a token may get no expert | `Relu::new()` |
+//! | [`ExpertThreshold`] | Expert Threshold, [2603.11535] | token | no, but a token may get no expert | `ThresholdEma::new(1.0, 0.99)?`, then `.router()` |
+//! | [`Hash`](struct@Hash) of the token's id | Hash layers, [2106.04426] | token | no | `Hash::new(seed)` |
+//! | [`RandomChoice`], [`Dense`] | baselines | token | no | `RandomChoice::new(2)?`, `Dense::new()` |
+//! | [`Base`], balanced assignment | BASE, [2103.16716] | batch | no | `Base::new()` |
+//! | [`Sinkhorn`] | S-BASE, [2202.01169] | batch | no | `Sinkhorn::new(1)?` |
 //! | [`ExpertChoice`] | Zhou et al., [2202.09368] | batch | no, but a token may get no expert | `ExpertChoice::new(Capacity::factor_of_tokens(2.0))?` |
+//! | [`CappedExpertChoice`], at most about b experts a token | the same | batch | no, but a token may get no expert | `CappedExpertChoice::new(capacity, 2)?` |
 //!
 //! Decorators wrap any router, one another included:
 //!
@@ -28,7 +37,16 @@
 //! |---|---|---|---|---|
 //! | [`Capped`], places by position | GShard, [2006.16668]; Switch, [2101.03961] | batch; causal if [absolute and token by token](Capped#locality) | yes | `Capped::new(inner, Capacity::factor_of_choices(1.25))?` |
 //! | [`Capped`], places by score | V-MoE, [2106.05974] | batch | yes | `Capped::new(inner, capacity)?.by_score()` |
+//! | [`Capped`], rerouting | next best expert with a free place | as without | where all is full | `Capped::new(inner, capacity)?.rerouting()` |
 //! | [`Renormalized`] | NLLB, [2207.04672] | as the inner router's | no | `Renormalized::new(inner)` |
+//! | [`Perturbed`], noise of fixed or learned size | V-MoE, [2106.05974]; Shazeer et al., [1701.06538] | as the inner router's | no | `Perturbed::gaussian(inner, std)?`, `Perturbed::learned(inner)` |
+//! | [`Perturbed`], jitter | Switch, [2101.03961] | as the inner router's | no | `Perturbed::jitter(inner, 0.01)?` |
+//! | [`RandomSecond`] | GShard, [2006.16668] | as the inner router's | no | `RandomSecond::new(inner)` |
+//! | [`SkipLight`] | NAEE, [2402.14800]; ST-MoE, [2202.08906] | as the inner router's | no | `SkipLight::by_ratio(inner, 0.5)?` |
+//! | [`WithoutNulls`] | AdaMoE, [2406.13233] | as the inner router's | no | `WithoutNulls::new(inner, true_experts)` |
+//!
+//! Soft MoE ([2308.00951]) mixes tokens instead of choosing them, and is no router: [`soft_dispatch_weights`] and
+//! [`soft_combine_weights`].
 //!
 //! Gates and balance, for layers that are not Mixtral's:
 //!
@@ -42,6 +60,14 @@
 //!
 //! Order matters: `Renormalized::new(Capped::new(..)?)` lets the experts that are left share the weight of a dropped one,
 //! `Capped::new(Renormalized::new(..), ..)?` does not.
+//!
+//! Published routers that are stacks of these, outermost last:
+//!
+//! - noisy top-k (Shazeer): `Perturbed::learned(TopK::new(k)?)`;
+//! - Switch in training: `Perturbed::jitter(Capped::new(TopK::new(1)?.normalized(OverAll), capacity)?, 0.01)?`;
+//! - GShard: `Capped::new(RandomSecond::new(TopK::new(2)?), capacity)?`;
+//! - NLLB: [`Renormalized`] inside or around a [`Capped`] `TopK::new(2)?.normalized(OverAll)`;
+//! - AdaMoE: `Renormalized::new(WithoutNulls::new(TopK::new(k)?, true_experts))`, over a bank in [`moe_core::NullExperts`].
 //!
 //! **Locality** ([`Locality`](moe_core::Locality)) says what a token's experts depend on, and so which promises hold. Under a *token* router a token's
 //! result is the same, bit for bit, in any batch and any chunking of its sequence. Under a *causal* one it depends on earlier
@@ -68,17 +94,26 @@
 //! [1701.06538]: https://arxiv.org/abs/1701.06538
 //! [2006.16668]: https://arxiv.org/abs/2006.16668
 //! [2101.03961]: https://arxiv.org/abs/2101.03961
+//! [2103.16716]: https://arxiv.org/abs/2103.16716
+//! [2106.04426]: https://arxiv.org/abs/2106.04426
 //! [2106.05974]: https://arxiv.org/abs/2106.05974
+//! [2202.01169]: https://arxiv.org/abs/2202.01169
 //! [2202.08906]: https://arxiv.org/abs/2202.08906
 //! [2202.09368]: https://arxiv.org/abs/2202.09368
 //! [2204.09179]: https://arxiv.org/abs/2204.09179
 //! [2207.04672]: https://arxiv.org/abs/2207.04672
+//! [2308.00951]: https://arxiv.org/abs/2308.00951
 //! [2401.04088]: https://arxiv.org/abs/2401.04088
+//! [2402.14800]: https://arxiv.org/abs/2402.14800
 //! [2403.07652]: https://arxiv.org/abs/2403.07652
 //! [2405.04434]: https://arxiv.org/abs/2405.04434
+//! [2406.13233]: https://arxiv.org/abs/2406.13233
 //! [2408.15664]: https://arxiv.org/abs/2408.15664
+//! [2409.12136]: https://arxiv.org/abs/2409.12136
+//! [2412.14711]: https://arxiv.org/abs/2412.14711
 //! [2412.19437]: https://arxiv.org/abs/2412.19437
 //! [2509.01322]: https://arxiv.org/abs/2509.01322
+//! [2603.11535]: https://arxiv.org/abs/2603.11535
 #![forbid(unsafe_code)]
 
 // Training and measuring.
@@ -89,6 +124,7 @@ pub mod metrics;
 // Strategies.
 mod base;
 mod blind;
+mod capped_choice;
 mod dynamic;
 mod expert_choice;
 mod published;
@@ -125,6 +161,7 @@ pub use base::Base;
 pub use blind::{Hash, RandomChoice};
 pub use capacity::{Capacity, Rounding};
 pub use capped::Capped;
+pub use capped_choice::CappedExpertChoice;
 pub use dynamic::{Dense, ExpertThreshold, Relu, ThresholdEma, TopP};
 pub use expert_choice::ExpertChoice;
 pub use gates::{CosineGate, SoftCapped};
@@ -134,7 +171,7 @@ pub use renormalized::Renormalized;
 pub use score::{Normalizer, Score};
 pub use scored::ScoredTopK;
 pub use second_choice::{RandomSecond, SkipLight, WithoutNulls};
-pub use sinkhorn::{CappedExpertChoice, Sinkhorn};
+pub use sinkhorn::Sinkhorn;
 pub use soft::{soft_combine_weights, soft_dispatch_weights};
 pub use sparse_mixer::SparseMixer;
 pub use spec::{RouterEntry, RouterSpec, Setting, SpecError};

@@ -23,7 +23,7 @@ enum Perturbation {
 /// z is standard normal and u uniform in `0..1`, one for each token and expert: those of
 /// [`TokenContext::noise`](moe_core::TokenContext), `[T, E]`, where the input has it, else drawn from (seed, layer, sequence,
 /// position, expert). Given noise is used up: the inner router is handed an input without it, and draws if it needs to.
-/// Softplus is `max(n, 0) + ln(1 + exp(-|n|))`.
+/// Finite logits stay finite: noise takes them no further than the greatest f32.
 ///
 /// Switch multiplies the hidden states by its jitter, before the gate, one factor for each of the D features. Here the logits
 /// are multiplied, one factor for each expert, for a router sees no hidden states.
@@ -89,14 +89,17 @@ impl<R: Router> Perturbed<R> {
                 let given = input.context.noise.map(|noise| noise.row(t)[e]);
                 let drawn = || draw::uniform(&input.context, Stream::Noise, t, e);
                 let z = || given.unwrap_or_else(|| draw::normal(drawn()));
-                logits.push(match self.by {
+                let noisy = match self.by {
                     Perturbation::Gaussian(std) => l + std * z(),
-                    Perturbation::Learned => l + z() * scales.map_or(0.0, |n| softplus(n.row(t)[e])),
+                    Perturbation::Learned => {
+                        l + z() * scales.map_or(0.0, |n| numerics::softplus(n.row(t)[e]))
+                    }
                     Perturbation::Jitter(epsilon) => {
                         let u = given.unwrap_or_else(drawn);
                         l * (1.0 - epsilon + 2.0 * epsilon * u)
                     }
-                });
+                };
+                logits.push(if l.is_finite() { noisy.clamp(f32::MIN, f32::MAX) } else { noisy });
             }
         }
         let mut context = input.context;
@@ -131,11 +134,6 @@ impl<R: Router> Router for Perturbed<R> {
             Err(_) => self.inner.scores(input, out),
         }
     }
-}
-
-/// `ln(1 + exp(x))` without overflow.
-fn softplus(x: f32) -> f32 {
-    x.max(0.0) + numerics::ln(1.0 + numerics::exp(-x.abs()))
 }
 
 fn check(setting: &'static str, value: f32, most: f32) -> Result<()> {

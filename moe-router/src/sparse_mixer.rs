@@ -48,12 +48,12 @@ impl SparseMixer {
         Self { sampling: true, ..self }
     }
 
-    /// Makes choice `rank` among `scores`, where experts taken are negative infinity.
+    /// Makes a choice among `scores`, where the expert taken by the first choice, if this is the second, is negative infinity.
     fn choose(
         &self,
         input: &RouteInput<'_>,
         t: usize,
-        rank: usize,
+        taken: Option<usize>,
         scores: &[f32],
         p: &mut [f32],
     ) -> (usize, f32) {
@@ -64,15 +64,16 @@ impl SparseMixer {
             *p = if masked { f32::NEG_INFINITY } else { s };
         }
         let best = |scores: &[f32]| {
-            let keys = scores.iter().enumerate().map(|(e, &s)| select::key(s, e));
+            let free = scores.iter().enumerate().filter(|&(e, _)| Some(e) != taken);
+            let keys = free.map(|(e, &s)| select::key(s, e));
             keys.max().map_or(0, select::index)
         };
         if !self.sampling {
-            // The greatest of all, so that a NaN weight does not lead to an expert twice.
             let choice = best(scores);
             numerics::softmax(p);
             return (choice, p[choice]);
         }
+        let rank = usize::from(taken.is_some());
         let uniform = |column| draw::uniform(&input.context, Stream::SparseMixer, t, column);
         let column = rank * experts;
         let exponential = |e| match input.context.noise {
@@ -80,8 +81,12 @@ impl SparseMixer {
             None => draw::exponential(uniform(column + e)),
         };
         let sampled = p.iter().enumerate().map(|(e, &s)| {
-            // What is masked or taken stays below all others.
-            if s == f32::NEG_INFINITY { 0 } else { select::key(s - numerics::ln(exponential(e)), e) }
+            // What is masked or taken, or NaN, is not drawn.
+            if s.is_nan() || s == f32::NEG_INFINITY {
+                0
+            } else {
+                select::key(s - numerics::ln(exponential(e)), e)
+            }
         });
         let choice = match sampled.max() {
             None | Some(0) => best(scores),
@@ -116,14 +121,10 @@ impl Router for SparseMixer {
                 values.extend(logits);
                 values.resize(2 * experts, 0.0);
                 let (scores, p) = values.split_at_mut(experts);
-                let (first, weight) = self.choose(input, t, 0, scores, p);
+                let (first, weight) = self.choose(input, t, None, scores, p);
                 out.assign(t, first, weight);
                 scores[first] = f32::NEG_INFINITY;
-                let (mut second, weight) = self.choose(input, t, 1, scores, p);
-                if second == first {
-                    // Where nothing is left but negative infinities and NaNs.
-                    second = usize::from(first == 0);
-                }
+                let (second, weight) = self.choose(input, t, Some(first), scores, p);
                 out.assign(t, second, weight);
             }
         });

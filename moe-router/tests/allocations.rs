@@ -6,8 +6,9 @@ use std::cell::Cell;
 
 use moe_core::{Assignments, Gate, RouteInput, Router, RoutingPlan, Scratch, TokenContext};
 use moe_router::{
-    Capacity, Capped, CosineGate, ExpertChoice, ExpertGroups, Normalization, Renormalized, ScoredTopK,
-    SoftCapped, TopK,
+    Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups, ExpertThreshold,
+    Hash, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, ScoredTopK, Sinkhorn,
+    SkipLight, SoftCapped, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::Array2;
 
@@ -72,6 +73,49 @@ fn the_second_call_allocates_nothing() {
         }
         assert_eq!(COUNT.get() - before, 0, "router {i}");
         assert!(plan.rows() > 0);
+    }
+}
+
+#[test]
+fn nor_do_the_other_routers_and_stacks_of_decorators() {
+    let (tokens, experts) = (64, 16);
+    let logits =
+        Array2::from_shape_fn((tokens, experts), |(t, e)| ((t * 37 + e * 11) % 53) as f32 * 0.1 - 2.0);
+    let offsets = [0, 20, 64];
+    let words: Vec<u32> = (0..tokens as u32).collect();
+    let context = TokenContext::new().with_sequences(&offsets).with_token_ids(&words);
+    let input = RouteInput::new(logits.view(), context).unwrap();
+
+    let top = TopK::new(4).unwrap();
+    let capped = Capped::new(top, Capacity::factor_of_choices(0.5)).unwrap();
+    let routers: [&dyn Router; 15] = [
+        &Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap(),
+        &Perturbed::gaussian(Renormalized::new(SkipLight::by_ratio(top, 0.5).unwrap()), 1.0).unwrap(),
+        &RandomSecond::new(top),
+        &WithoutNulls::new(top, 8),
+        &SparseMixer::new(0.1).unwrap(),
+        &SparseMixer::new(0.1).unwrap().sampling(),
+        &TopP::new(0.6).unwrap(),
+        &Relu::new(),
+        &Dense::new(),
+        &ExpertThreshold::new(vec![0.6; 16]).unwrap(),
+        &Hash::new(1),
+        &RandomChoice::new(2).unwrap(),
+        &capped.rerouting(),
+        &Sinkhorn::new(1).unwrap(),
+        &CappedExpertChoice::new(Capacity::factor_of_tokens(1.0), 2).unwrap(),
+    ];
+    for (i, router) in routers.into_iter().enumerate() {
+        let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());
+        let mut before = 0;
+        for _ in 0..2 {
+            before = COUNT.get();
+            out.reset(tokens, experts).unwrap();
+            router.route(&input, &mut out).unwrap();
+            plan.seal(&out).unwrap();
+        }
+        assert_eq!(COUNT.get() - before, 0, "router {i}");
+        assert!(plan.rows() > 0, "router {i}");
     }
 }
 

@@ -80,7 +80,8 @@ fn a_session_of_a_model_of_another_shape_is_refused() {
 fn a_config_changed_after_reading_is_checked() {
     let shape = Shape::plain();
     let checkpoint = shape.checkpoint(|_, _| ());
-    let edits: [(&str, fn(&mut Config)); 4] = [
+    type Edit = fn(&mut Config);
+    let edits: [(&str, Edit); 4] = [
         ("num_key_value_heads", |config| config.kv_heads = 0),
         ("sliding_window", |config| config.sliding_window = Some(0)),
         ("rope_theta", |config| config.rope_theta = f64::NAN),

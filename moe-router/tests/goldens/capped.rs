@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use moe_core::{Assignments, Result, RouteInput, Router, TokenContext, TokenRows, numerics};
 use moe_router::{Capacity, Capped, Normalization, Perturbed, Renormalized, Rounding, TopK};
-use ndarray::ArrayView2;
+use ndarray::Array2;
 use serde_json::Value;
 
 use crate::fixture::{Case, Report, cases, indices, numbers, renormalized_bound, softmax_bound};
@@ -255,10 +255,8 @@ fn vmoe_top_experts_per_item() {
             // The same where the router adds the noise.
             let noise = numbers(case.input("standard_normal"));
             let std = case.setting("noise_std").as_f64().unwrap() as f32 / experts as f32;
-            let raw =
-                ArrayView2::from_shape((noise.len() / experts, experts), &numbers(case.input("logits")))
-                    .unwrap()
-                    .to_owned();
+            let raw = numbers(case.input("logits"));
+            let raw = Array2::from_shape_vec((raw.len() / experts, experts), raw).unwrap();
             let offsets = equal_groups(case.size("num_groups"), tokens);
             let context = TokenContext::new().with_sequences(&offsets);
             let context = context.with_noise(TokenRows::new(&noise, experts).unwrap());

@@ -11,7 +11,7 @@ const NEAR_TIE: f64 = 1e-6;
 
 /// Bound of the relative distance of two sigmoids or root-softpluses, ours and a reference's, in units of 2⁻²⁴.
 ///
-/// `1 / (1 + exp(-l))`: ours is 2.5 ulp off (5 units), the reference's is taken to be as much. Softplus is off by 1.6 ulp (3.2) and
+/// `1 / (1 + exp(-l))`: ours is 2.5 ulp off (5 units), the reference's is taken to be as much. Softplus is off by 1.7 ulp (3.4) and
 /// the reference's taken to be by 2 (4); a root halves that and rounds (1).
 const ELEMENTWISE: f64 = 10.0;
 
@@ -357,9 +357,9 @@ fn gpt_oss() {
     });
 }
 
-/// Bound of the relative distance of two soft-capped logits: tanh is 1.4 ulp off (2.8 units), the reference's is taken to be 2 (4);
+/// Bound of the relative distance of two soft-capped logits: tanh is 1.5 ulp off (3 units), the reference's is taken to be 2 (4);
 /// the quotient (1) and the product (1) round on either side, and tanh passes on no more of the former than it gets.
-const SOFT_CAP: f64 = 2.8 + 4.0 + 4.0;
+const SOFT_CAP: f64 = 3.0 + 4.0 + 4.0;
 
 #[test]
 fn laguna() {

@@ -1,7 +1,11 @@
 //! The routers, what each promises, and inputs for them.
 
 use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
-use moe_router::{Capacity, Capped, ExpertChoice, Normalization, Renormalized, Rounding, TopK};
+use moe_router::{
+    Base, Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, Hash, Normalization,
+    Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, Rounding, Sinkhorn, SkipLight, SparseMixer,
+    TopK, TopP, WithoutNulls,
+};
 use ndarray::{Array2, ArrayView2, Axis};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -25,6 +29,55 @@ pub(crate) struct Listed {
     /// Whether the choice looks at scores computed from the logits, which may round to a tie.
     pub(crate) by_score: bool,
     pub(crate) capacity: Option<Capacity>,
+}
+
+impl Listed {
+    /// Whether its number of choices, or its weights, follow none of the rules above.
+    pub(crate) fn varies(&self) -> bool {
+        self.k.is_none() && self.capacity.is_none()
+    }
+}
+
+/// Routers that promise nothing of the number of choices, nor of sums and symmetries.
+fn varying(experts: usize) -> Vec<Listed> {
+    let k = 2.min(experts);
+    let all = || top(k).normalized(Normalization::OverAll);
+    let cap = Capacity::absolute(2);
+    let thresholds = (0..experts).map(|e| 0.3 + 0.05 * e as f32).collect();
+    let mut list: Vec<(&str, Box<dyn Router>)> = vec![
+        ("noisy", Box::new(Perturbed::gaussian(top(k), 0.5).unwrap())),
+        ("jitter", Box::new(Perturbed::jitter(all(), 0.1).unwrap())),
+        ("noisy second", Box::new(Perturbed::gaussian(RandomSecond::new(top(k)), 1.0).unwrap())),
+        ("random second", Box::new(RandomSecond::new(Renormalized::new(all())))),
+        ("skip by ratio", Box::new(SkipLight::by_ratio(top(k), 0.5).unwrap())),
+        ("skip by weight", Box::new(SkipLight::by_weight(top(k), 0.2).unwrap())),
+        ("without nulls", Box::new(Renormalized::new(WithoutNulls::new(top(k), experts.div_ceil(2))))),
+        ("top-p", Box::new(TopP::new(0.7).unwrap())),
+        ("relu", Box::new(Relu::new())),
+        ("threshold", Box::new(ExpertThreshold::new(thresholds).unwrap())),
+        ("dense", Box::new(Dense::new())),
+        ("hash", Box::new(Hash::new(3))),
+        ("random", Box::new(RandomChoice::new(k).unwrap())),
+        ("base", Box::new(Base::new())),
+        ("sinkhorn", Box::new(Sinkhorn::new(k).unwrap())),
+        ("choice capped by token", Box::new(CappedExpertChoice::new(cap, experts).unwrap())),
+    ];
+    if experts >= 2 {
+        list.push(("sparse mixer", Box::new(SparseMixer::new(0.1).unwrap())));
+        list.push(("sparse mixer sampling", Box::new(SparseMixer::new(0.1).unwrap().sampling())));
+    }
+    let listed = |(name, router): (&str, _)| Listed {
+        name: name.into(),
+        router,
+        k: None,
+        sums_to_one: false,
+        most: f32::INFINITY,
+        guarded: true,
+        symmetric: false,
+        by_score: true,
+        capacity: None,
+    };
+    list.into_iter().map(listed).collect()
 }
 
 /// Every strategy and decorator, for layers of `experts`.
@@ -73,6 +126,22 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
             by_score,
             capacity: Some(capacity),
         }));
+        let variants: [(&str, Box<dyn Router>); 3] = [
+            ("by position", Box::new(rank_by_rank().rerouting())),
+            ("by score", Box::new(rank_by_rank().by_score().rerouting())),
+            ("token by token", Box::new(rank_by_rank().token_by_token().rerouting())),
+        ];
+        list.extend(variants.into_iter().map(|(name, router)| Listed {
+            name: format!("top-{k} rerouted {name}, {capacity:?}"),
+            router,
+            k: Some(k),
+            sums_to_one: false,
+            most: 1.0,
+            guarded: true,
+            symmetric: true,
+            by_score: true,
+            capacity: Some(capacity),
+        }));
         list.push(Listed {
             name: format!("expert choice, {capacity:?}"),
             router: Box::new(ExpertChoice::new(capacity).unwrap()),
@@ -85,12 +154,21 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
             capacity: Some(capacity),
         });
     }
+    list.extend(varying(experts));
     list.extend(scored::routers(experts));
     list
 }
 
 fn top(k: usize) -> TopK {
     TopK::new(k).unwrap()
+}
+
+/// A vocabulary id for each token: a function of its logits, so that it goes where they go.
+pub(crate) fn words(logits: ArrayView2<'_, f32>) -> Vec<u32> {
+    let word = |row: ndarray::ArrayView1<'_, f32>| {
+        row.iter().fold(0u32, |word, l| word.rotate_left(5).wrapping_mul(31) ^ (l + 0.0).to_bits())
+    };
+    logits.rows().into_iter().map(word).collect()
 }
 
 /// A sealed plan of one call.
@@ -100,6 +178,8 @@ pub(crate) fn route(
     context: TokenContext<'_>,
 ) -> RoutingPlan {
     let mut out = Assignments::new();
+    let words = words(logits);
+    let context = context.with_token_ids(&words);
     out.reset(logits.nrows(), logits.ncols()).unwrap();
     router.route(&RouteInput::new(logits, context).unwrap(), &mut out).unwrap();
     let mut plan = RoutingPlan::new();

@@ -8,7 +8,9 @@ use crate::listed::{Decision, batches, config, decisions, route, routers};
 
 /// The decisions about the tokens `first..last`, routed as one sequence that starts at `from`.
 fn stretch(router: &dyn Router, logits: &Array2<f32>, from: usize, last: usize) -> Vec<Vec<Decision>> {
-    let plan = route(router, logits.slice(s![from..last, ..]), TokenContext::new());
+    let positions: Vec<usize> = (from..last).collect();
+    let context = TokenContext::new().with_seed(9).with_positions(&positions);
+    let plan = route(router, logits.slice(s![from..last, ..]), context);
     (0..last - from).map(|t| decisions(&plan, t)).collect()
 }
 
@@ -60,7 +62,7 @@ fn localities_are_not_understated() {
         assert!(differs, "{} could claim more than {locality:?}", listed.name);
         shown += 1;
     }
-    assert_eq!(shown, 21, "all capped routers and expert choice");
+    assert_eq!(shown, 33, "all capped and balanced routers and expert choice");
 }
 
 #[test]
@@ -71,5 +73,5 @@ fn the_localities_by_name() {
     assert_eq!(of("Over"), [Locality::Token; 9]);
     assert_eq!(of("expert choice"), [Locality::Batch; 3]);
     let causal = routers(4).iter().filter(|l| l.router.locality() == Locality::Causal).count();
-    assert_eq!(causal, 1, "absolute, token by token, by position");
+    assert_eq!(causal, 2, "absolute, token by token, by position, rerouting or not");
 }

@@ -255,6 +255,28 @@ fn nothing_guards_minimax() {
     }
 }
 
+/// What is added to a sum shows where the sum is no greater: a single expert, whose weight would be 1 else.
+#[test]
+fn published_epsilons() {
+    let weight = |router: moe_core::Result<ScoredTopK>, logit: f32| {
+        let logits = array![[logit, -100.0]];
+        route(&router.unwrap(), logits.view(), TokenContext::new()).choices(0).map(|c| c.weight).sum::<f32>()
+    };
+    let groups = ExpertGroups::by_two_best(1, 1).unwrap();
+    for (name, found, score, epsilon) in [
+        ("lfm2", weight(ScoredTopK::lfm2(1, 1.0), -14.0), (-14f64).exp(), 1e-6),
+        ("afmoe", weight(ScoredTopK::afmoe(1, [], 1.0), -46.0), (-46f64).exp(), 1e-20),
+        ("v3", weight(ScoredTopK::deepseek_v3(1, [], groups, 1.0), -46.0), (-46f64).exp(), 1e-20),
+        ("v4", weight(ScoredTopK::deepseek_v4(1, [], 1.0), -92.0), (-46f64).exp(), 1e-20),
+        ("minimax", weight(ScoredTopK::minimax_m2(1, []), -60.0), 1.0, 0.0),
+        ("cohere", weight(ScoredTopK::cohere2(1), -60.0), 1.0, 0.0),
+    ] {
+        let expected = score / (score + epsilon);
+        // The sigmoid of -14 is exp(-14) but for its millionth part.
+        assert!((f64::from(found) - expected).abs() < 2e-6, "{name}: expected {expected}, found {found}");
+    }
+}
+
 #[test]
 fn balance_comes_from_biases_alone() {
     const EXPERTS: usize = 8;

@@ -34,8 +34,11 @@ proptest! {
         let order = shuffled(batch.tokens(), seed);
         for listed in batch.routers() {
             if listed.router.locality() == Locality::Token {
-                let plan = route(&*listed.router, batch.logits.view(), batch.unpadded());
-                let permuted = route(&*listed.router, batch.select(&order).view(), TokenContext::new());
+                // Where a token stands decides what is drawn for it.
+                let positions: Vec<usize> = (0..batch.tokens()).collect();
+                let plan = route(&*listed.router, batch.logits.view(), batch.unpadded().with_positions(&positions));
+                let context = TokenContext::new().with_positions(&order);
+                let permuted = route(&*listed.router, batch.select(&order).view(), context);
                 for (to, &from) in order.iter().enumerate() {
                     prop_assert_eq!(decisions(&permuted, to), decisions(&plan, from), "{}", &listed.name);
                 }
@@ -80,7 +83,9 @@ proptest! {
             offsets: batch.offsets.iter().map(|&o| before(o)).collect(),
             padding: vec![false; present.len()],
         };
-        for listed in batch.routers().into_iter().filter(|listed| listed.capacity.is_some()) {
+        for listed in batch.routers().into_iter().filter(|listed| {
+            listed.capacity.is_some() || listed.router.locality() == Locality::Batch
+        }) {
             let plan = route(&*listed.router, batch.logits.view(), batch.padded());
             let alone = route(&*listed.router, without.logits.view(), without.unpadded());
             for t in 0..batch.tokens() {
