@@ -4,6 +4,8 @@
 //! cargo run -p moe-router --example catalogue
 //! ```
 
+use std::fmt::Write as _;
+
 use moe_core::{Assignments, Locality, RouteInput, Router, RoutingPlan, TokenContext, TokenRows, numerics};
 use moe_router::RouterSpec;
 use ndarray::Array2;
@@ -12,6 +14,12 @@ const TOKENS: usize = 256;
 const EXPERTS: usize = 16;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    print!("{}", table()?);
+    Ok(())
+}
+
+/// One line a router.
+pub(crate) fn table() -> Result<String, Box<dyn std::error::Error>> {
     // A bell around a preference for the lower experts.
     let u = |draw: u64, t: usize, e: usize| numerics::uniform(draw, &[t as u64, e as u64]);
     let preference = |e: usize| (EXPERTS - e) as f32 / 8.0;
@@ -23,8 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let context = TokenContext::new().with_token_ids(&ids);
     let context = context.with_noise_logits(TokenRows::new(&noise_logits, EXPERTS)?);
 
-    println!("| router | experts a token | max/mean | CV | entropy | idle | dropped | locality |");
-    println!("|---|---|---|---|---|---|---|---|");
+    let mut table = String::new();
+    writeln!(table, "| router | experts a token | max/mean | CV | entropy | idle | dropped | locality |")?;
+    writeln!(table, "|---|---|---|---|---|---|---|---|")?;
     let (mut assignments, mut plan) = (Assignments::new(), RoutingPlan::new());
     for entry in RouterSpec::catalogue() {
         let text = comparable(entry.example);
@@ -40,7 +49,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Locality::Causal => "causal",
             Locality::Batch => "batch",
         };
-        println!(
+        writeln!(
+            table,
             "| `{shown}` | {:.2} | {:.2} | {:.3} | {:.3} | {} | {:.1} % | {locality} |",
             plan.rows() as f32 / TOKENS as f32,
             stats.max_over_mean,
@@ -48,9 +58,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             stats.entropy,
             stats.idle,
             100.0 * stats.drop_rate,
-        );
+        )?;
     }
-    Ok(())
+    Ok(table)
 }
 
 /// The entry's example for 16 experts, of which a token chooses two.

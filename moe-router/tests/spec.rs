@@ -5,6 +5,10 @@ use moe_router::{RouterEntry, RouterSpec, Setting, TopK};
 use ndarray::Array2;
 use proptest::prelude::*;
 
+#[path = "../examples/catalogue.rs"]
+#[allow(dead_code, reason = "an example has a main")]
+mod example;
+
 /// Numbers of every size, and the words that come between them.
 fn value(setting: &Setting) -> BoxedStrategy<String> {
     let single = || any::<f32>().prop_filter("a number", |x| !x.is_nan()).prop_map(|x| format!("{x:?}"));
@@ -166,6 +170,17 @@ fn every_router_is_in_the_catalogue() {
     entries.sort_unstable();
     entries.dedup();
     assert_eq!(entries.len(), RouterSpec::catalogue().count(), "a name twice");
+}
+
+/// The page has each router, and its table is what the example prints.
+#[test]
+fn the_page_is_of_this_catalogue() {
+    let page = include_str!("../../docs/routing.md");
+    for entry in RouterSpec::catalogue() {
+        assert!(page.contains(&format!("**`{}`**", entry.name)), "{} is missing", entry.name);
+    }
+    let table = example::table().unwrap();
+    assert!(page.contains(&table), "cargo run -p moe-router --example catalogue\n{table}");
 }
 
 #[test]
