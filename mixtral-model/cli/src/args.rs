@@ -244,12 +244,12 @@ pub(crate) struct Logits {
 ///
 /// FILE is JSON, an object with these keys, of which only "logits" must be there:
 ///
-///     logits        [[0.5, -1.0, ...], ...]: a row for each token, a number for each expert
-///     token_ids     the vocabulary id of each token
-///     mask          for each token 1 if it is real, 0 if it is padding
-///     sequences     lengths of the sequences, one after the other [default: all tokens are one]
-///     bias          a number for each expert, for the router that takes a selection bias
-///     noise_logits  rows like the logits, for learned-noise
+///   logits        [[0.5, -1.0, ...], ...]: a row for each token, a number for each expert
+///   token_ids     the vocabulary id of each token
+///   mask          for each token 1 if it is real, 0 if it is padding
+///   sequences     lengths of the sequences, one after the other [default: all tokens are one]
+///   bias          a number for each expert, for the router that takes a selection bias
+///   noise_logits  rows like the logits, for learned-noise
 ///
 /// Numbers may also be "nan", "inf" and "-inf". Or FILE is a safetensors file with such tensors,
 /// but for sequences, like those of `mixtral logits --out`; its logits are f32, f16 or bf16.
@@ -258,14 +258,14 @@ pub(crate) struct Logits {
 /// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.
 /// The losses, f being choices and P mean probabilities of an expert, and what even routing gives:
 ///
-///     load_balance                k; E sum(f P) over all tokens (Mixtral)
-///     load_balance_per_sequence   k; the same for each sequence, averaged (Switch)
-///     load_balance_first_choices  1; the same, f of first choices (GShard, V-MoE)
-///     sequence_balance            1; E/k sum(f P) for each sequence, averaged (DeepSeek-V2)
-///     sequence_balance_sigmoid    1; the same of sigmoids over their sum (DeepSeek-V3)
-///     z                           mean of (ln sum exp(l))^2 (ST-MoE)
-///     importance_cv2              0; squared coefficient of variation of P (V-MoE)
-///     entropy                     ln E; mean entropy of a token's probabilities, in nats
+///   load_balance                k; E sum(f P) over all tokens (Mixtral)
+///   load_balance_per_sequence   k; the same for each sequence, averaged (Switch)
+///   load_balance_first_choices  1; the same, f of first choices (GShard, V-MoE)
+///   sequence_balance            1; E/k sum(f P) for each sequence, averaged (DeepSeek-V2)
+///   sequence_balance_sigmoid    1; the same of sigmoids over their sum (DeepSeek-V3)
+///   z                           mean of (ln sum exp(l))^2 (ST-MoE)
+///   importance_cv2              0; squared coefficient of variation of P (V-MoE)
+///   entropy                     ln E; mean entropy of a token's probabilities, in nats
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Route {
