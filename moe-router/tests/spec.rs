@@ -1,6 +1,6 @@
 //! Routers as text: what parses, what is said of what does not, and that the catalogue is complete.
 
-use moe_core::{Assignments, Locality, RouteInput, Router, TokenContext, TokenRows};
+use moe_core::{Assignments, Locality, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::{RouterEntry, RouterSpec, Setting, TopK};
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -16,6 +16,8 @@ fn value(setting: &Setting) -> BoxedStrategy<String> {
         proptest::collection::vec(items, 0..5).prop_map(|items| format!("[{}]", items.join(", ")))
     };
     match &*setting.values() {
+        // What does not converge would take as long as it is told.
+        _ if setting.name == "iterations" => (0u32..40).prop_map(|n| n.to_string()).boxed(),
         "whole number" => prop_oneof![any::<u64>(), 0u64..20].prop_map(|n| n.to_string()).boxed(),
         "number" => prop_oneof![single(), (0u32..200).prop_map(|n| (f64::from(n) / 8.0).to_string())].boxed(),
         "[numbers]" => list(single().boxed()).boxed(),
@@ -69,6 +71,23 @@ proptest! {
             prop_assert_eq!(&again, &spec, "{}", &text);
             prop_assert_eq!(again.to_string(), printed);
             prop_assert!(spec.build().is_ok(), "{}", &text);
+        }
+    }
+
+    #[test]
+    fn what_is_built_routes_or_says_why_not(text in specs(), closed in 0usize..12) {
+        let Ok(spec) = text.parse::<RouterSpec>() else { return Ok(()) };
+        let mut logits = Array2::from_shape_fn((5, 4), |(t, e)| ((7 * t + 5 * e) % 9) as f32 - 4.0);
+        logits.iter_mut().take(closed).for_each(|l| *l = f32::NEG_INFINITY);
+        let (ids, rows) = ([0, 1, 2, 3, 4], [1.0; 20]);
+        let context = TokenContext::new().with_token_ids(&ids).with_padding(&[false, false, true, false, false]);
+        let context = context.with_noise_logits(TokenRows::new(&rows, 4).unwrap());
+        let mut out = Assignments::new();
+        out.reset(5, 4).unwrap();
+        let input = RouteInput::new(logits.view(), context).unwrap();
+        if spec.build().unwrap().route(&input, &mut out).is_ok() {
+            // A plan or an error.
+            let _ = RoutingPlan::new().seal(&out);
         }
     }
 
