@@ -11,7 +11,7 @@ use crate::failure::Result;
 
 #[derive(Serialize)]
 pub(super) struct Report {
-    router: String,
+    router: RouterSpec,
     tokens: usize,
     padding: usize,
     sequences: usize,
@@ -83,7 +83,7 @@ impl Report {
         let mut refusals = plan.refused().to_vec();
         refusals.sort_by_key(|refusal| (refusal.token, refusal.rank));
         Self {
-            router: spec.to_string(),
+            router: spec.clone(),
             tokens: plan.tokens(),
             padding: routed.context.padding.unwrap_or(&[]).iter().filter(|&&padding| padding).count(),
             sequences: routed.context.sequences(),
