@@ -38,7 +38,9 @@ impl PlanStats {
         for r in plan.refused() {
             load_before[r.expert as usize] += 1;
         }
-        let importance = (0..experts).map(|e| plan.row_weights()[plan.expert_rows(e)].iter().sum()).collect();
+        let weights = |e| plan.row_weights()[plan.expert_rows(e)].iter();
+        // The sum of nothing by `sum` is -0.0.
+        let importance = (0..experts).map(|e| weights(e).fold(0.0, |sum, w| sum + w)).collect();
         let requested = plan.rows() + plan.refused().len();
         let mean = plan.rows() as f32 / experts.max(1) as f32;
         let share = |n: usize| n as f32 / plan.rows() as f32;

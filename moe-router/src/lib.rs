@@ -56,6 +56,8 @@
 //! | [`SoftCapped`], logits bounded by tanh | Laguna | `SoftCapped::new(gate, 30.0)?` |
 //! | [`BiasBalancer`], selection biases instead of a loss | loss-free balancing, [2408.15664] | `BiasBalancer::new(experts, 0.001)?` |
 //!
+//! [`RouterSpec`] has every router as a line of text, such as `capped(top-k:k=2):factor=1.25`, and lists them all.
+//!
 //! Order matters: `Renormalized::new(Capped::new(..)?)` lets the experts that are left share the weight of a dropped one,
 //! `Capped::new(Renormalized::new(..), ..)?` does not.
 //!
@@ -142,6 +144,9 @@ mod second_choice;
 mod balancer;
 mod gates;
 
+// Routers as text.
+mod spec;
+
 // What they share.
 mod asked;
 mod capacity;
@@ -169,4 +174,5 @@ pub use second_choice::{RandomSecond, SkipLight, WithoutNulls};
 pub use sinkhorn::Sinkhorn;
 pub use soft::{soft_combine_weights, soft_dispatch_weights};
 pub use sparse_mixer::SparseMixer;
+pub use spec::{RouterEntry, RouterSpec, Setting, SpecError};
 pub use top_k::{Normalization, TopK};

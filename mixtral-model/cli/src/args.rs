@@ -7,6 +7,7 @@ use std::str::FromStr;
 use clap::{Parser, Subcommand, ValueEnum};
 use mixtral_model::Sampling;
 use moe_kernels::{Backend, Dtype};
+use moe_router::RouterSpec;
 
 /// Run a Mixtral model on the CPU.
 ///
@@ -71,6 +72,7 @@ pub(crate) enum Command {
     Inspect(Inspect),
     Tokenize(Tokenize),
     Logits(Logits),
+    Route(Route),
 }
 
 /// Continue a text.
@@ -236,6 +238,55 @@ pub(crate) struct Logits {
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+}
+
+/// Route logits with any router and show how the experts are loaded. No model is needed.
+///
+/// FILE is JSON, an object with these keys, of which only "logits" must be there:
+///
+///   logits        [[0.5, -1.0, ...], ...]: a row for each token, a number for each expert
+///   token_ids     the vocabulary id of each token
+///   mask          for each token 1 if it is real, 0 if it is padding
+///   sequences     lengths of the sequences, one after the other [default: all tokens are one]
+///   bias          a number for each expert, for the router that takes a selection bias
+///   noise_logits  rows like the logits, for learned-noise
+///
+/// Numbers may also be "nan", "inf" and "-inf". Or FILE is a safetensors file with such tensors,
+/// but for sequences, like those of `mixtral logits --out`; its logits are f32, f16 or bf16.
+///
+/// With --json, "assignments" are each token's kept choices, best first, in token order, and
+/// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.
+/// The losses, f being choices and P mean probabilities of an expert, and what even routing gives:
+///
+///   load_balance                k; E sum(f P) over all tokens (Mixtral)
+///   load_balance_per_sequence   k; the same for each sequence, averaged (Switch)
+///   load_balance_first_choices  1; the same, f of first choices (GShard, V-MoE)
+///   sequence_balance            1; E/k sum(f P) for each sequence, averaged (DeepSeek-V2)
+///   sequence_balance_sigmoid    1; the same of sigmoids over their sum (DeepSeek-V3)
+///   z                           mean of (ln sum exp(l))^2 (ST-MoE)
+///   importance_cv2              0; squared coefficient of variation of P (V-MoE)
+///   entropy                     ln E; mean entropy of a token's probabilities, in nats
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Route {
+    /// The logits; standard input if it is "-"
+    #[arg(long, value_name = "FILE", required_unless_present = "list")]
+    pub(crate) logits: Option<PathBuf>,
+    /// The router, as in "top-k:k=2" or "capped(top-k:k=2):factor=1.25"; --list has all of them
+    #[arg(long, value_name = "SPEC", required_unless_present = "list")]
+    pub(crate) router: Option<RouterSpec>,
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Name of the logits in a safetensors file, as router_logits.0
+    #[arg(long, value_name = "NAME", default_value = "logits")]
+    pub(crate) tensor: String,
+    /// Seed of routers that draw
+    #[arg(long, short, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// List the routers, what they do, their settings and where they are from
+    #[arg(long, conflicts_with_all = ["logits", "router"])]
+    pub(crate) list: bool,
 }
 
 fn backend_help() -> String {

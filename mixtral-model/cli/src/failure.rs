@@ -12,6 +12,8 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 pub(crate) enum Failure {
     #[error(transparent)]
     Model(#[from] mixtral_model::Error),
+    #[error(transparent)]
+    Routing(#[from] moe_core::Error),
     /// Something to read, a file or standard input.
     #[error("{name}")]
     Input { name: String, source: io::Error },

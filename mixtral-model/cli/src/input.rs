@@ -41,6 +41,19 @@ pub(crate) fn file(path: &Path) -> Result<String> {
     }
 }
 
+/// The bytes of a file, or of standard input if it is `-`.
+pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>> {
+    const MAX_BYTES: u64 = 1 << 30;
+    if path == Path::new("-") {
+        return read(io::stdin().lock(), "standard input", MAX_BYTES);
+    }
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(file) => read(file, &name, MAX_BYTES),
+        Err(source) => Err(Failure::Input { name, source }),
+    }
+}
+
 /// Without one newline at the end, such as editors and `echo` put there.
 pub(crate) fn without_newline(mut text: String) -> String {
     if text.ends_with('\n') {
@@ -53,17 +66,18 @@ pub(crate) fn without_newline(mut text: String) -> String {
 }
 
 fn utf8(source: impl Read, name: &str) -> Result<String> {
-    let mut bytes = Vec::new();
-    let read = source.take(MAX_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(|source| Failure::Input { name: name.to_owned(), source })?;
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(Failure::not_as_expected(
-            name,
-            format!("expected at most {MAX_BYTES} bytes, found more"),
-        ));
-    }
-    String::from_utf8(bytes).map_err(|error| {
+    String::from_utf8(read(source, name, MAX_BYTES)?).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::not_as_expected(name, format!("expected UTF-8, found another byte at offset {at}"))
     })
+}
+
+fn read(source: impl Read, name: &str, most: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = source.take(most + 1).read_to_end(&mut bytes);
+    read.map_err(|source| Failure::Input { name: name.to_owned(), source })?;
+    if bytes.len() as u64 > most {
+        return Err(Failure::not_as_expected(name, format!("expected at most {most} bytes, found more")));
+    }
+    Ok(bytes)
 }

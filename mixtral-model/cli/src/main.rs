@@ -11,6 +11,7 @@ mod load;
 mod logits;
 mod output;
 mod progress;
+mod route;
 mod routing;
 mod show;
 mod summary;
@@ -42,5 +43,6 @@ fn run(args: &Args) -> Result<()> {
         Command::Inspect(args) => inspect::run(common, args),
         Command::Tokenize(args) => tokenize::run(common, args),
         Command::Logits(args) => logits::run(common, args, &interrupt),
+        Command::Route(args) => route::run(args),
     })
 }

@@ -7,6 +7,7 @@ mod ends;
 mod errors;
 mod generate;
 mod logits;
+mod route;
 mod tokens;
 
 use std::io::Write;

@@ -1,0 +1,196 @@
+//! What came of a routing: a table to read, or JSON.
+
+use std::fmt::Write as _;
+
+use moe_core::{Locality, PlanStats, Routed, RoutingPlan};
+use moe_router::RouterSpec;
+use moe_router::losses::{Affinity, Entropy, Importance, LoadBalance, SequenceBalance, ZLoss};
+use serde::{Serialize, Serializer};
+
+use crate::failure::Result;
+
+#[derive(Serialize)]
+pub(super) struct Report {
+    router: RouterSpec,
+    tokens: usize,
+    padding: usize,
+    sequences: usize,
+    experts: usize,
+    locality: &'static str,
+    stats: Stats,
+    assignments: Vec<Assigned>,
+    refused: Vec<Refused>,
+    losses: Losses,
+}
+
+/// [`PlanStats`] under its own names.
+#[derive(Serialize)]
+struct Stats {
+    rows: usize,
+    load: Vec<usize>,
+    load_before: Vec<usize>,
+    importance: Vec<f32>,
+    max_over_mean: f32,
+    cv: f32,
+    entropy: f32,
+    idle: usize,
+    drop_rate: f32,
+    rerouted: usize,
+}
+
+#[derive(Serialize)]
+struct Assigned {
+    token: usize,
+    expert: usize,
+    weight: f32,
+}
+
+#[derive(Serialize)]
+struct Refused {
+    token: u32,
+    expert: u32,
+}
+
+#[derive(Serialize)]
+struct Losses {
+    load_balance: Number,
+    load_balance_per_sequence: Number,
+    load_balance_first_choices: Number,
+    sequence_balance: Number,
+    sequence_balance_sigmoid: Number,
+    z: Number,
+    importance_cv2: Number,
+    entropy: Number,
+}
+
+/// A number, as the word "nan", "inf" or "-inf" where JSON has none.
+#[derive(Clone, Copy)]
+struct Number(f64);
+
+impl Serialize for Number {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            x if x.is_finite() => serializer.serialize_f64(x),
+            x if x.is_nan() => serializer.serialize_str("nan"),
+            x => serializer.serialize_str(if x > 0.0 { "inf" } else { "-inf" }),
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(spec: &RouterSpec, locality: Locality, routed: &Routed<'_>) -> Self {
+        let plan = routed.plan;
+        let mut refusals = plan.refused().to_vec();
+        refusals.sort_by_key(|refusal| (refusal.token, refusal.rank));
+        Self {
+            router: spec.clone(),
+            tokens: plan.tokens(),
+            padding: routed.context.padding.unwrap_or(&[]).iter().filter(|&&padding| padding).count(),
+            sequences: routed.context.sequences(),
+            experts: plan.experts(),
+            locality: match locality {
+                Locality::Token => "token",
+                Locality::Causal => "causal",
+                Locality::Batch => "batch",
+            },
+            stats: Stats::of(plan),
+            assignments: (0..plan.tokens())
+                .flat_map(|token| {
+                    let assigned = move |expert, weight| Assigned { token, expert, weight };
+                    plan.choices(token).map(move |choice| assigned(choice.expert, choice.weight))
+                })
+                .collect(),
+            refused: refusals.iter().map(|r| Refused { token: r.token, expert: r.expert }).collect(),
+            losses: Losses::of(routed),
+        }
+    }
+
+    pub(super) fn json(&self) -> Result<String> {
+        Ok(serde_json::to_string(self).map_err(std::io::Error::other)? + "\n")
+    }
+
+    pub(super) fn table(&self) -> String {
+        let Self { stats, losses, .. } = self;
+        let locality = match self.locality {
+            "token" => "token: a token's experts depend on it alone",
+            "causal" => "causal: a token's experts depend on it and earlier ones of its sequence",
+            _ => "batch: a token's experts depend on the others, later ones included",
+        };
+        // Writing to a string cannot fail.
+        let mut text = String::new();
+        let _ = writeln!(text, "router     {}", self.router);
+        let _ = writeln!(text, "locality   {locality}");
+        let _ = writeln!(
+            text,
+            "tokens     {}, of which padding {}; sequences {}",
+            self.tokens, self.padding, self.sequences
+        );
+        let _ = writeln!(text, "experts    {}, of which idle {}\n", self.experts, stats.idle);
+        let _ = writeln!(text, "expert      load  requested  weight received");
+        for e in 0..self.experts {
+            let (load, before, importance) = (stats.load[e], stats.load_before[e], stats.importance[e]);
+            let _ = writeln!(text, "{e:>6}  {load:>8}  {before:>9}  {importance:>15.4}");
+        }
+        let requested = stats.rows + self.refused.len();
+        let rate = 100.0 * stats.drop_rate;
+        let _ = writeln!(text, "{:>6}  {:>8}  {requested:>9}\n", "all", stats.rows);
+        let _ = writeln!(text, "max/mean   {:.4}", stats.max_over_mean);
+        let _ = writeln!(text, "CV         {:.4}", stats.cv);
+        let _ = writeln!(text, "entropy    {:.4} of 1", stats.entropy);
+        let _ = writeln!(text, "dropped    {} of {requested} ({rate:.2}%)", self.refused.len());
+        let _ = writeln!(text, "rerouted   {}\n", stats.rerouted);
+        for (name, value) in losses.named() {
+            let _ = writeln!(text, "{name:<26}  {:.6}", value.0);
+        }
+        text
+    }
+}
+
+impl Stats {
+    fn of(plan: &RoutingPlan) -> Self {
+        let PlanStats {
+            load,
+            load_before,
+            importance,
+            drop_rate,
+            rerouted,
+            entropy,
+            cv,
+            max_over_mean,
+            idle,
+            ..
+        } = plan.stats();
+        let rows = plan.rows();
+        Self { rows, load, load_before, importance, max_over_mean, cv, entropy, idle, drop_rate, rerouted }
+    }
+}
+
+impl Losses {
+    fn of(routed: &Routed<'_>) -> Self {
+        let input = routed.input();
+        let balance = |affinity| Number(SequenceBalance::of(routed, affinity).value());
+        Self {
+            load_balance: Number(LoadBalance::over_all(std::slice::from_ref(routed)).value()),
+            load_balance_per_sequence: Number(LoadBalance::per_sequence(routed).value()),
+            load_balance_first_choices: Number(LoadBalance::of_first_choices(routed).value()),
+            sequence_balance: balance(Affinity::Softmax),
+            sequence_balance_sigmoid: balance(Affinity::Sigmoid),
+            z: Number(ZLoss::of(&input).value()),
+            importance_cv2: Number(Importance::of(&input).value()),
+            entropy: Number(Entropy::of(&input).value()),
+        }
+    }
+
+    fn named(&self) -> [(&'static str, Number); 8] {
+        [
+            ("load_balance", self.load_balance),
+            ("load_balance_per_sequence", self.load_balance_per_sequence),
+            ("load_balance_first_choices", self.load_balance_first_choices),
+            ("sequence_balance", self.sequence_balance),
+            ("sequence_balance_sigmoid", self.sequence_balance_sigmoid),
+            ("z", self.z),
+            ("importance_cv2", self.importance_cv2),
+            ("entropy", self.entropy),
+        ]
+    }
+}

@@ -1,0 +1,314 @@
+//! `mixtral route`.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::{json as parse, mixtral, output, run, run_with_input};
+
+/// Runs a router on a file of this content.
+fn route(content: &[u8], router: &str) -> crate::Said {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), content).unwrap();
+    run("route --json --logits {} --router {}", &[file.path().to_str().unwrap(), router])
+}
+
+#[track_caller]
+fn routed(content: &Value, router: &str) -> Value {
+    let said = route(content.to_string().as_bytes(), router);
+    assert_eq!(said.status, Some(0), "{router}: {}", said.err);
+    serde_json::from_str(&said.out).unwrap()
+}
+
+/// Pairs of token, expert and weight as they stand.
+fn assignments(report: &Value) -> Vec<(u64, u64, f32)> {
+    let list = report["assignments"].as_array().unwrap();
+    list.iter()
+        .map(|a| {
+            let weight = a["weight"].to_string().parse().unwrap();
+            (a["token"].as_u64().unwrap(), a["expert"].as_u64().unwrap(), weight)
+        })
+        .collect()
+}
+
+/// Softmax or sigmoid, sums and divisions of two implementations, none of which is off by more than some units of 2⁻²⁴.
+const TOLERANCE: f32 = 4e-6;
+
+#[test]
+fn assignments_are_those_of_transformers() {
+    let path =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../moe-router/tests/fixtures/transformers.json");
+    let fixture = parse(&path);
+    type SpecOf = fn(&Value) -> String;
+    let groups: [(&str, SpecOf); 6] = [
+        ("mixtral", |s| format!("top-k:k={}", s["top_k"])),
+        ("jamba", |s| format!("top-k:k={},weights=all", s["top_k"])),
+        ("deepseek_v3", |s| {
+            let normalized = if s["norm_topk_prob"] == true { "yes" } else { "no" };
+            format!(
+                "deepseek-v3:k={},groups={},kept={},normalized={normalized},scale={}",
+                s["top_k"], s["n_group"], s["topk_group"], s["routed_scaling_factor"]
+            )
+        }),
+        ("ernie4_5_moe", |s| format!("ernie-4.5:k={},floor={}", s["top_k"], s["norm_min"])),
+        ("dbrx", |s| match &s["norm_p"] {
+            Value::Null => format!("dbrx:k={}", s["top_k"]),
+            p => format!("dbrx:k={},p={p}", s["top_k"]),
+        }),
+        ("phimoe_eval", |s| format!("sparse-mixer:epsilon={}", s["jitter_eps"])),
+    ];
+    let mut compared = 0;
+    for (group, spec) in groups {
+        let cases = fixture["groups"][group]["cases"].as_array().unwrap();
+        let clear = |case: &&Value| {
+            ["exact_tie_tokens", "near_tie_tokens"]
+                .iter()
+                .all(|flag| case[flag].as_array().is_none_or(Vec::is_empty))
+        };
+        for case in cases.iter().filter(clear).take(3) {
+            let mut content = json!({"logits": case["inputs"]["logits"]});
+            if let Some(bias) = case["inputs"].get("e_score_correction_bias") {
+                content["bias"] = bias.clone();
+            }
+            let report = routed(&content, &spec(&case["settings"]));
+            let ids = case["outputs"]["ids"].as_array().unwrap();
+            let weights = case["outputs"]["weights"].as_array().unwrap();
+            let expected = (0u64..).zip(ids.iter().zip(weights)).flat_map(|(t, (ids, weights))| {
+                let pair =
+                    move |(e, w): (&Value, &Value)| (t, e.as_u64().unwrap(), w.as_f64().unwrap() as f32);
+                let mut pairs: Vec<_> =
+                    ids.as_array().unwrap().iter().zip(weights.as_array().unwrap()).map(pair).collect();
+                pairs.sort_by_key(|pair| pair.1);
+                pairs
+            });
+            let mut found = assignments(&report);
+            // DeepSeek's order within a token is not promised by the reference.
+            found.sort_by_key(|pair| (pair.0, pair.1));
+            let expected: Vec<_> = expected.collect();
+            assert_eq!(found.len(), expected.len(), "{}", case["name"]);
+            for (found, expected) in found.iter().zip(&expected) {
+                let near = (found.2 - expected.2).abs() <= TOLERANCE * expected.2.abs();
+                assert!(
+                    (found.0, found.1) == (expected.0, expected.1) && near,
+                    "{}: {found:?} {expected:?}",
+                    case["name"]
+                );
+            }
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 18);
+}
+
+#[test]
+fn the_report_in_full() {
+    // Two tokens and padding; both want expert 1, which has one place; the second token is surer of it.
+    let content = json!({
+        "logits": [[0.0, 1.0, "-inf"], [0.0, 2.0, "-inf"], [9.0, 9.0, 9.0]],
+        "mask": [1, true, 0], "token_ids": [5, 6, 0], "sequences": [3],
+    });
+    let spec = "capped( top-k: k=1, weights=all ): places=1, priority=score";
+    let report = routed(&content, spec);
+    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+    let found = assignments(&report);
+    assert_eq!((found.len(), found[0].0, found[0].1), (1, 1, 1));
+    assert!((found[0].2 - sigmoid(2.0)).abs() < 1e-6);
+    assert_eq!(report["router"], "capped(top-k:k=1,weights=all):places=1,priority=score");
+    assert_eq!(report["refused"], json!([{"token": 0, "expert": 1}]));
+    for (key, value) in [
+        ("tokens", json!(3)),
+        ("padding", json!(1)),
+        ("sequences", json!(1)),
+        ("experts", json!(3)),
+        ("locality", json!("batch")),
+    ] {
+        assert_eq!(report[key], value, "{key}");
+    }
+    let stats = &report["stats"];
+    assert_eq!((&stats["load"], &stats["load_before"]), (&json!([0, 1, 0]), &json!([0, 2, 0])));
+    assert_eq!(
+        (&stats["drop_rate"], &stats["idle"], &stats["max_over_mean"]),
+        (&json!(0.5), &json!(2), &json!(3.0))
+    );
+    // Every choice is expert 1's, so that E Σ f P is 3 P of it.
+    let p = f64::from(sigmoid(1.0) + sigmoid(2.0)) / 2.0;
+    let losses = report["losses"].as_object().unwrap();
+    assert!((losses["load_balance"].as_f64().unwrap() - 3.0 * p).abs() < 1e-6, "{losses:?}");
+    let names: Vec<&str> = losses.keys().map(String::as_str).collect();
+    assert_eq!(names.len(), 8);
+    // Every loss is explained.
+    let help = output("route --help", &[]);
+    names.iter().for_each(|name| assert!(help.contains(name), "{name}"));
+
+    // The canonical spec, bias included, is the same router.
+    let biased = json!({"logits": [[0.0, 1.0, 0.5], [0.3, 0.2, 0.1]], "bias": [0.0, -0.5, 0.25]});
+    let first = routed(&biased, "deepseek-v3:k=1");
+    let without = json!({"logits": biased["logits"]});
+    assert_eq!(routed(&without, first["router"].as_str().unwrap()), first);
+    assert_ne!(routed(&without, "deepseek-v3:k=1")["assignments"], first["assignments"]);
+}
+
+#[test]
+fn the_table() {
+    let mut command = mixtral("route --logits - --router top-k:k=1", &[]);
+    command.env("NO_COLOR", "1");
+    let said = run_with_input(command, br#"{"logits": [[0.0, 1.0], [0.0, 3.0], [1.0, 0.0]]}"#);
+    let lines: Vec<Vec<&str>> = said.out.lines().map(|line| line.split_whitespace().collect()).collect();
+    let has =
+        |words: &[&str]| assert!(lines.iter().any(|line| line.starts_with(words)), "{words:?}: {said:?}");
+    has(&["router", "top-k:k=1"]);
+    has(&["locality", "token:"]);
+    has(&["0", "1", "1", "1.0000"]);
+    has(&["1", "2", "2", "2.0000"]);
+    has(&["all", "3", "3"]);
+    has(&["max/mean", "1.3333"]);
+    has(&["dropped", "0", "of", "3", "(0.00%)"]);
+    has(&["load_balance"]);
+}
+
+#[test]
+fn the_list() {
+    let list: Vec<Value> = serde_json::from_str(&output("route --list --json", &[])).unwrap();
+    let text = output("route --list", &[]);
+    assert!(list.len() > 30, "{}", list.len());
+    for entry in list {
+        for key in ["name", "about", "example", "locality"] {
+            assert!(text.contains(entry[key].as_str().unwrap()), "{entry}");
+        }
+        for setting in entry["settings"].as_array().unwrap() {
+            assert!(text.contains(setting["about"].as_str().unwrap()), "{setting}");
+        }
+    }
+}
+
+/// A safetensors file of little-endian tensors.
+fn tensors(list: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), vec![]);
+    for (name, dtype, shape, bytes) in list {
+        let start = data.len();
+        data.extend(bytes);
+        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert((*name).to_owned(), entry);
+    }
+    let header = Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+}
+
+#[test]
+fn safetensors_are_json_in_another_form() {
+    let logits = [[0.5f32, -1.0, 2.0], [0.25, 0.5, -4.0]];
+    let numbers = logits.as_flattened();
+    let f32s: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let f16s: Vec<u8> = numbers.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+    let bf16s: Vec<u8> = numbers.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
+    let ids: Vec<u8> = [7i64, 9].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let bias: Vec<u8> = [0.0f32, 1.0, 0.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let content = json!({"logits": logits, "token_ids": [7, 9], "mask": [1, 0], "bias": [0, 1, 0]});
+    let expected = routed(&content, "capped(afmoe:k=1):factor=1.0");
+    for (dtype, data) in [("F32", f32s.clone()), ("F16", f16s), ("BF16", bf16s)] {
+        let file = tensors(&[
+            ("logits", dtype, &[2, 3], data),
+            ("token_ids", "I64", &[2], ids.clone()),
+            ("mask", "U8", &[2], vec![1, 0]),
+            ("bias", "F32", &[3], bias.clone()),
+        ]);
+        let said = route(&file, "capped(afmoe:k=1):factor=1.0");
+        assert_eq!(said.status, Some(0), "{}", said.err);
+        assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap(), expected, "{dtype}");
+    }
+    let cases: [(Vec<u8>, &str); 5] = [
+        (tensors(&[("x", "F32", &[2, 3], f32s.clone())]), "expected a tensor logits, found x"),
+        (tensors(&[("logits", "F32", &[6], f32s.clone())]), "expected shape [tokens, experts], found [6]"),
+        (tensors(&[("logits", "I32", &[2, 3], f32s.clone())]), "expected F32, F16 or BF16, found I32"),
+        (tensors(&[("logits", "F32", &[0, 3], vec![])]), "expected at least one token and one expert"),
+        (tensors(&[("logits", "F32", &[2, 3], f32s)])[..40].to_vec(), "eader"),
+    ];
+    for (file, message) in cases {
+        let said = route(&file, "relu");
+        assert!(said.status == Some(1) && said.err.contains(message), "{message}: {said:?}");
+    }
+}
+
+#[test]
+fn traces_of_the_model_are_logits_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace.safetensors");
+    let trace = trace.to_str().unwrap();
+    output("logits --ids 1,1498,315 --out {}", &[trace]);
+    let text = output("route --json --logits {} --tensor router_logits.1 --router top-k:k=2", &[trace]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let file = fs::read(trace).unwrap();
+    let found: Vec<u32> = assignments(&report).iter().map(|a| a.1 as u32).collect();
+    assert_eq!(found, crate::ids(&file, "experts.1"));
+    let weights: Vec<f32> = assignments(&report).iter().map(|a| a.2).collect();
+    assert_eq!(weights, crate::floats(&file, "weights.1"), "every weight reads back to the same f32");
+}
+
+#[test]
+fn errors() {
+    let mut failures = vec![];
+    for (content, router, message) in [
+        ("", "relu", "EOF while parsing"),
+        ("{}", "relu", "missing field `logits`"),
+        ("[]", "relu", "line 1 column 2"),
+        (r#"{"logits": []}"#, "relu", "logits: expected at least one token and one expert, found [0, 0]"),
+        (r#"{"logits": [[], []]}"#, "relu", "found [2, 0]"),
+        (r#"{"logits": [[1, 2], [3]]}"#, "relu", "logits: row 1: expected 2 numbers as in row 0, found 1"),
+        (r#"{"logits": [[1, null]]}"#, "relu", "expected a number, \"nan\", \"inf\" or \"-inf\""),
+        (r#"{"logits": [[1, "x"]]}"#, "relu", "invalid value: string \"x\""),
+        (r#"{"logits": [[1, 2]], "logit": 1}"#, "relu", "unknown field `logit`"),
+        (r#"{"logits": [[1, 2]], "mask": [2]}"#, "relu", "1 for a real token or 0 for padding"),
+        (r#"{"logits": [[1, 2]], "mask": [1, 1]}"#, "relu", "padding mask: expected 1 entries, found 2"),
+        (r#"{"logits": [[1, 2]], "token_ids": []}"#, "hash", "token ids: expected 1 entries, found 0"),
+        (r#"{"logits": [[1, 2]], "token_ids": [-1]}"#, "hash", "invalid value: integer `-1`"),
+        (r#"{"logits": [[1, 2]]}"#, "hash", "expected token ids in the input, found none"),
+        (
+            r#"{"logits": [[1, 2]], "sequences": [2]}"#,
+            "relu",
+            "lengths that sum to the 1 tokens, found a sum of 2",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "bias": [1, 2]}"#,
+            "relu",
+            "expected a router with the setting bias, found relu",
+        ),
+        (r#"{"logits": [[1, 2]], "bias": [1]}"#, "afmoe:k=1", "selection bias"),
+        (r#"{"logits": [[1, 2]], "bias": ["nan", 1]}"#, "afmoe:k=1", "expected finite numbers, found NaN"),
+        (
+            r#"{"logits": [[1, 2]]}"#,
+            "learned-noise(relu)",
+            "noise logits: expected 2 numbers a token, found none",
+        ),
+        (r#"{"logits": [[1, 2]]}"#, "top-k:k=3", "expected at least 3 experts, found 2"),
+        (r#"{"logits": [[1, "nan"]]}"#, "dense", "expected a finite weight, found NaN"),
+        (r#"{"logits": [["inf", 0]]}"#, "top-k:k=1,weights=all", "expected a finite weight, found NaN"),
+        (r#"{"logits": [["-inf", "-inf"]]}"#, "dense", "expected a finite weight"),
+    ] {
+        let said = route(content.as_bytes(), router);
+        if said.status != Some(1) || !said.err.contains(message) || !said.out.is_empty() {
+            failures.push(format!("{content} {router}: {said:?}"));
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+
+    for (line, message) in [
+        ("route", "--logits"),
+        ("route --logits x", "--router"),
+        ("route --list --router relu", "cannot be used with"),
+        ("route --logits x --router top-k", "byte 5: expected the setting k="),
+        ("route --logits x --router capped(top-k:k=two)", "byte 15: expected a whole number, found \"two\""),
+    ] {
+        let said = run(line, &[]);
+        assert!(said.status == Some(2) && said.err.contains(message), "{line}: {said:?}");
+    }
+    let said = run("route --logits no/such/file --router relu", &[]);
+    assert!(said.status == Some(1) && said.err.contains("no/such/file: No such file"), "{said:?}");
+}
+
+#[test]
+fn losses_that_are_no_numbers_are_words() {
+    // Routed by token id, so that the logits need not be numbers.
+    let report = routed(&json!({"logits": [["nan", 1.0]], "token_ids": [3]}), "hash");
+    assert_eq!(report["losses"]["z"], "nan");
+}

@@ -1,0 +1,247 @@
+//! The [`ScoredTopK`]s: the published ones by name, and the parts they are made of.
+
+use moe_core::Result;
+
+use super::RouterEntry;
+use super::catalogue::{BIAS, K, SCALE, Setting};
+use super::settings::{Kind, Settings};
+use crate::{ExpertGroups, Normalizer, Score, ScoredTopK};
+
+const GROUPS: Setting = Setting::or("groups", Kind::Whole, "1", "groups of experts, of equal size");
+const KEPT: Setting = Setting::or("kept", Kind::Whole, "1", "groups that a token may choose in");
+const NORMALIZED: Setting = Setting::or(
+    "normalized",
+    Kind::Word(&["no", "yes"]),
+    "yes",
+    "divide by the sum of the chosen (norm_topk_prob)",
+);
+const SCORES: Kind = Kind::Word(&["logit", "softmax", "sigmoid", "sqrt-softplus"]);
+
+pub(super) const ENTRIES: &[RouterEntry] = &[
+    RouterEntry {
+        name: "scored",
+        about: "the k greatest scores, in parts: any score, bias, groups, normaliser",
+        paper: "",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::new(k, score)?",
+        example: "scored:k=2,score=sigmoid,divide=sum,epsilon=1e-20",
+        settings: &[
+            K,
+            Setting::required("score", SCORES, "what is chosen by"),
+            Setting::optional("weight", SCORES, "what weights are made of, if not of the score"),
+            BIAS,
+            GROUPS,
+            KEPT,
+            Setting::or(
+                "group-score",
+                Kind::Word(&["best", "two-best"]),
+                "best",
+                "of a group: its best score, or the sum of its two best",
+            ),
+            Setting::or(
+                "divide",
+                Kind::Word(&["nothing", "softmax", "sum", "at-least", "norm"]),
+                "nothing",
+                "what weights are divided by",
+            ),
+            Setting::or("epsilon", Kind::Single, "0.0", "added to a sum; the floor of at-least"),
+            Setting::or("p", Kind::Single, "1.0", "of the norm"),
+            SCALE,
+        ],
+        build: |s, _| Ok(Box::new(scored(s)?)),
+    },
+    RouterEntry {
+        name: "dbrx",
+        about: "softmax, divided by a p-norm of the chosen",
+        paper: "DBRX",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::dbrx(k, norm_p)?",
+        example: "dbrx:k=4,p=1.0",
+        settings: &[
+            K,
+            Setting::optional("p", Kind::Single, "of the norm; without it, weights are the softmax"),
+        ],
+        build: |s, _| Ok(Box::new(ScoredTopK::dbrx(s.whole("k"), s.has("p").then(|| s.single("p")))?)),
+    },
+    RouterEntry {
+        name: "deepseek-v2",
+        about: "softmax, device-limited",
+        paper: "2405.04434 (DeepSeek-V2)",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::deepseek_v2(k, scale)?",
+        example: "deepseek-v2:k=6,groups=8,kept=3,scale=16.0",
+        settings: &[K, GROUPS, KEPT, SCALE],
+        build: |s, _| {
+            let router = ScoredTopK::deepseek_v2(s.whole("k"), s.single("scale"))?;
+            Ok(Box::new(router.within(ExpertGroups::by_best(s.whole("groups"), s.whole("kept"))?)))
+        },
+    },
+    RouterEntry {
+        name: "deepseek-v3",
+        about: "sigmoid, chosen with a bias, node-limited",
+        paper: "2412.19437 (DeepSeek-V3)",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::deepseek_v3(k, bias, groups, scale)?",
+        example: "deepseek-v3:k=8,groups=8,kept=4,scale=2.5",
+        settings: &[K, BIAS, GROUPS, KEPT, NORMALIZED, SCALE],
+        build: |s, _| {
+            let groups = ExpertGroups::by_two_best(s.whole("groups"), s.whole("kept"))?;
+            let router = ScoredTopK::deepseek_v3(s.whole("k"), s.singles("bias"), groups, s.single("scale"))?;
+            normalized(s, router)
+        },
+    },
+    RouterEntry {
+        name: "deepseek-v4",
+        about: "square root of softplus, chosen with a bias",
+        paper: "DeepSeek-V4",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::deepseek_v4(k, bias, scale)?",
+        example: "deepseek-v4:k=6,scale=1.5",
+        settings: &[K, BIAS, SCALE],
+        build: |s, _| {
+            Ok(Box::new(ScoredTopK::deepseek_v4(s.whole("k"), s.singles("bias"), s.single("scale"))?))
+        },
+    },
+    RouterEntry {
+        name: "afmoe",
+        about: "sigmoid, chosen with a bias",
+        paper: "AFMoE (Arcee)",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::afmoe(k, bias, scale)?",
+        example: "afmoe:k=8,scale=2.826",
+        settings: &[K, BIAS, SCALE],
+        build: |s, _| Ok(Box::new(ScoredTopK::afmoe(s.whole("k"), s.singles("bias"), s.single("scale"))?)),
+    },
+    RouterEntry {
+        name: "minimax-m2",
+        about: "sigmoid, chosen with a bias, no guard",
+        paper: "MiniMax-M2",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::minimax_m2(k, bias)?",
+        example: "minimax-m2:k=8",
+        settings: &[K, BIAS],
+        build: |s, _| Ok(Box::new(ScoredTopK::minimax_m2(s.whole("k"), s.singles("bias"))?)),
+    },
+    RouterEntry {
+        name: "laguna",
+        about: "as minimax-m2",
+        paper: "Laguna",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::laguna(k, bias)?",
+        example: "laguna:k=8",
+        settings: &[K, BIAS],
+        build: |s, _| Ok(Box::new(ScoredTopK::laguna(s.whole("k"), s.singles("bias"))?)),
+    },
+    RouterEntry {
+        name: "lfm2",
+        about: "sigmoid, guarded by 1e-6",
+        paper: "LFM2-MoE",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::lfm2(k, scale)?",
+        example: "lfm2:k=4",
+        settings: &[K, BIAS, NORMALIZED, SCALE],
+        build: |s, _| {
+            let router = ScoredTopK::lfm2(s.whole("k"), s.single("scale"))?;
+            normalized(s, router.with_bias(s.singles("bias"))?)
+        },
+    },
+    RouterEntry {
+        name: "ernie-4.5",
+        about: "softmax, chosen with a bias, divided by at least a floor",
+        paper: "ERNIE 4.5",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::ernie_4_5(k, bias, norm_min)?",
+        example: "ernie-4.5:k=6",
+        settings: &[K, BIAS, Setting::or("floor", Kind::Single, "1e-12", "least divisor")],
+        build: |s, _| {
+            Ok(Box::new(ScoredTopK::ernie_4_5(s.whole("k"), s.singles("bias"), s.single("floor"))?))
+        },
+    },
+    RouterEntry {
+        name: "longcat-flash",
+        about: "softmax, chosen with a bias, never divided",
+        paper: "2509.01322 (LongCat-Flash)",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::longcat_flash(k, bias, scale)?",
+        example: "longcat-flash:k=12,scale=6.0",
+        settings: &[K, BIAS, SCALE],
+        build: |s, _| {
+            Ok(Box::new(ScoredTopK::longcat_flash(s.whole("k"), s.singles("bias"), s.single("scale"))?))
+        },
+    },
+    RouterEntry {
+        name: "llama4",
+        about: "sigmoid of the chosen, for the experts' input",
+        paper: "Llama 4",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::llama4(k)?",
+        example: "llama4:k=1",
+        settings: &[K],
+        build: |s, _| Ok(Box::new(ScoredTopK::llama4(s.whole("k"))?)),
+    },
+    RouterEntry {
+        name: "cohere2",
+        about: "sigmoid of the chosen, divided by their sum",
+        paper: "Cohere 2 MoE",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::cohere2(k)?",
+        example: "cohere2:k=8",
+        settings: &[K],
+        build: |s, _| Ok(Box::new(ScoredTopK::cohere2(s.whole("k"))?)),
+    },
+];
+
+/// The parts one by one.
+fn scored(s: Settings<'_>) -> Result<ScoredTopK> {
+    let score = |name| match s.word(name) {
+        "softmax" => Score::Softmax,
+        "sigmoid" => Score::Sigmoid,
+        "sqrt-softplus" => Score::SqrtSoftplus,
+        _ => Score::Logit,
+    };
+    let epsilon = s.single("epsilon");
+    let normalizer = match s.word("divide") {
+        "softmax" => Normalizer::Softmax,
+        "sum" => Normalizer::Sum { epsilon },
+        "at-least" => Normalizer::SumAtLeast { floor: epsilon },
+        "norm" => Normalizer::Norm { p: s.single("p") },
+        _ => Normalizer::None,
+    };
+    let by = if s.word("group-score") == "best" { ExpertGroups::by_best } else { ExpertGroups::by_two_best };
+    let mut router = ScoredTopK::new(s.whole("k"), score("score"))?;
+    if s.has("weight") {
+        router = router.weighed_by(score("weight"));
+    }
+    let router = router.with_bias(s.singles("bias"))?.within(by(s.whole("groups"), s.whole("kept"))?);
+    router.normalized(normalizer)?.scaled(s.single("scale"))
+}
+
+fn normalized(s: Settings<'_>, router: ScoredTopK) -> Result<Box<dyn moe_core::Router>> {
+    Ok(Box::new(if s.word("normalized") == "no" { router.normalized(Normalizer::None)? } else { router }))
+}

@@ -1,0 +1,319 @@
+//! Routers as text: what parses, what is said of what does not, and that the catalogue is complete.
+
+use moe_core::{Assignments, Locality, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
+use moe_router::{RouterEntry, RouterSpec, Setting, TopK};
+use ndarray::Array2;
+use proptest::prelude::*;
+
+#[path = "../examples/catalogue.rs"]
+#[allow(dead_code, reason = "an example has a main")]
+mod example;
+
+/// Numbers of every size, and the words that come between them.
+fn value(setting: &Setting) -> BoxedStrategy<String> {
+    let single = || any::<f32>().prop_filter("a number", |x| !x.is_nan()).prop_map(|x| format!("{x:?}"));
+    let list = |items: BoxedStrategy<String>| {
+        proptest::collection::vec(items, 0..5).prop_map(|items| format!("[{}]", items.join(", ")))
+    };
+    match &*setting.values() {
+        // What does not converge would take as long as it is told.
+        _ if setting.name == "iterations" => (0u32..40).prop_map(|n| n.to_string()).boxed(),
+        "whole number" => prop_oneof![any::<u64>(), 0u64..20].prop_map(|n| n.to_string()).boxed(),
+        "number" => prop_oneof![single(), (0u32..200).prop_map(|n| (f64::from(n) / 8.0).to_string())].boxed(),
+        "[numbers]" => list(single().boxed()).boxed(),
+        "[whole numbers]" => list(any::<u32>().prop_map(|n| n.to_string()).boxed()).boxed(),
+        words => {
+            let words: Vec<String> = words.split('|').map(str::to_owned).collect();
+            proptest::sample::select(words).boxed()
+        }
+    }
+}
+
+/// Some of the settings of a router.
+fn settings(entry: &'static RouterEntry) -> BoxedStrategy<String> {
+    let each: Vec<_> = entry
+        .settings
+        .iter()
+        .map(|setting| {
+            let text = value(setting).prop_map(|value| format!("{}={value}", setting.name));
+            if setting.is_required() {
+                text.prop_map(Some).boxed()
+            } else {
+                proptest::option::weighted(0.4, text).boxed()
+            }
+        })
+        .collect();
+    each.prop_map(|given| given.into_iter().flatten().collect::<Vec<_>>().join(","))
+        .prop_map(|settings| if settings.is_empty() { settings } else { format!(":{settings}") })
+        .boxed()
+}
+
+/// Texts with the form of a spec; some have values that their routers do not accept.
+fn specs() -> impl Strategy<Value = String> {
+    let of = |decorates: bool| {
+        let entries: Vec<_> = RouterSpec::catalogue().filter(|e| e.decorates == decorates).collect();
+        proptest::sample::select(entries).prop_flat_map(|e| settings(e).prop_map(|s| (e.name, s)))
+    };
+    let strategies = of(false).prop_map(|(name, settings)| format!("{name}{settings}"));
+    strategies.prop_recursive(3, 4, 1, move |inner| {
+        (of(true), inner).prop_map(|((name, settings), inner)| format!("{name}({inner}){settings}"))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn what_is_printed_parses_back(text in specs()) {
+        if let Ok(spec) = text.parse::<RouterSpec>() {
+            let printed = spec.to_string();
+            let again: RouterSpec = printed.parse().unwrap();
+            prop_assert_eq!(&again, &spec, "{}", &text);
+            prop_assert_eq!(again.to_string(), printed);
+            prop_assert!(spec.build().is_ok(), "{}", &text);
+        }
+    }
+
+    #[test]
+    fn what_is_built_routes_or_says_why_not(text in specs(), closed in 0usize..12) {
+        let Ok(spec) = text.parse::<RouterSpec>() else { return Ok(()) };
+        let mut logits = Array2::from_shape_fn((5, 4), |(t, e)| ((7 * t + 5 * e) % 9) as f32 - 4.0);
+        logits.iter_mut().take(closed).for_each(|l| *l = f32::NEG_INFINITY);
+        let (ids, rows) = ([0, 1, 2, 3, 4], [1.0; 20]);
+        let context = TokenContext::new().with_token_ids(&ids).with_padding(&[false, false, true, false, false]);
+        let context = context.with_noise_logits(TokenRows::new(&rows, 4).unwrap());
+        let mut out = Assignments::new();
+        out.reset(5, 4).unwrap();
+        let input = RouteInput::new(logits.view(), context).unwrap();
+        if spec.build().unwrap().route(&input, &mut out).is_ok() {
+            // A plan or an error.
+            let _ = RoutingPlan::new().seal(&out);
+        }
+    }
+
+    #[test]
+    fn no_text_panics(text in "[a-z0-9:=,()\\[\\] .\u{e9}-]{0,40}") {
+        if let Err(error) = text.parse::<RouterSpec>() {
+            prop_assert!(text.is_char_boundary(error.at()));
+        }
+    }
+
+    #[test]
+    fn no_cut_or_change_of_a_spec_panics(text in specs(), at in any::<prop::sample::Index>(), by in any::<char>()) {
+        let cuts: Vec<usize> = text.char_indices().map(|(i, _)| i).collect();
+        let at = *at.get(&cuts);
+        for changed in [text[..at].to_owned(), text[at..].to_owned(), format!("{}{by}{}", &text[..at], &text[at..])] {
+            if let Err(error) = changed.parse::<RouterSpec>() {
+                prop_assert!(changed.is_char_boundary(error.at()), "{changed}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_example_builds_routes_and_keeps_its_promises() {
+    let logits = Array2::from_shape_fn((20, 16), |(t, e)| ((7 * t + 5 * e * e) % 23) as f32 / 8.0 - 1.0);
+    let (ids, noise) = ((0..20).collect::<Vec<u32>>(), vec![0.5; 20 * 16]);
+    let rows = TokenRows::new(&noise, 16).unwrap();
+    let context = TokenContext::new().with_token_ids(&ids).with_noise_logits(rows);
+    for entry in RouterSpec::catalogue() {
+        let spec: RouterSpec = entry.example.parse().unwrap_or_else(|e| panic!("{}: {e}", entry.name));
+        assert_eq!(spec.to_string(), entry.example, "examples are canonical");
+        assert_eq!(spec.entry().name, entry.name, "an example of another router");
+        assert_eq!(spec.inner().is_some(), entry.decorates);
+        let router = spec.build().unwrap();
+        let promised = match entry.locality.split(';').next() {
+            Some("token") => Locality::Token,
+            Some("batch") => Locality::Batch,
+            Some("inner") => spec.inner().unwrap().build().unwrap().locality(),
+            other => panic!("{}: {other:?}", entry.name),
+        };
+        assert_eq!(router.locality(), promised, "{}", entry.name);
+        let experts = if entry.name == "threshold" { 8 } else { 16 };
+        let logits = logits.slice(ndarray::s![.., ..experts]);
+        let mut out = Assignments::new();
+        out.reset(20, experts).unwrap();
+        router.route(&RouteInput::new(logits, context).unwrap(), &mut out).unwrap();
+        assert!(!out.granted().is_empty(), "{}", entry.name);
+        assert!(entry.may_drop || out.refused().is_empty(), "{}", entry.name);
+        for setting in entry.settings {
+            assert!(!setting.about.is_empty() && !setting.values().is_empty());
+            let Some(default) = setting.default() else { continue };
+            // A default is a value of its own setting, and not printed.
+            if entry.example.contains(&format!("{}=", setting.name)) {
+                continue;
+            }
+            let joint = if entry.example.trim_end_matches(')').contains(')') || !entry.decorates {
+                if entry.example.ends_with(entry.name) { ':' } else { ',' }
+            } else {
+                ':'
+            };
+            let text = format!("{}{joint}{}={default}", entry.example, setting.name);
+            assert_eq!(text.parse::<RouterSpec>().unwrap().to_string(), entry.example, "{text}");
+        }
+    }
+}
+
+/// Every public type of the crate is behind an entry, but for those that route nothing.
+#[test]
+fn every_router_is_in_the_catalogue() {
+    let none = [
+        "BiasBalancer",
+        "Capacity",
+        "Rounding",
+        "ThresholdEma",
+        "CosineGate",
+        "SoftCapped",
+        "ExpertGroups",
+        "Normalizer",
+        "Score",
+        "Normalization",
+        "soft_combine_weights",
+        "soft_dispatch_weights",
+        "RouterEntry",
+        "RouterSpec",
+        "Setting",
+        "SpecError",
+    ];
+    let source = include_str!("../src/lib.rs");
+    let uses = source.split("pub use ").skip(1).map(|rest| rest.split(';').next().unwrap());
+    let names = uses.flat_map(|path| path.rsplit("::").next().unwrap().split(['{', '}', ',', '\n', ' ']));
+    let mut routers = 0;
+    for name in names.filter(|name| !name.is_empty() && !none.contains(name)) {
+        let behind = |entry: &RouterEntry| entry.constructor.starts_with(&format!("{name}::"));
+        assert!(RouterSpec::catalogue().any(behind), "{name} has no entry");
+        routers += 1;
+    }
+    assert!(routers >= 18, "{routers}");
+    let mut entries: Vec<_> = RouterSpec::catalogue().map(|entry| entry.name).collect();
+    entries.sort_unstable();
+    entries.dedup();
+    assert_eq!(entries.len(), RouterSpec::catalogue().count(), "a name twice");
+}
+
+/// The page has each router, and its table is what the example prints.
+#[test]
+fn the_page_is_of_this_catalogue() {
+    let page = include_str!("../../docs/routing.md");
+    for entry in RouterSpec::catalogue() {
+        assert!(page.contains(&format!("**`{}`**", entry.name)), "{} is missing", entry.name);
+    }
+    let table = example::table().unwrap();
+    assert!(page.contains(&table), "cargo run -p moe-router --example catalogue\n{table}");
+}
+
+#[test]
+fn errors_point_at_what_is_wrong() {
+    let mut failures = vec![];
+    for (text, at, message) in [
+        ("", 0, "expected the name of a router, one of top-k, top-p"),
+        ("  ", 2, "found the end"),
+        ("topk:k=2", 0, "found \"topk\""),
+        ("top-k", 5, "expected the setting k=<whole number> of top-k, found the end"),
+        ("top-k:", 6, "expected one of k, weights, found the end"),
+        ("top-k:k", 7, "expected \"=\" and a value, found the end"),
+        ("top-k:k=", 8, "expected a whole number, found the end"),
+        ("top-k:k=2,", 10, "found the end"),
+        ("top-k:k=2 x", 8, "expected a whole number, found \"2 x\""),
+        ("top-k:k=+2", 8, "expected a whole number, found \"+2\""),
+        ("top-k:k=-1", 8, "expected a whole number, found \"-1\""),
+        ("top-k:k=99999999999999999999999", 8, "expected a whole number"),
+        ("top-k:k=0", 0, "expected k of at least 1 (top-k), found 0"),
+        ("top-k:k=2,k=2", 10, "expected each setting once, found k again"),
+        ("top-k:q=2", 6, "expected one of k, weights, found \"q\""),
+        ("top-k:k=2)", 9, "expected the end, found \")\""),
+        ("top-k:k=2,weights=ALL", 18, "expected one of chosen, all, renormalized, found \"ALL\""),
+        ("relu:x=1", 5, "expected no settings of relu, found \"x\""),
+        ("relu(dense)", 4, "expected the end, found \"(dense)\""),
+        ("top-p:p=NaN", 8, "expected a number of f32, found \"NaN\""),
+        ("top-p:p=1e39", 8, "expected a number of f32"),
+        ("top-p:p=inf", 0, "expected a number above 0, at most 1 (top-p), found inf"),
+        ("expert-choice:capacity=1e999", 23, "expected a number, found \"1e999\""),
+        ("expert-choice", 0, "one of capacity, places (capacity), found neither"),
+        ("expert-choice:capacity=1,places=2", 0, "one of capacity, places (capacity), found both"),
+        ("capped", 6, "expected \"(\" and another router, found the end"),
+        ("capped(", 7, "expected the name of a router"),
+        ("capped(top-k:k=2", 16, "expected \")\", found the end"),
+        ("capped(top-k:k=2):factor=-1", 0, "a finite number above 0 (capacity factor), found -1"),
+        ("capped(top-k:k=2):factor=1(", 26, "expected the end, found \"(\""),
+        ("threshold:at=0.5", 13, "expected a list in square brackets, found \"0.5\""),
+        ("threshold:at=[0.5,,1]", 18, "expected a number of f32, found \"\""),
+        ("threshold:at=[0.5, x]", 19, "expected a number of f32, found \"x\""),
+        ("threshold:at=[0.5", 13, "expected a list in square brackets, found \"[0.5\""),
+        ("hash:table=[4294967296]", 12, "expected a whole number below 4294967296"),
+        ("t\u{f6}p-k:k=2", 0, "found \"t\u{f6}p-k\""),
+        ("top-k:k=\u{ff12}", 8, "expected a whole number"),
+        ("top-k:\u{a0}k=2\u{a0}\u{1f980}", 10, "found \"2\\u{a0}\u{1f980}\""),
+    ] {
+        match text.parse::<RouterSpec>() {
+            Ok(spec) => failures.push(format!("{text}: parsed as {spec}")),
+            Err(error) if error.at() != at || !error.to_string().contains(message) => {
+                failures.push(format!("{text}: {error}"));
+            }
+            Err(_) => {}
+        }
+    }
+    assert!(failures.is_empty(), "{failures:#?}");
+}
+
+#[test]
+fn deep_nesting_is_an_error() {
+    let nested = |n: usize| format!("{}relu{}", "renormalized(".repeat(n), ")".repeat(n));
+    assert!(nested(15).parse::<RouterSpec>().is_ok());
+    for n in [16, 100_000] {
+        let error = nested(n).parse::<RouterSpec>().unwrap_err();
+        assert!(error.to_string().contains("at most 16 routers in each other"), "{error}");
+    }
+    for open in ["(", "capped("] {
+        assert!(open.repeat(100_000).parse::<RouterSpec>().is_err());
+    }
+    assert!("x".repeat(1 << 20).parse::<RouterSpec>().unwrap_err().to_string().len() < 1000);
+}
+
+#[test]
+fn a_built_router_is_the_constructed_one() {
+    let logits = Array2::from_shape_fn((9, 8), |(t, e)| ((3 * t + 5 * e) % 11) as f32);
+    let route = |router: &dyn Router| {
+        let mut out = Assignments::new();
+        out.reset(9, 8).unwrap();
+        router.route(&RouteInput::new(logits.view(), TokenContext::new()).unwrap(), &mut out).unwrap();
+        (out.granted().to_vec(), out.refused().to_vec())
+    };
+    use moe_router::{Capacity, Capped, ExpertGroups, Normalization, Renormalized, Rounding, ScoredTopK};
+    let bias = vec![0.5, 0.0, 0.0, 0.0, 0.0, -0.5, 0.0, 1.0];
+    let capacity = Capacity::factor_of_tokens(1.0).rounded(Rounding::HalfEven).at_least(2);
+    let inner = TopK::new(3).unwrap().normalized(Normalization::OverAll);
+    let pairs: [(&str, Box<dyn Router>); 2] = [
+        (
+            "renormalized(capped(top-k:k=3,weights=all):factor=1.0,of=tokens,rounding=half-even,min=2,priority=score,turn=token)",
+            Box::new(Renormalized::new(Capped::new(inner, capacity).unwrap().by_score().token_by_token())),
+        ),
+        (
+            "deepseek-v3:k=2,groups=4,kept=2,scale=2.5",
+            Box::new(
+                ScoredTopK::deepseek_v3(2, bias.clone(), ExpertGroups::by_two_best(4, 2).unwrap(), 2.5)
+                    .unwrap(),
+            ),
+        ),
+    ];
+    for (text, router) in pairs {
+        let mut spec: RouterSpec = text.parse().unwrap();
+        if text.starts_with("deepseek") {
+            spec = spec.with_bias(&bias).unwrap();
+            assert!(spec.clone().with_bias(&bias).is_err(), "a second bias");
+            assert_eq!(spec.to_string().parse::<RouterSpec>().unwrap(), spec);
+        } else {
+            assert!(spec.clone().with_bias(&bias).is_err(), "no router that takes one");
+        }
+        assert_eq!(route(&*spec.build().unwrap()), route(&*router), "{text}");
+    }
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn serde_has_it_as_a_string() {
+    let spec: RouterSpec = serde_json::from_str("\"capped( top-k:k=2 ):factor=1\"").unwrap();
+    assert_eq!(serde_json::to_string(&spec).unwrap(), "\"capped(top-k:k=2):factor=1.0\"");
+    let error = serde_json::from_str::<RouterSpec>("\"top-k\"").unwrap_err();
+    assert!(error.to_string().contains("router, byte 5"), "{error}");
+}
