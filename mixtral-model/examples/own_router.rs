@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mixtral_model::{Model, SessionOptions, Step, Tokenizer, Wanted, Workspace};
 use moe_core::{Assignments, Locality, Result, RouteInput, Router, numerics};
+use moe_router::metrics::TemporalLocality;
 use moe_router::{Capacity, Capped, TopK};
 
 /// The best expert always, the second only where it is at least `self.0` times as probable.
@@ -38,7 +39,9 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::args_os().nth(1).map_or(demo, PathBuf::from);
     let ids = Tokenizer::from_dir(&dir)?.encode_with_bos(TEXT);
 
-    println!("router                     nats a token  experts a token");
+    println!(
+        "router                     nats a token  experts a token  same first expert as the token before"
+    );
     report("as trained", &Model::open(&dir)?, &ids)?;
     for threshold in [0.3, 0.6, 2.0] {
         let model = Model::open(&dir)?.with_routers(|_| Box::new(SecondIfClose(threshold)));
@@ -63,20 +66,23 @@ fn report(name: &str, model: &Model, ids: &[u32]) -> mixtral_model::Result<()> {
         nats -= numerics::ln(p[*next as usize]);
     }
     let (nats, experts) = (nats / (ids.len() - 1) as f32, counter.rows as f32 / counter.tokens as f32);
-    println!("{name:<26} {nats:>12.3}  {experts:>15.2}");
+    let again = counter.locality.first.rate();
+    println!("{name:<26} {nats:>12.3}  {experts:>15.2}  {:>38.0}%", 100.0 * again);
     Ok(())
 }
 
-/// Counts choices over all layers.
+/// Counts choices over all layers, and how often neighbours agree.
 #[derive(Default)]
 struct Counter {
     rows: usize,
     tokens: usize,
+    locality: TemporalLocality,
 }
 
 impl mixtral_model::Observer for Counter {
     fn routed(&mut self, routed: &moe_core::Routed<'_>) {
         self.rows += routed.plan.rows();
         self.tokens += routed.plan.tokens();
+        self.locality.add(routed);
     }
 }
