@@ -174,11 +174,12 @@ fn many_rows<S: Simd, E: Element, const M: usize, const N: usize>(
         out[m * PANEL..m * PANEL + columns.len()].fill(0.0);
     }
     let mut wide = [[[0.0; LANES]; BLOCK_CHUNKS]; STRIP];
-    for first in columns.clone().step_by(STRIP) {
-        let strip = (columns.end - first).min(STRIP);
-        let to = first - columns.start;
-        for b in 0..x.blocks() {
-            let len = x.row(b, rows.start).len();
+    // Blocks outside, strips inside: the block of x that all strips read stays in the second-level cache.
+    for b in 0..x.blocks() {
+        let len = x.row(b, rows.start).len();
+        for first in columns.clone().step_by(STRIP) {
+            let strip = (columns.end - first).min(STRIP);
+            let to = first - columns.start;
             for n in 0..strip {
                 widen::<S, E>(s, w.row(first + n), b, &mut wide[n]);
             }
