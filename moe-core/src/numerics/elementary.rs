@@ -51,7 +51,13 @@ pub fn exp(x: f32) -> f32 {
         q = q.mul_add(r, *c);
     }
     let y = (r * r).mul_add(q, r) + 1.0;
-    // 2ⁿ in two factors, so that a subnormal result is rounded once and 2¹²⁸ is never formed.
+    scale_by_power_of_two(y, shifted)
+}
+
+/// `y · 2ⁿ`, where n is the integer in the low bits of `shifted`, to which [`ROUND_MAGIC`] was added.
+///
+/// 2ⁿ is taken in two factors, so that a subnormal result is rounded once and 2¹²⁸ is never formed.
+pub fn scale_by_power_of_two(y: f32, shifted: f32) -> f32 {
     let n = shifted.to_bits().wrapping_sub(ROUND_MAGIC.to_bits()) as i32;
     let half = n >> 1;
     y * power_of_two(half) * power_of_two(n.wrapping_sub(half))

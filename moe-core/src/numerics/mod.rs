@@ -9,7 +9,7 @@ mod elementary;
 mod random;
 
 pub use elementary::{EXP_MAX, EXP_MIN, exp, ln, sigmoid, silu, softplus, tanh};
-pub use elementary::{EXP_POLY, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC};
+pub use elementary::{EXP_POLY, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC, scale_by_power_of_two};
 pub use random::uniform;
 
 /// Number of interleaved chains of a dot product.

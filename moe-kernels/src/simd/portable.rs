@@ -1,7 +1,7 @@
 //! The definition: sixteen lanes as an array, in safe code.
 
 use half::{bf16, f16};
-use moe_core::numerics::{LANES, ROUND_MAGIC, tree_sum};
+use moe_core::numerics::{LANES, scale_by_power_of_two, tree_sum};
 
 use super::{Chunk, Simd};
 
@@ -15,11 +15,6 @@ fn lanewise(f: impl Fn(usize) -> f32) -> Chunk {
 
 fn two_bytes(from: &[u8; 32], lane: usize) -> [u8; 2] {
     [from[2 * lane], from[2 * lane + 1]]
-}
-
-/// 2ⁿ for -126 ≤ n ≤ 127.
-fn power_of_two(n: i32) -> f32 {
-    f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
 impl Simd for Portable {
@@ -79,11 +74,7 @@ impl Simd for Portable {
     }
 
     fn scale_by_power_of_two(self, y: Chunk, shifted: Chunk) -> Chunk {
-        lanewise(|i| {
-            let n = shifted[i].to_bits().wrapping_sub(ROUND_MAGIC.to_bits()) as i32;
-            let half = n >> 1;
-            y[i] * power_of_two(half) * power_of_two(n.wrapping_sub(half))
-        })
+        lanewise(|i| scale_by_power_of_two(y[i], shifted[i]))
     }
 
     fn tree_sum(self, lanes: Chunk) -> f32 {
