@@ -9,14 +9,13 @@
 
 use std::ops::Range;
 
-use moe_core::numerics::LANES;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 use crate::element::{Element, chunks_of, padded_row_bytes, with_element};
 use crate::pack::{BLOCK_CHUNKS, grow};
 use crate::product::tile;
 use crate::schedule::for_each_piece;
-use crate::simd::{Chunk, Kernel, Simd};
+use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
 use crate::vector::max;
 use crate::{Backend, Dtype};
 
@@ -117,7 +116,7 @@ pub fn attend(
         for head in 0..heads {
             let at = (head / group * splits + t / plan.tokens) * piece;
             let at = at + (t % plan.tokens * group + head % group) * plan.head_chunks;
-            let from = scratch.pieces[at..at + plan.head_chunks].as_flattened();
+            let from = floats(&scratch.pieces[at..at + plan.head_chunks]);
             row.iter_mut().skip(head * head_dim).zip(&from[..head_dim]).for_each(|(to, from)| *to = *from);
         }
     }
@@ -176,7 +175,7 @@ impl Piece<'_> {
         let (queries, scores) = rest.split_at_mut(group * head_chunks);
         for t in tokens.clone() {
             for g in 0..group {
-                let to = queries[g * head_chunks..(g + 1) * head_chunks].as_flattened_mut();
+                let to = floats_mut(&mut queries[g * head_chunks..(g + 1) * head_chunks]);
                 let from = (kv_head * group + g) * shape.head_dim;
                 to.fill(0.0);
                 to.iter_mut()
@@ -196,7 +195,7 @@ impl Piece<'_> {
                     let queries = [g, g + m - 1].map(|g| &queries[g * head_chunks..(g + 1) * head_chunks]);
                     let sums = dots::<S, E>(s, queries, keys);
                     for a in 0..m {
-                        let scores = scores[(g + a) * score_chunks..].as_flattened_mut();
+                        let scores = floats_mut(&mut scores[(g + a) * score_chunks..]);
                         for b in 0..n {
                             scores[j - visible.start + b] = sums[a][b] * shape.scale;
                         }
@@ -210,14 +209,14 @@ impl Piece<'_> {
             for g in 0..group {
                 let scores = &mut scores[g * score_chunks..(g + 1) * score_chunks];
                 let scores = &mut scores[..chunks_of(visible.len())];
-                scores.as_flattened_mut()[visible.len()..].fill(f32::NEG_INFINITY);
-                let top = s.splat(max(s, scores.as_flattened()));
+                floats_mut(scores)[visible.len()..].fill(f32::NEG_INFINITY);
+                let top = s.splat(max(s, floats(scores)));
                 for v in scores.iter_mut() {
                     s.store(s.exp(s.sub(s.load(v), top)), v);
                 }
                 let value = |position: usize| E::split(&kv.values[row(kv.values, position)]).0;
                 let y = &mut results[g * head_chunks..(g + 1) * head_chunks];
-                weigh::<S, E>(s, scores.as_flattened(), visible.clone(), value, y);
+                weigh::<S, E>(s, floats(scores), visible.clone(), value, y);
             }
         }
     }
@@ -247,7 +246,7 @@ fn weigh<'v, S: Simd, E: Element>(
 ) where
     E::Stored: 'v,
 {
-    y.fill([0.0; LANES]);
+    y.fill(Chunk::ZERO);
     let mut total = 0.0;
     let mut from = visible.start;
     while from < visible.end {

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use moe_core::numerics::LANES;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -10,7 +9,7 @@ use crate::element::with_element;
 use crate::pack::{PackedRows, grow};
 use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
 use crate::schedule::{for_each_piece, worth_threads};
-use crate::simd::{Chunk, Kernel, Simd};
+use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
 use crate::{Backend, WeightFormat, WeightMatrix};
 
 /// The rows of one expert that has any.
@@ -79,7 +78,7 @@ fn panel_of_group(
         let rows = first..(first + ROW_BLOCK).min(rows.end);
         backend.run(Panel { x, rows: rows.clone(), weight: product.weight(), p, out });
         if let Product::Activated(_, w3) = product {
-            let mut factor = [[0.0; LANES]; ROW_BLOCK * PANEL_CHUNKS];
+            let mut factor = [Chunk::ZERO; ROW_BLOCK * PANEL_CHUNKS];
             let factor = &mut factor[..out.len()];
             backend.run(Panel { x, rows, weight: w3, p, out: factor });
             backend.run(Activate { h: out, factor });
@@ -104,7 +103,7 @@ impl Kernel for Panel<'_> {
         let Self { x, rows, weight, p, out } = self;
         match weight.format() {
             WeightFormat::Plain(dtype) => {
-                with_element!(dtype, E => panel::<S, E>(s, x, rows, weight, p, out.as_flattened_mut()));
+                with_element!(dtype, E => panel::<S, E>(s, x, rows, weight, p, floats_mut(out)));
             }
         }
     }
@@ -142,7 +141,7 @@ impl PanelMajor<'_> {
     #[inline]
     fn piece(&self, group: &Group, m: usize, p: usize) -> &[f32] {
         let at = group.rows.start * self.panels + p * group.rows.len() + (m - group.rows.start);
-        self.memory[at * PANEL_CHUNKS..(at + 1) * PANEL_CHUNKS].as_flattened()
+        floats(&self.memory[at * PANEL_CHUNKS..(at + 1) * PANEL_CHUNKS])
     }
 
     fn group_of(&self, m: usize) -> &Group {

@@ -8,7 +8,7 @@ use ndarray::ArrayView2;
 
 use crate::element::chunks_of;
 use crate::schedule::for_each_piece;
-use crate::simd::Chunk;
+use crate::simd::{Chunk, floats_mut};
 
 /// Chunks in a whole K block.
 pub(crate) const BLOCK_CHUNKS: usize = BLOCK / LANES;
@@ -76,7 +76,7 @@ pub(crate) fn pack<'a>(buffer: &'a mut Vec<Chunk>, x: ArrayView2<'_, f32>) -> Pa
     let columns = x.ncols();
     pack_with(buffer, x.nrows(), columns, |m, chunks, to| {
         let (from, until) = (chunks.start * LANES, (chunks.end * LANES).min(columns));
-        let to = to.as_flattened_mut();
+        let to = floats_mut(to);
         let row = x.row(m);
         match row.as_slice() {
             Some(row) => to[..until - from].copy_from_slice(&row[from..until]),
@@ -89,6 +89,6 @@ pub(crate) fn pack<'a>(buffer: &'a mut Vec<Chunk>, x: ArrayView2<'_, f32>) -> Pa
 /// Makes a buffer at least so long. Contents are unspecified.
 pub(crate) fn grow(buffer: &mut Vec<Chunk>, len: usize) {
     if buffer.len() < len {
-        buffer.resize(len, [0.0; LANES]);
+        buffer.resize(len, Chunk::ZERO);
     }
 }

@@ -173,7 +173,7 @@ fn many_rows<S: Simd, E: Element, const M: usize, const N: usize>(
     for m in 0..rows.len() {
         out[m * PANEL..m * PANEL + columns.len()].fill(0.0);
     }
-    let mut wide = [[[0.0; LANES]; BLOCK_CHUNKS]; STRIP];
+    let mut wide = [[Chunk::ZERO; BLOCK_CHUNKS]; STRIP];
     // Blocks outside, strips inside: the block of x that all strips read stays in the second-level cache.
     for b in 0..x.blocks() {
         let len = x.row(b, rows.start).len();

@@ -85,12 +85,12 @@ mod tests {
             }))
             .collect();
         for cost in [0, usize::MAX] {
-            let mut memory = vec![[0.0; 16]; starts[sizes.len()]];
+            let mut memory = vec![Chunk::ZERO; starts[sizes.len()]];
             let visits: Vec<AtomicUsize> = sizes.iter().map(|_| AtomicUsize::new(0)).collect();
             for_each_piece(0..sizes.len(), &mut memory, &|i| starts[i], cost, &|i, piece| {
                 assert_eq!(piece.len(), sizes[i]);
                 visits[i].fetch_add(1, Ordering::Relaxed);
-                piece.fill([i as f32 + 1.0; 16]);
+                piece.fill(Chunk([i as f32 + 1.0; 16]));
             });
             assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
             for (i, n) in sizes.iter().enumerate() {

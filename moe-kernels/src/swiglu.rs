@@ -12,7 +12,7 @@ use ndarray::ArrayViewMut2;
 use crate::grouped::{Group, Product, products};
 use crate::pack::{pack, pack_with};
 use crate::schedule::enter;
-use crate::simd::Chunk;
+use crate::simd::{Chunk, floats_mut};
 use crate::{Backend, Error, Result, WeightMatrix};
 
 /// The matrices of one expert, as checkpoints name them.
@@ -127,7 +127,7 @@ pub fn swiglu<'w>(
         let x = pack(packed, rows.rows());
         let h = products(backend, x, groups, hidden, activated, panels);
         let h = pack_with(packed, count, hidden, |m, chunks, to| {
-            h.copy_columns(m, chunks.start * LANES, to.as_flattened_mut());
+            h.copy_columns(m, chunks.start * LANES, floats_mut(to));
         });
         products(backend, h, groups, dim, plain, panels).copy_to(out);
     });

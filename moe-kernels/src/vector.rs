@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use crate::Backend;
 use crate::pack::BLOCK_CHUNKS;
 use crate::schedule::worth_threads;
-use crate::simd::{Chunk, Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 
 /// The root-mean-square norm of every row: `out = weight ⊙ (x · 1/√(mean(x²) + eps))` (Zhang and Sennrich, 1910.07467).
 ///
@@ -150,7 +150,7 @@ fn block_sums<S: Simd>(s: S, x: &[f32], step: impl Fn(S::F, S::F) -> S::F) -> f3
 
 /// Runs `f(index, chunk)` over a slice, its last part in a padded chunk of which only the part is kept.
 #[inline(always)]
-fn for_each_chunk(x: &mut [f32], f: impl Fn(usize, &mut Chunk)) {
+fn for_each_chunk(x: &mut [f32], f: impl Fn(usize, &mut [f32; LANES])) {
     let (whole, rest) = x.as_chunks_mut::<LANES>();
     let count = whole.len();
     for (i, v) in whole.iter_mut().enumerate() {
@@ -165,7 +165,7 @@ fn for_each_chunk(x: &mut [f32], f: impl Fn(usize, &mut Chunk)) {
 
 /// Chunk `i` of a slice, padded.
 #[inline(always)]
-fn padded_at(x: &[f32], i: usize) -> Chunk {
+fn padded_at(x: &[f32], i: usize) -> [f32; LANES] {
     let x = &x[i * LANES..];
     match x.first_chunk() {
         Some(v) => *v,

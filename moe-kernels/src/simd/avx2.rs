@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use moe_core::numerics::ROUND_MAGIC;
+use moe_core::numerics::{LANES, ROUND_MAGIC};
 
-use super::{Chunk, Kernel, Simd};
+use super::{Kernel, Simd};
 
 /// Exists only where AVX2, FMA and F16C were detected.
 #[derive(Clone, Copy, Debug)]
@@ -150,13 +150,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load(self, from: &Chunk) -> Lanes {
+    fn load(self, from: &[f32; LANES]) -> Lanes {
         let (halves, _) = from.as_chunks::<8>();
         Lanes(self.load_8_floats(&halves[0]), self.load_8_floats(&halves[1]))
     }
 
     #[inline(always)]
-    fn store(self, lanes: Lanes, to: &mut Chunk) {
+    fn store(self, lanes: Lanes, to: &mut [f32; LANES]) {
         let (halves, _) = to.as_chunks_mut::<8>();
         self.store_8_floats(lanes.0, &mut halves[0]);
         self.store_8_floats(lanes.1, &mut halves[1]);

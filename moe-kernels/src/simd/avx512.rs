@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use moe_core::numerics::ROUND_MAGIC;
+use moe_core::numerics::{LANES, ROUND_MAGIC};
 
-use super::{Chunk, Kernel, Simd};
+use super::{Kernel, Simd};
 
 /// Exists only where AVX-512 F and DQ were detected.
 #[derive(Clone, Copy, Debug)]
@@ -116,13 +116,13 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn load(self, from: &Chunk) -> Lanes {
+    fn load(self, from: &[f32; LANES]) -> Lanes {
         // SAFETY: `self` exists only where AVX-512 F was detected; `from` is 16 readable floats; no alignment is asked for.
         Lanes(unsafe { _mm512_loadu_ps(from.as_ptr()) })
     }
 
     #[inline(always)]
-    fn store(self, lanes: Lanes, to: &mut Chunk) {
+    fn store(self, lanes: Lanes, to: &mut [f32; LANES]) {
         // SAFETY: `self` exists only where AVX-512 F was detected; `to` is 16 writable floats; no alignment is asked for.
         unsafe { _mm512_storeu_ps(to.as_mut_ptr(), lanes.0) }
     }

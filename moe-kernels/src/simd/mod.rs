@@ -11,6 +11,9 @@ mod portable;
 
 pub(crate) use portable::Portable;
 
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
 use moe_core::numerics::{EXP_MAX, EXP_MIN, EXP_POLY, LANES, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC};
 
 /// Work that is written once for every instruction set.
@@ -23,8 +26,43 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// Sixteen f32 in memory: the unit in which packed rows are laid out.
-pub(crate) type Chunk = [f32; LANES];
+/// Sixteen f32 in memory: the unit in which packed rows are laid out. A chunk is one line of the cache, as a load that
+/// crosses two takes twice the time.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub(crate) struct Chunk(pub(crate) [f32; LANES]);
+
+impl Chunk {
+    pub(crate) const ZERO: Self = Self([0.0; LANES]);
+}
+
+impl Deref for Chunk {
+    type Target = [f32; LANES];
+
+    #[inline(always)]
+    fn deref(&self) -> &[f32; LANES] {
+        &self.0
+    }
+}
+
+impl DerefMut for Chunk {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32; LANES] {
+        &mut self.0
+    }
+}
+
+/// The floats of chunks.
+#[inline(always)]
+pub(crate) fn floats(chunks: &[Chunk]) -> &[f32] {
+    bytemuck::cast_slice(chunks)
+}
+
+/// The floats of chunks.
+#[inline(always)]
+pub(crate) fn floats_mut(chunks: &mut [Chunk]) -> &mut [f32] {
+    bytemuck::cast_slice_mut(chunks)
+}
 
 /// The operations kernels are made of, on sixteen lanes. Each lane is IEEE binary32, rounded to nearest even.
 pub(crate) trait Simd: Copy + Send + Sync {
@@ -35,8 +73,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const WIDE: bool;
 
     fn splat(self, value: f32) -> Self::F;
-    fn load(self, from: &Chunk) -> Self::F;
-    fn store(self, lanes: Self::F, to: &mut Chunk);
+    fn load(self, from: &[f32; LANES]) -> Self::F;
+    fn store(self, lanes: Self::F, to: &mut [f32; LANES]);
 
     /// Sixteen little-endian binary32, wherever they lie.
     fn load_f32(self, from: &[u8; 64]) -> Self::F;

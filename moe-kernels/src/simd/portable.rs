@@ -3,13 +3,13 @@
 use half::{bf16, f16};
 use moe_core::numerics::{LANES, scale_by_power_of_two, tree_sum};
 
-use super::{Chunk, Simd};
+use super::Simd;
 
 /// Needs nothing. Not a fast path: without FMA in the target `mul_add` is a call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Portable;
 
-fn lanewise(f: impl Fn(usize) -> f32) -> Chunk {
+fn lanewise(f: impl Fn(usize) -> f32) -> [f32; LANES] {
     std::array::from_fn(f)
 }
 
@@ -18,66 +18,66 @@ fn two_bytes(from: &[u8; 32], lane: usize) -> [u8; 2] {
 }
 
 impl Simd for Portable {
-    type F = Chunk;
+    type F = [f32; LANES];
     const WIDE: bool = false;
 
-    fn splat(self, value: f32) -> Chunk {
+    fn splat(self, value: f32) -> [f32; LANES] {
         [value; LANES]
     }
 
-    fn load(self, from: &Chunk) -> Chunk {
+    fn load(self, from: &[f32; LANES]) -> [f32; LANES] {
         *from
     }
 
-    fn store(self, lanes: Chunk, to: &mut Chunk) {
+    fn store(self, lanes: [f32; LANES], to: &mut [f32; LANES]) {
         *to = lanes;
     }
 
-    fn load_f32(self, from: &[u8; 64]) -> Chunk {
+    fn load_f32(self, from: &[u8; 64]) -> [f32; LANES] {
         lanewise(|i| f32::from_le_bytes([from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]]))
     }
 
-    fn load_f16(self, from: &[u8; 32]) -> Chunk {
+    fn load_f16(self, from: &[u8; 32]) -> [f32; LANES] {
         lanewise(|i| f16::from_le_bytes(two_bytes(from, i)).to_f32())
     }
 
-    fn load_bf16(self, from: &[u8; 32]) -> Chunk {
+    fn load_bf16(self, from: &[u8; 32]) -> [f32; LANES] {
         lanewise(|i| bf16::from_le_bytes(two_bytes(from, i)).to_f32())
     }
 
-    fn add(self, a: Chunk, b: Chunk) -> Chunk {
+    fn add(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i] + b[i])
     }
 
-    fn sub(self, a: Chunk, b: Chunk) -> Chunk {
+    fn sub(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i] - b[i])
     }
 
-    fn mul(self, a: Chunk, b: Chunk) -> Chunk {
+    fn mul(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i] * b[i])
     }
 
-    fn div(self, a: Chunk, b: Chunk) -> Chunk {
+    fn div(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i] / b[i])
     }
 
-    fn fma(self, a: Chunk, b: Chunk, c: Chunk) -> Chunk {
+    fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i].mul_add(b[i], c[i]))
     }
 
-    fn max(self, a: Chunk, b: Chunk) -> Chunk {
+    fn max(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
 
-    fn min(self, a: Chunk, b: Chunk) -> Chunk {
+    fn min(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| if a[i] < b[i] { a[i] } else { b[i] })
     }
 
-    fn scale_by_power_of_two(self, y: Chunk, shifted: Chunk) -> Chunk {
+    fn scale_by_power_of_two(self, y: [f32; LANES], shifted: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| scale_by_power_of_two(y[i], shifted[i]))
     }
 
-    fn tree_sum(self, lanes: Chunk) -> f32 {
+    fn tree_sum(self, lanes: [f32; LANES]) -> f32 {
         tree_sum(lanes)
     }
 }
