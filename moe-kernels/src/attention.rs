@@ -13,7 +13,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 use crate::element::{Element, chunks_of, padded_row_bytes, with_element};
 use crate::pack::{BLOCK_CHUNKS, grow};
-use crate::product::tile;
+use crate::product::plain_tile;
 use crate::schedule::for_each_piece;
 use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
 use crate::vector::max;
@@ -188,7 +188,7 @@ impl Piece<'_> {
             let mut j = visible.start;
             while j < visible.end {
                 let n = (visible.end - j).min(2);
-                let keys = [j, j + n - 1].map(|j| E::split(&kv.keys[row(kv.keys, j)]).0);
+                let keys = [j, j + n - 1].map(|j| E::chunks(&kv.keys[row(kv.keys, j)]).0);
                 let mut g = 0;
                 while g < group {
                     let m = (group - g).min(2);
@@ -214,7 +214,7 @@ impl Piece<'_> {
                 for v in scores.iter_mut() {
                     s.store(s.exp(s.sub(s.load(v), top)), v);
                 }
-                let value = |position: usize| E::split(&kv.values[row(kv.values, position)]).0;
+                let value = |position: usize| E::chunks(&kv.values[row(kv.values, position)]).0;
                 let y = &mut results[g * head_chunks..(g + 1) * head_chunks];
                 weigh::<S, E>(s, floats(scores), visible.clone(), value, y);
             }
@@ -230,7 +230,7 @@ fn dots<S: Simd, E: Element>(s: S, q: [&[Chunk]; 2], k: [&[E::Stored]; 2]) -> [[
         let block = from..(from + BLOCK_CHUNKS).min(q[0].len());
         let q = q.map(|q| &q[block.clone()]);
         let k = k.map(|k| &k[block.clone()]);
-        tile(s, q, k, None, |c| E::load(s, c), &mut sums);
+        plain_tile::<S, E, 2, 2>(s, q, k, &mut sums);
     }
     sums
 }

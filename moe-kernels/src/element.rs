@@ -8,54 +8,60 @@ use crate::simd::Simd;
 
 /// An element type as a type. Little-endian, of any alignment.
 pub(crate) trait Element: Copy + Send + Sync {
-    /// Sixteen elements as they are stored.
+    /// The bytes of sixteen elements.
     type Stored: Copy + Send + Sync;
+    /// Whether widening is work.
+    const NARROW: bool;
 
-    /// Sixteen elements of `bytes`, or fewer followed by zeros; and the rest.
-    fn split(bytes: &[u8]) -> (&[Self::Stored], Self::Stored, bool);
-
+    /// The elements of `bytes` by sixteen, and the bytes of those that are left over.
+    fn chunks(bytes: &[u8]) -> (&[Self::Stored], &[u8]);
+    /// Fewer than sixteen elements, followed by zeros.
+    fn padded(rest: &[u8]) -> Self::Stored;
+    /// Sixteen elements.
     fn load<S: Simd>(s: S, from: &Self::Stored) -> S::F;
 }
 
-#[derive(Clone, Copy)]
-pub(crate) struct F32;
-#[derive(Clone, Copy)]
-pub(crate) struct F16;
-#[derive(Clone, Copy)]
-pub(crate) struct Bf16;
-
-/// Whole chunks of N bytes, the rest padded with zeros, and whether there is a rest.
+/// `bytes[i]` where there is one, and zeros.
 #[inline(always)]
-fn split<const N: usize>(bytes: &[u8]) -> (&[[u8; N]], [u8; N], bool) {
-    let (whole, rest) = bytes.as_chunks::<N>();
-    let mut tail = [0; N];
-    if !rest.is_empty() {
-        tail[..rest.len()].copy_from_slice(rest);
-    }
-    (whole, tail, !rest.is_empty())
+fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    std::array::from_fn(|i| bytes.get(i).copied().unwrap_or(0))
 }
 
 macro_rules! element {
-    ($name:ident, $bytes:literal, $load:ident) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, |$s:ident, $from:ident| $load:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+
         impl Element for $name {
             type Stored = [u8; $bytes];
+            const NARROW: bool = $bytes < 64;
 
             #[inline(always)]
-            fn split(bytes: &[u8]) -> (&[Self::Stored], Self::Stored, bool) {
-                split(bytes)
+            fn chunks(bytes: &[u8]) -> (&[Self::Stored], &[u8]) {
+                bytes.as_chunks()
             }
 
             #[inline(always)]
-            fn load<S: Simd>(s: S, from: &Self::Stored) -> S::F {
-                s.$load(from)
+            fn padded(rest: &[u8]) -> Self::Stored {
+                padded(rest)
+            }
+
+            #[inline(always)]
+            fn load<S: Simd>($s: S, $from: &Self::Stored) -> S::F {
+                $load
             }
         }
     };
 }
 
-element!(F32, 64, load_f32);
-element!(F16, 32, load_f16);
-element!(Bf16, 32, load_bf16);
+element!(F32, 64, |s, from| s.load_f32(from));
+element!(F16, 32, |s, from| s.load_f16(from));
+element!(Bf16, 32, |s, from| s.load_bf16(from));
+element!(
+    /// Chunks of f32 in memory, as this processor has them.
+    Wide, 64, |s, from| s.load(&bytemuck::cast(*from))
+);
 
 /// Runs `$body` with the type `$E` standing for a [`Dtype`]'s element.
 macro_rules! with_element {

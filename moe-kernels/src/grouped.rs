@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use moe_core::numerics::LANES;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -148,16 +149,23 @@ impl PanelMajor<'_> {
         &self.groups[self.groups.partition_point(|g| g.rows.end <= m)]
     }
 
-    /// Copies the columns from `from` on of row `m`, and zeros beyond the last one. `from` is a multiple of a panel's width.
-    pub(crate) fn copy_columns(&self, m: usize, from: usize, to: &mut [f32]) {
+    /// Copies chunk `j` of row `m` of `group`, with zeros beyond the last column.
+    #[inline(always)]
+    pub(crate) fn copy_chunk(&self, group: &Group, m: usize, j: usize, to: &mut Chunk) {
+        let at =
+            group.rows.start * self.panels + j / PANEL_CHUNKS * group.rows.len() + (m - group.rows.start);
+        *to = self.memory[at * PANEL_CHUNKS + j % PANEL_CHUNKS];
+        let columns = self.columns - j * LANES;
+        if columns < LANES {
+            to[columns..].fill(0.0);
+        }
+    }
+
+    /// Copies row `m`.
+    fn copy_row(&self, m: usize, to: &mut [f32]) {
         let group = self.group_of(m);
-        for (i, to) in to.chunks_mut(PANEL).enumerate() {
-            let column = from + i * PANEL;
-            let (here, beyond) = to.split_at_mut(to.len().min(self.columns.saturating_sub(column)));
-            if !here.is_empty() {
-                here.copy_from_slice(&self.piece(group, m, column / PANEL)[..here.len()]);
-            }
-            beyond.fill(0.0);
+        for (p, to) in to.chunks_mut(PANEL).enumerate() {
+            to.copy_from_slice(&self.piece(group, m, p)[..to.len()]);
         }
     }
 
@@ -166,12 +174,10 @@ impl PanelMajor<'_> {
         let parallel = worth_threads(out.len());
         match out.as_slice_mut() {
             Some(out) if parallel => {
-                out.par_chunks_mut(self.columns).enumerate().for_each(|(m, to)| self.copy_columns(m, 0, to));
+                out.par_chunks_mut(self.columns).enumerate().for_each(|(m, to)| self.copy_row(m, to));
             }
             Some(out) => {
-                out.chunks_mut(self.columns.max(1))
-                    .enumerate()
-                    .for_each(|(m, to)| self.copy_columns(m, 0, to));
+                out.chunks_mut(self.columns.max(1)).enumerate().for_each(|(m, to)| self.copy_row(m, to));
             }
             None => {
                 for (m, mut row) in out.axis_iter_mut(Axis(0)).enumerate() {

@@ -44,7 +44,7 @@ impl Linear {
         assert_eq!(y.dim(), (x.nrows(), self.weight.rows()), "shape of the output");
         let LinearScratch { packed, panels } = scratch;
         let whole = [Group { expert: 0, rows: 0..x.nrows() }];
-        let x = pack(packed, x);
+        let x = pack(packed, &whole, x);
         products(self.backend, x, &whole, self.weight.rows(), |_| Product::Plain(&self.weight), panels)
             .copy_to(y);
     }

@@ -7,11 +7,15 @@ use moe_core::numerics::{BLOCK, LANES};
 use ndarray::ArrayView2;
 
 use crate::element::chunks_of;
+use crate::grouped::Group;
 use crate::schedule::for_each_piece;
-use crate::simd::{Chunk, floats_mut};
+use crate::simd::Chunk;
 
 /// Chunks in a whole K block.
 pub(crate) const BLOCK_CHUNKS: usize = BLOCK / LANES;
+
+/// Rows of a tile, whose chunks alternate. A group's last tile may have fewer.
+pub(crate) const TILE_ROWS: usize = 4;
 
 /// Packed rows.
 #[derive(Clone, Copy)]
@@ -28,18 +32,24 @@ impl<'a> PackedRows<'a> {
         self.columns
     }
 
+    /// Bytes of a row.
+    #[inline(always)]
+    pub(crate) fn row_bytes(&self) -> usize {
+        self.row_chunks * size_of::<Chunk>()
+    }
+
     /// Number of K blocks.
     #[inline(always)]
     pub(crate) fn blocks(&self) -> usize {
         self.row_chunks.div_ceil(BLOCK_CHUNKS)
     }
 
-    /// Row `m` of block `b`.
+    /// Block `b` of the tile that begins with row `m` and has so many `rows`: for each chunk of columns, that of each row.
     #[inline(always)]
-    pub(crate) fn row(&self, b: usize, m: usize) -> &'a [Chunk] {
+    pub(crate) fn tile(&self, b: usize, m: usize, rows: usize) -> &'a [Chunk] {
         let len = block_len(self.row_chunks, b);
         let at = b * BLOCK_CHUNKS * self.rows + m * len;
-        &self.chunks[at..at + len]
+        &self.chunks[at..at + rows * len]
     }
 }
 
@@ -49,40 +59,65 @@ fn block_len(row_chunks: usize, b: usize) -> usize {
     BLOCK_CHUNKS.min(row_chunks - b * BLOCK_CHUNKS)
 }
 
-/// Packs `rows` rows of `columns` into `buffer`, which grows if it must: `copy(m, chunks, to)` writes the given chunks of row m.
+/// Packs rows of `columns` into `buffer`, which grows if it must: `chunk(g, m, j)` is chunk j of row m, which is in group g.
+/// Groups cover all rows, in order.
 pub(crate) fn pack_with<'a>(
     buffer: &'a mut Vec<Chunk>,
-    rows: usize,
+    groups: &[Group],
     columns: usize,
-    copy: impl Fn(usize, std::ops::Range<usize>, &mut [Chunk]) + Sync,
+    chunk: impl Fn(&Group, usize, usize, &mut Chunk) + Sync,
 ) -> PackedRows<'a> {
+    let rows = groups.last().map_or(0, |g| g.rows.end);
     let row_chunks = chunks_of(columns);
     let total = rows * row_chunks;
     grow(buffer, total);
     let blocks = row_chunks.div_ceil(BLOCK_CHUNKS);
-    let start = |i: usize| match i.checked_div(rows) {
-        Some(b) if b < blocks => b * BLOCK_CHUNKS * rows + (i % rows) * block_len(row_chunks, b),
+    let start = |i: usize| match groups.get(i % groups.len().max(1)) {
+        Some(g) if i < blocks * groups.len() => {
+            let b = i / groups.len();
+            b * BLOCK_CHUNKS * rows + g.rows.start * block_len(row_chunks, b)
+        }
         _ => total,
     };
-    for_each_piece(0..blocks * rows, &mut buffer[..total], &start, total * LANES, &|i, to| {
-        let (b, m) = (i / rows, i % rows);
-        copy(m, b * BLOCK_CHUNKS..b * BLOCK_CHUNKS + to.len(), to);
+    for_each_piece(0..blocks * groups.len(), &mut buffer[..total], &start, total * LANES, &|i, to| {
+        let (b, group) = (i / groups.len(), &groups[i % groups.len()]);
+        let len = block_len(row_chunks, b);
+        for (t, to) in to.chunks_mut(TILE_ROWS * len).enumerate() {
+            let first = group.rows.start + t * TILE_ROWS;
+            let rows = to.len() / len;
+            for (j, to) in to.chunks_exact_mut(rows).enumerate() {
+                for (m, to) in to.iter_mut().enumerate() {
+                    chunk(group, first + m, b * BLOCK_CHUNKS + j, to);
+                }
+            }
+        }
     });
     PackedRows { chunks: &buffer[..total], rows, columns, row_chunks }
 }
 
 /// Packs the rows of a matrix.
-pub(crate) fn pack<'a>(buffer: &'a mut Vec<Chunk>, x: ArrayView2<'_, f32>) -> PackedRows<'a> {
+pub(crate) fn pack<'a>(
+    buffer: &'a mut Vec<Chunk>,
+    groups: &[Group],
+    x: ArrayView2<'_, f32>,
+) -> PackedRows<'a> {
     let columns = x.ncols();
-    pack_with(buffer, x.nrows(), columns, |m, chunks, to| {
-        let (from, until) = (chunks.start * LANES, (chunks.end * LANES).min(columns));
-        let to = floats_mut(to);
+    pack_with(buffer, groups, columns, |_, m, j, to| {
         let row = x.row(m);
+        let (from, until) = (j * LANES, ((j + 1) * LANES).min(columns));
         match row.as_slice() {
-            Some(row) => to[..until - from].copy_from_slice(&row[from..until]),
-            None => to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]),
+            Some(row) => match row[from..until].first_chunk() {
+                Some(whole) => to.0 = *whole,
+                None => {
+                    to.0.fill(0.0);
+                    to.0[..until - from].copy_from_slice(&row[from..until]);
+                }
+            },
+            None => {
+                to.0.fill(0.0);
+                to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]);
+            }
         }
-        to[until - from..].fill(0.0);
     })
 }
 

@@ -1,30 +1,39 @@
-//! Panels of `x · Wᵀ`: the register tiles, and the two ways of feeding them.
+//! Panels of `x · Wᵀ`, made of register tiles.
+//!
+//! A tile is some rows of x against some rows of W over one K block. Weights are widened in registers as they are used, and
+//! those that come next are asked for meanwhile, so that they lie in the second-level cache by the time.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use moe_core::numerics::LANES;
 
 use crate::WeightMatrix;
-use crate::element::Element;
-use crate::pack::{BLOCK_CHUNKS, PackedRows};
-use crate::simd::{Chunk, Simd};
+use crate::element::{Element, Wide};
+use crate::pack::{BLOCK_CHUNKS, PackedRows, TILE_ROWS};
+use crate::simd::{Chunk, Kernel, Simd};
 
-/// Weight rows, and so output columns, of a panel: the unit of parallel work.
-pub(crate) const PANEL: usize = 32;
+/// Weight rows, and so output columns, of a panel: the unit of parallel work. A multiple of what every tile has.
+pub(crate) const PANEL: usize = 48;
 /// Chunks of one row of a panel's output.
 pub(crate) const PANEL_CHUNKS: usize = PANEL / LANES;
-/// Rows of x that one sweep over a panel's weights serves.
+/// Rows of x that one sweep over a panel's weights serves. A multiple of [`TILE_ROWS`].
 pub(crate) const ROW_BLOCK: usize = 128;
 
-/// Weight rows widened together: with a block of 512 they take half of a first-level cache.
-const STRIP: usize = 8;
+/// Bytes of x up to which weights are read in the order they are stored in: what a second-level cache keeps.
+const NEAR: usize = 512 << 10;
+/// Rows of x up to which weights are widened in registers even where these are few.
+const FEW_ROWS_IN_REGISTERS: usize = 16;
+/// Weight rows that are widened together: with a tile's rows of x they fit a first-level cache.
+const STRIP: usize = 6;
 
 /// Number of panels that cover `columns` output columns.
 pub(crate) fn panels_of(columns: usize) -> usize {
     columns.div_ceil(PANEL)
 }
 
-/// Computes `out[m][n] = x[m] · w[n]` for the given rows of x and the weight rows of panel `p`.
+/// Computes `out[m][n] = x[m] · w[n]` for the given rows of x, which begin where a tile of them begins, and the weight rows
+/// of panel `p`.
 ///
 /// `out` is `[rows, PANEL]`; columns beyond the matrix are left as they are.
 #[inline(always)]
@@ -37,214 +46,260 @@ pub(crate) fn panel<S: Simd, E: Element>(
     out: &mut [f32],
 ) {
     let columns = p * PANEL..((p + 1) * PANEL).min(w.rows());
-    if S::WIDE {
-        if rows.len() <= 8 {
-            few_rows::<S, E, 4, 4>(s, x, rows, w, columns, out);
-        } else {
-            many_rows::<S, E, 4, 4>(s, x, rows, w, columns, out);
-        }
-    } else if rows.len() <= 6 {
-        few_rows::<S, E, 3, 2>(s, x, rows, w, columns, out);
+    for out in out.chunks_exact_mut(PANEL) {
+        out[..columns.len()].fill(0.0);
+    }
+    let ragged = !w.columns().is_multiple_of(LANES);
+    let widened = E::NARROW && !S::WIDE && rows.len() > FEW_ROWS_IN_REGISTERS;
+    let mut panel = Panel { x, rows, w, columns, widened, ragged, out };
+    let mut buffer;
+    let buffer = if widened || ragged {
+        buffer = [Chunk::ZERO; STRIP * BLOCK_CHUNKS];
+        &mut buffer[..]
     } else {
-        many_rows::<S, E, 3, 2>(s, x, rows, w, columns, out);
+        &mut []
+    };
+    if S::WIDE || panel.rows.len() == 1 {
+        panel.sweep::<S, E, 4>(s, 4, buffer);
+    } else {
+        panel.sweep::<S, E, 3>(s, STRIP, buffer);
     }
 }
 
-/// Adds one K block to a tile: `sums[m][n] += x[m] · w[n]`. Operands have equal lengths, but that x has one chunk more
-/// where there is a `tail` of w.
+struct Panel<'a> {
+    x: PackedRows<'a>,
+    rows: Range<usize>,
+    w: &'a WeightMatrix,
+    columns: Range<usize>,
+    /// Whether weights are widened into a buffer.
+    widened: bool,
+    /// Whether weight rows end within a chunk.
+    ragged: bool,
+    out: &'a mut [f32],
+}
+
+impl Panel<'_> {
+    /// All columns, N a tile while there are so many.
+    #[inline(always)]
+    fn sweep<S: Simd, E: Element, const N: usize>(&mut self, s: S, step: usize, buffer: &mut [Chunk]) {
+        let Range { start, end } = self.columns;
+        let whole = end - (end - start) % N;
+        let blocks = self.x.blocks();
+        if self.rows.len() * self.x.row_bytes() <= NEAR {
+            // The weights come from memory at the pace of the products: row after row, as they lie.
+            for n in (start..whole).step_by(N) {
+                for b in 0..blocks {
+                    self.strip::<S, E, N>(s, buffer, n..n + N, b, (n + N, b));
+                }
+            }
+        } else {
+            // Blocks outside, so that the block of x that all columns read stays in the second-level cache.
+            for b in 0..blocks {
+                for n in (start..whole).step_by(step) {
+                    let until = (n + step).min(whole);
+                    let next = if until < whole { (until, b) } else { (start, b + 1) };
+                    self.strip::<S, E, N>(s, buffer, n..until, b, next);
+                }
+            }
+        }
+        for n in whole..end {
+            for b in 0..blocks {
+                self.strip::<S, E, 1>(s, buffer, n..n + 1, b, (n, b + 1));
+            }
+        }
+    }
+
+    /// All rows of x against some columns, N a tile, over block `b`; `next` are the column and block that follow.
+    #[inline(always)]
+    fn strip<S: Simd, E: Element, const N: usize>(
+        &mut self,
+        s: S,
+        buffer: &mut [Chunk],
+        columns: Range<usize>,
+        b: usize,
+        next: (usize, usize),
+    ) {
+        let last = self.x.blocks() - 1;
+        let w = WeightRows::of::<E>(self.w, columns.start, b);
+        // The last block may be shorter than the others.
+        let ahead =
+            if next.0 + columns.len() <= self.w.rows() && (next.1 < last || b == last && next.1 == last) {
+                WeightRows::of::<E>(self.w, next.0, next.1)
+            } else {
+                w
+            };
+        let ragged = self.ragged && b == last;
+        if ragged || self.widened {
+            for (n, to) in columns.clone().zip(buffer.chunks_exact_mut(BLOCK_CHUNKS)) {
+                widen::<S, E>(s, self.w, n, b, to);
+            }
+            let wide = WeightRows {
+                bytes: bytemuck::cast_slice(buffer),
+                stride: size_of::<[Chunk; BLOCK_CHUNKS]>(),
+            };
+            if ragged {
+                self.tiles::<S, Wide, Wide, N>(s, columns, b, wide, wide);
+            } else {
+                self.tiles::<S, Wide, E, N>(s, columns, b, wide, ahead);
+            }
+        } else {
+            self.tiles::<S, E, E, N>(s, columns, b, w, ahead);
+        }
+    }
+
+    #[inline(always)]
+    fn tiles<S: Simd, E: Element, A: Element, const N: usize>(
+        &mut self,
+        s: S,
+        columns: Range<usize>,
+        b: usize,
+        w: WeightRows<'_>,
+        ahead: WeightRows<'_>,
+    ) {
+        let mut m = self.rows.start;
+        while m < self.rows.end {
+            let rows = (self.rows.end - m).min(TILE_ROWS);
+            let x = self.x.tile(b, m, rows);
+            for n in (0..columns.len()).step_by(N) {
+                let out =
+                    &mut self.out[(m - self.rows.start) * PANEL + columns.start - self.columns.start + n..];
+                let (w, ahead) = (w.from(n), ahead.from(n));
+                match rows {
+                    1 => s.apart(Tile::<E, A, 1, N> { x, w, ahead, out, types: PhantomData }),
+                    2 => s.apart(Tile::<E, A, 2, N> { x, w, ahead, out, types: PhantomData }),
+                    3 => s.apart(Tile::<E, A, 3, N> { x, w, ahead, out, types: PhantomData }),
+                    _ => s.apart(Tile::<E, A, TILE_ROWS, N> { x, w, ahead, out, types: PhantomData }),
+                }
+            }
+            m += rows;
+        }
+    }
+}
+
+/// Weight rows over one block: row i begins `i · stride` bytes in.
+#[derive(Clone, Copy)]
+struct WeightRows<'a> {
+    bytes: &'a [u8],
+    stride: usize,
+}
+
+impl<'a> WeightRows<'a> {
+    /// Block `b` of the rows from `n` on.
+    #[inline(always)]
+    fn of<E: Element>(w: &'a WeightMatrix, n: usize, b: usize) -> Self {
+        let stride = w.stride();
+        Self { bytes: &w.bytes()[n * stride + b * BLOCK_CHUNKS * size_of::<E::Stored>()..], stride }
+    }
+
+    /// The rows from `n` on.
+    #[inline(always)]
+    fn from(self, n: usize) -> Self {
+        Self { bytes: &self.bytes[n * self.stride..], stride: self.stride }
+    }
+
+    /// The first `len` chunks of row `n`.
+    #[inline(always)]
+    fn row<E: Element>(self, n: usize, len: usize) -> &'a [E::Stored] {
+        &E::chunks(&self.bytes[n * self.stride..]).0[..len]
+    }
+}
+
+/// Widens block `b` of a weight row, padded with zeros where it ends within a chunk.
 #[inline(always)]
-pub(crate) fn tile<S: Simd, const M: usize, const N: usize, W: Copy>(
+fn widen<S: Simd, E: Element>(s: S, w: &WeightMatrix, n: usize, b: usize, to: &mut [Chunk]) {
+    let (whole, tail) = E::chunks(w.row(n));
+    let block = &whole[b * BLOCK_CHUNKS..whole.len().min((b + 1) * BLOCK_CHUNKS)];
+    for (from, to) in block.iter().zip(&mut *to) {
+        s.store(E::load(s, from), to);
+    }
+    if let (Some(to), false) = (to.get_mut(block.len()), tail.is_empty()) {
+        s.store(E::load(s, &E::padded(tail)), to);
+    }
+}
+
+/// Adds the products of M rows of x and N weight rows over one block to `out`.
+struct Tile<'a, E, A, const M: usize, const N: usize> {
+    /// The chunks of M rows, in turn.
+    x: &'a [Chunk],
+    w: WeightRows<'a>,
+    /// Weights to ask for meanwhile, as many.
+    ahead: WeightRows<'a>,
+    out: &'a mut [f32],
+    types: PhantomData<(E, A)>,
+}
+
+impl<E: Element, A: Element, const M: usize, const N: usize> Kernel for Tile<'_, E, A, M, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (x, _) = self.x.as_chunks::<M>();
+        let w: [_; N] = std::array::from_fn(|n| self.w.row::<E>(n, x.len()));
+        let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<A>(n, x.len()));
+        let acc = s.by_parts(
+            #[inline(always)]
+            |part| {
+                let mut acc = [[s.part(s.splat(0.0), part); N]; M];
+                for j in 0..x.len() {
+                    let mut b = [s.part(s.splat(0.0), part); N];
+                    for n in 0..N {
+                        if part + 1 == S::PARTS {
+                            s.prefetch(&ahead[n][j]);
+                        }
+                        b[n] = s.part(E::load(s, &w[n][j]), part);
+                    }
+                    for m in 0..M {
+                        let a = s.part(s.load(&x[j][m]), part);
+                        for n in 0..N {
+                            acc[m][n] = s.fma_part(a, b[n], acc[m][n]);
+                        }
+                    }
+                }
+                acc
+            },
+        );
+        let out = &mut self.out[..(M - 1) * PANEL + N];
+        add_sums(s, acc, |m, n, sum| out[m * PANEL + n] += sum);
+    }
+}
+
+/// Hands out the tree sums of a tile.
+#[inline(always)]
+fn add_sums<S: Simd, const M: usize, const N: usize>(
     s: S,
-    x: [&[Chunk]; M],
-    w: [&[W]; N],
-    tail: Option<[W; N]>,
-    load: impl Fn(&W) -> S::F,
-    sums: &mut [[f32; N]; M],
+    acc: [[S::F; N]; M],
+    mut add: impl FnMut(usize, usize, f32),
 ) {
-    let mut acc = [[s.splat(0.0); N]; M];
-    let len = w[0].len();
-    let whole = x.map(|row| &row[..len]);
-    let w = w.map(|row| &row[..len]);
-    for j in 0..len {
-        let b: [S::F; N] = std::array::from_fn(|n| load(&w[n][j]));
-        for m in 0..M {
-            let a = s.load(&whole[m][j]);
-            for n in 0..N {
-                acc[m][n] = s.fma(a, b[n], acc[m][n]);
-            }
-        }
-    }
-    if let Some(tail) = tail {
-        for m in 0..M {
-            let a = s.load(&x[m][len]);
-            for n in 0..N {
-                acc[m][n] = s.fma(a, load(&tail[n]), acc[m][n]);
-            }
-        }
-    }
     let flat = |i: usize| acc[i.min(M * N - 1) / N][i.min(M * N - 1) % N];
     let mut i = 0;
     while i < M * N {
         let four = s.tree_sum4([flat(i), flat(i + 1), flat(i + 2), flat(i + 3)]);
         for k in 0..4.min(M * N - i) {
-            sums[(i + k) / N][(i + k) % N] += four[k];
+            add((i + k) / N, (i + k) % N, four[k]);
         }
         i += 4;
     }
 }
 
-/// The part of a stored row that lies in block `b`, and its padded tail where the row ends within.
+/// Adds one K block of plain rows: `sums[m][n] += x[m] · w[n]`. All have equal lengths.
 #[inline(always)]
-fn in_block<E: Element>(row: &(&[E::Stored], E::Stored, bool), b: usize) -> (usize, usize, bool) {
-    let from = b * BLOCK_CHUNKS;
-    let until = row.0.len().min(from + BLOCK_CHUNKS);
-    (from, until, row.2 && until < from + BLOCK_CHUNKS)
-}
-
-/// Few rows: weights are widened in registers as they stream by, N rows of them at a time, 4 for a single row of x.
-#[inline(always)]
-fn few_rows<S: Simd, E: Element, const M: usize, const N: usize>(
-    s: S,
-    x: PackedRows<'_>,
-    rows: Range<usize>,
-    w: &WeightMatrix,
-    columns: Range<usize>,
-    out: &mut [f32],
-) {
-    let step = if rows.len() == 1 { 4 } else { N };
-    let mut at = columns.start;
-    while at < columns.end {
-        let n = if at + step <= columns.end { step } else { 1 };
-        let mut first = rows.start;
-        // What the first tile of rows has read, later ones find in the cache.
-        while first < rows.end {
-            let m = (rows.end - first).min(M);
-            let out = &mut out[(first - rows.start) * PANEL + at - columns.start..];
-            match (m, n) {
-                (1, 1) => few_columns::<S, E, 1, 1>(s, x, first, w, at, out),
-                (2, 1) => few_columns::<S, E, 2, 1>(s, x, first, w, at, out),
-                (3, 1) => few_columns::<S, E, 3, 1>(s, x, first, w, at, out),
-                (_, 1) => few_columns::<S, E, M, 1>(s, x, first, w, at, out),
-                (1, 4) => few_columns::<S, E, 1, 4>(s, x, first, w, at, out),
-                (1, _) => few_columns::<S, E, 1, N>(s, x, first, w, at, out),
-                (2, _) => few_columns::<S, E, 2, N>(s, x, first, w, at, out),
-                (3, _) => few_columns::<S, E, 3, N>(s, x, first, w, at, out),
-                _ => few_columns::<S, E, M, N>(s, x, first, w, at, out),
-            }
-            first += m;
-        }
-        at += n;
-    }
-}
-
-#[inline(always)]
-fn few_columns<S: Simd, E: Element, const M: usize, const N: usize>(
-    s: S,
-    x: PackedRows<'_>,
-    first: usize,
-    w: &WeightMatrix,
-    column: usize,
-    out: &mut [f32],
-) {
-    let stored: [_; N] = std::array::from_fn(|n| E::split(w.row(column + n)));
-    let mut sums = [[0.0; N]; M];
-    for b in 0..x.blocks() {
-        let (from, until, ends) = in_block::<E>(&stored[0], b);
-        let x = std::array::from_fn(|m| x.row(b, first + m));
-        let w = std::array::from_fn(|n| &stored[n].0[from..until]);
-        let tail = ends.then(|| std::array::from_fn(|n| stored[n].1));
-        tile(s, x, w, tail, |c| E::load(s, c), &mut sums);
-    }
-    for m in 0..M {
-        out[m * PANEL..m * PANEL + N].copy_from_slice(&sums[m]);
-    }
-}
-
-/// Many rows: a strip of weight rows is widened once a K block, into a buffer that all rows of x share.
-#[inline(always)]
-fn many_rows<S: Simd, E: Element, const M: usize, const N: usize>(
-    s: S,
-    x: PackedRows<'_>,
-    rows: Range<usize>,
-    w: &WeightMatrix,
-    columns: Range<usize>,
-    out: &mut [f32],
-) {
-    for m in 0..rows.len() {
-        out[m * PANEL..m * PANEL + columns.len()].fill(0.0);
-    }
-    let mut wide = [[Chunk::ZERO; BLOCK_CHUNKS]; STRIP];
-    // Blocks outside, strips inside: the block of x that all strips read stays in the second-level cache.
-    for b in 0..x.blocks() {
-        let len = x.row(b, rows.start).len();
-        for first in columns.clone().step_by(STRIP) {
-            let strip = (columns.end - first).min(STRIP);
-            let to = first - columns.start;
-            for n in 0..strip {
-                widen::<S, E>(s, w.row(first + n), b, &mut wide[n]);
-            }
-            let wide: [&[Chunk]; STRIP] = std::array::from_fn(|n| &wide[n][..len]);
-            let wide = &wide[..strip];
-            let mut m = rows.start;
-            while m < rows.end {
-                let out = &mut out[(m - rows.start) * PANEL + to..];
-                match (rows.end - m).min(M) {
-                    1 => row_of_tiles::<S, 1, N>(s, x, b, m, wide, out),
-                    2 => row_of_tiles::<S, 2, N>(s, x, b, m, wide, out),
-                    3 => row_of_tiles::<S, 3, N>(s, x, b, m, wide, out),
-                    _ => row_of_tiles::<S, M, N>(s, x, b, m, wide, out),
-                }
-                m += M;
-            }
-        }
-    }
-}
-
-/// M rows against a strip of widened weights, added to the sums in `out`.
-#[inline(always)]
-fn row_of_tiles<S: Simd, const M: usize, const N: usize>(
-    s: S,
-    x: PackedRows<'_>,
-    b: usize,
-    first: usize,
-    wide: &[&[Chunk]],
-    out: &mut [f32],
-) {
-    let x = std::array::from_fn(|m| x.row(b, first + m));
-    let mut n = 0;
-    while n + N <= wide.len() {
-        add_tile::<S, M, N>(s, x, std::array::from_fn(|i| wide[n + i]), &mut out[n..]);
-        n += N;
-    }
-    while n < wide.len() {
-        add_tile::<S, M, 1>(s, x, [wide[n]], &mut out[n..]);
-        n += 1;
-    }
-}
-
-#[inline(always)]
-fn add_tile<S: Simd, const M: usize, const N: usize>(
+pub(crate) fn plain_tile<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
     x: [&[Chunk]; M],
-    w: [&[Chunk]; N],
-    out: &mut [f32],
+    w: [&[E::Stored]; N],
+    sums: &mut [[f32; N]; M],
 ) {
-    let mut sums: [[f32; N]; M] = std::array::from_fn(|m| std::array::from_fn(|n| out[m * PANEL + n]));
-    tile(s, x, w, None, |c| s.load(c), &mut sums);
-    for m in 0..M {
-        out[m * PANEL..m * PANEL + N].copy_from_slice(&sums[m]);
+    let len = x[0].len();
+    let (x, w) = (x.map(|x| &x[..len]), w.map(|w| &w[..len]));
+    let mut acc = [[s.splat(0.0); N]; M];
+    for j in 0..len {
+        let b: [S::F; N] = std::array::from_fn(|n| E::load(s, &w[n][j]));
+        for m in 0..M {
+            let a = s.load(&x[m][j]);
+            for n in 0..N {
+                acc[m][n] = s.fma(a, b[n], acc[m][n]);
+            }
+        }
     }
-}
-
-/// Widens block `b` of a stored row.
-#[inline(always)]
-fn widen<S: Simd, E: Element>(s: S, row: &[u8], b: usize, to: &mut [Chunk; BLOCK_CHUNKS]) {
-    let stored = E::split(row);
-    let (from, until, ends) = in_block::<E>(&stored, b);
-    for (to, from) in to.iter_mut().zip(&stored.0[from..until]) {
-        s.store(E::load(s, from), to);
-    }
-    if ends {
-        s.store(E::load(s, &stored.1), &mut to[until - from]);
-    }
+    add_sums(s, acc, |m, n, sum| sums[m][n] += sum);
 }

@@ -5,14 +5,13 @@
 //! from memory once. Results are panel-major, so that each task owns one stretch of memory; copying passes between bring
 //! them into the order the next one reads.
 
-use moe_core::numerics::LANES;
 use moe_core::{Error as CoreError, Experts, GroupedRows, Result as CoreResult, Scratch};
 use ndarray::ArrayViewMut2;
 
 use crate::grouped::{Group, Product, products};
 use crate::pack::{pack, pack_with};
 use crate::schedule::enter;
-use crate::simd::{Chunk, floats_mut};
+use crate::simd::Chunk;
 use crate::{Backend, Error, Result, WeightMatrix};
 
 /// The matrices of one expert, as checkpoints name them.
@@ -124,11 +123,9 @@ pub fn swiglu<'w>(
     let activated = |e: usize| Product::Activated(&weights(e).w1, &weights(e).w3);
     let plain = |e: usize| Product::Plain(&weights(e).w2);
     enter(|| {
-        let x = pack(packed, rows.rows());
+        let x = pack(packed, groups, rows.rows());
         let h = products(backend, x, groups, hidden, activated, panels);
-        let h = pack_with(packed, count, hidden, |m, chunks, to| {
-            h.copy_columns(m, chunks.start * LANES, floats_mut(to));
-        });
+        let h = pack_with(packed, groups, hidden, |group, m, j, to| h.copy_chunk(group, m, j, to));
         products(backend, h, groups, dim, plain, panels).copy_to(out);
     });
 }

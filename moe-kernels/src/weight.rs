@@ -109,6 +109,12 @@ impl WeightMatrix {
         &self.bytes
     }
 
+    /// Bytes from one row to the next.
+    #[inline(always)]
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The bytes of row `i`.
     ///
     /// # Panics

@@ -32,6 +32,17 @@ impl Avx2 {
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
+
+    /// The same, never inlined.
+    ///
+    /// # Safety
+    ///
+    /// The processor must have AVX2, FMA and F16C, which the existence of `self` shows.
+    #[inline(never)]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 }
 
 /// Operations that are one instruction a register.
@@ -130,6 +141,8 @@ impl Avx2 {
 
 impl Simd for Avx2 {
     type F = Lanes;
+    type Part = __m256;
+    const PARTS: usize = 2;
     const WIDE: bool = false;
 
     lanewise! {
@@ -140,6 +153,38 @@ impl Simd for Avx2 {
         fn fma(a, b, c) = _mm256_fmadd_ps;
         fn max(a, b) = _mm256_max_ps;
         fn min(a, b) = _mm256_min_ps;
+    }
+
+    #[inline(always)]
+    fn part(self, lanes: Lanes, i: usize) -> __m256 {
+        if i == 0 { lanes.0 } else { lanes.1 }
+    }
+
+    #[inline(always)]
+    fn fma_part(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: `self` exists only where FMA was detected (`Avx2::new`).
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn by_parts<const M: usize, const N: usize>(
+        self,
+        f: impl Fn(usize) -> [[__m256; N]; M],
+    ) -> [[Lanes; N]; M] {
+        let (low, high) = (f(0), f(1));
+        std::array::from_fn(|m| std::array::from_fn(|n| Lanes(low[m][n], high[m][n])))
+    }
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` exists only where AVX2, FMA and F16C were detected (`new`).
+        unsafe { self.run_apart(kernel) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T) {
+        // SAFETY: prefetching has no effect that a program can see, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(from).cast()) }
     }
 
     #[inline(always)]

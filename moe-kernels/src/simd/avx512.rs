@@ -17,7 +17,9 @@ pub(crate) struct Lanes(__m512);
 impl Avx512 {
     /// `Some` where the processor has AVX-512 F and DQ.
     pub(crate) fn new() -> Option<Self> {
-        let detected = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+        let detected = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq");
         detected.then_some(Self(()))
     }
 
@@ -26,8 +28,19 @@ impl Avx512 {
     /// # Safety
     ///
     /// The processor must have AVX-512 F and DQ, which the existence of `self` shows.
-    #[target_feature(enable = "avx512f,avx512dq")]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    /// The same, never inlined.
+    ///
+    /// # Safety
+    ///
+    /// The processor must have AVX-512 F, BW and DQ, which the existence of `self` shows.
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
 }
@@ -80,8 +93,9 @@ fn tree_sum4([a, b, c, d]: [__m512; 4]) -> __m128 {
     ))
 }
 
+/// Widens sixteen bfloat16: each word goes into the upper half of a lane.
 #[inline]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn widen_bf16(sixteen: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(sixteen)))
 }
@@ -97,6 +111,8 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type F = Lanes;
+    type Part = Lanes;
+    const PARTS: usize = 1;
     const WIDE: bool = true;
 
     lanewise! {
@@ -107,6 +123,36 @@ impl Simd for Avx512 {
         fn fma(a, b, c) = _mm512_fmadd_ps;
         fn max(a, b) = _mm512_max_ps;
         fn min(a, b) = _mm512_min_ps;
+    }
+
+    #[inline(always)]
+    fn part(self, lanes: Lanes, _: usize) -> Lanes {
+        lanes
+    }
+
+    #[inline(always)]
+    fn fma_part(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        self.fma(a, b, c)
+    }
+
+    #[inline(always)]
+    fn by_parts<const M: usize, const N: usize>(
+        self,
+        f: impl Fn(usize) -> [[Lanes; N]; M],
+    ) -> [[Lanes; N]; M] {
+        f(0)
+    }
+
+    #[inline(always)]
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `self` exists only where AVX-512 F, BW and DQ were detected (`new`).
+        unsafe { self.run_apart(kernel) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, from: &T) {
+        // SAFETY: prefetching has no effect that a program can see, whatever the address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(from).cast()) }
     }
 
     #[inline(always)]

@@ -69,8 +69,20 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes.
     type F: Copy;
 
+    /// What one register holds of them: all, or lanes 0 to 7 and 8 to 15 in turn.
+    type Part: Copy;
+
+    /// How many parts sixteen lanes have.
+    const PARTS: usize;
     /// Whether registers allow large tiles (thirty-two registers of sixteen lanes).
     const WIDE: bool;
+
+    /// Asks for the line of the cache that `from` lies in; nothing else happens.
+    #[inline(always)]
+    fn prefetch<T>(self, _from: &T) {}
+
+    /// Runs a kernel as a function of its own, not inlined, so that its loops have all registers to themselves.
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, value: f32) -> Self::F;
     fn load(self, from: &[f32; LANES]) -> Self::F;
@@ -89,6 +101,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Part `i` of sixteen lanes.
+    fn part(self, lanes: Self::F, i: usize) -> Self::Part;
+    /// [`fma`](Self::fma) on a part.
+    fn fma_part(self, a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part;
+    /// Computes a tile of chains part by part, so that more chains than half the registers fit: `f(i)` is part i of all.
+    fn by_parts<const M: usize, const N: usize>(
+        self,
+        f: impl Fn(usize) -> [[Self::Part; N]; M],
+    ) -> [[Self::F; N]; M];
+
     /// `a > b ? a : b`: the second where either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a < b ? a : b`: the second where either is NaN.

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use moe_core::numerics::{LANES, scale_by_power_of_two, tree_sum};
 
-use super::Simd;
+use super::{Kernel, Simd};
 
 /// Needs nothing. Not a fast path: without FMA in the target `mul_add` is a call.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +19,13 @@ fn two_bytes(from: &[u8; 32], lane: usize) -> [u8; 2] {
 
 impl Simd for Portable {
     type F = [f32; LANES];
+    type Part = [f32; LANES];
+    const PARTS: usize = 1;
     const WIDE: bool = false;
+
+    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
 
     fn splat(self, value: f32) -> [f32; LANES] {
         [value; LANES]
@@ -63,6 +69,21 @@ impl Simd for Portable {
 
     fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    fn part(self, lanes: [f32; LANES], _: usize) -> [f32; LANES] {
+        lanes
+    }
+
+    fn fma_part(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
+        self.fma(a, b, c)
+    }
+
+    fn by_parts<const M: usize, const N: usize>(
+        self,
+        f: impl Fn(usize) -> [[[f32; LANES]; N]; M],
+    ) -> [[[f32; LANES]; N]; M] {
+        f(0)
     }
 
     fn max(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
