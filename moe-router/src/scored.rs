@@ -3,6 +3,7 @@
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router};
 use ndarray::{ArrayView1, ArrayViewMut2};
 
+use crate::backward::Weighting;
 use crate::{ExpertGroups, Normalizer, Score, select};
 
 /// Each token goes to the k experts with its greatest scores: the routers of DeepSeek and many that followed.
@@ -138,6 +139,11 @@ impl ScoredTopK {
     /// The bias of each expert; empty if there is none.
     pub fn bias(&self) -> &[f32] {
         &self.bias
+    }
+
+    /// How the weights depend on the logits, for their gradient. Bias and groups take part in the choice alone.
+    pub fn weighting(&self) -> Weighting {
+        Weighting::of(self.weigh_by, self.normalizer, self.scale)
     }
 
     fn check(&self, experts: usize) -> Result<()> {

@@ -1,4 +1,5 @@
 //! Routers as text: what parses, what is said of what does not, and that the catalogue is complete.
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 use moe_core::{Assignments, Locality, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::{RouterEntry, RouterSpec, Setting, TopK};

@@ -2,7 +2,8 @@
 //!
 //! The choice is the reference's, so that ties play no part.
 
-use moe_router::backward::{Divisor, Scores, SparseMixer, Weighting};
+use moe_router::backward::{SparseMixer, Weighting};
+use moe_router::{ExpertGroups, Normalization, Normalizer, ScoredTopK, TopK};
 use ndarray::{Array2, Axis};
 
 use crate::fixture::{Case, cases, indices, numbers};
@@ -24,6 +25,7 @@ struct Check<'a> {
     /// (token, expert, kept)
     pairs: Vec<(usize, usize, bool)>,
     coeff: Array2<f32>,
+    /// What the weighting multiplies by; the bound is relative to it.
     scale: f64,
     name: &'static str,
 }
@@ -44,7 +46,7 @@ impl<'a> Check<'a> {
         let plan = plan(tokens, experts, self.pairs.iter().copied());
         let at = plan.row_tokens().iter().zip(plan.row_experts());
         let upstream: Vec<f32> = at.map(|(&t, &e)| self.coeff[[t as usize, e as usize]]).collect();
-        self.weighting.scaled(self.scale).gradient(self.logits.view(), &plan, &upstream)
+        self.weighting.gradient(self.logits.view(), &plan, &upstream)
     }
 
     fn run(&self, all: &mut Derivatives, case: Case, k: usize) {
@@ -81,28 +83,43 @@ fn run(group: &str, undefined: usize, comparisons: usize, rule: impl Fn(Case) ->
     all.finish(comparisons, undefined);
 }
 
+/// Softmax over all experts, as it is.
 fn over_all() -> Weighting {
-    Weighting::new(Scores::OverAll)
+    top(1, Normalization::OverAll)
 }
 
-fn over_chosen() -> Weighting {
-    Weighting::new(Scores::OverChosen)
+fn top(k: usize, normalization: Normalization) -> Weighting {
+    TopK::new(k).unwrap().normalized(normalization).weighting()
 }
 
-fn sigmoid() -> Weighting {
-    Weighting::new(Scores::Sigmoid)
+fn of(router: moe_core::Result<ScoredTopK>) -> Weighting {
+    router.unwrap().weighting()
+}
+
+fn top_k(case: Case) -> usize {
+    case.size("top_k")
 }
 
 fn norm_topk_prob(case: Case) -> Vec<(Weighting, f64)> {
+    let of = |normalization| (top(top_k(case), normalization), 1.0);
     if case.flag("norm_topk_prob") {
-        vec![(over_all().divided(Divisor::Sum), 1.0), (over_chosen(), 1.0)]
+        vec![of(Normalization::OverAllRenormalized), of(Normalization::OverChosen)]
     } else {
-        vec![(over_all(), 1.0)]
+        vec![of(Normalization::OverAll)]
     }
+}
+
+/// The router as it is published, or without its normaliser.
+fn unless_normalized(case: Case, router: ScoredTopK) -> ScoredTopK {
+    if case.flag("norm_topk_prob") { router } else { router.normalized(Normalizer::None).unwrap() }
 }
 
 fn scale(case: Case, name: &str) -> f64 {
     case.setting(name).as_f64().unwrap()
+}
+
+fn routed_scale(case: Case) -> f64 {
+    scale(case, "routed_scaling_factor")
 }
 
 #[test]
@@ -127,69 +144,82 @@ fn jamba() {
 
 #[test]
 fn granitemoe() {
-    run("granitemoe", 0, 10, |_| vec![(over_chosen(), 1.0)]);
+    run("granitemoe", 0, 10, |case| vec![(top(top_k(case), Normalization::OverChosen), 1.0)]);
 }
 
 #[test]
 fn dbrx() {
-    run("dbrx", 0, 18, |case| match case.setting("norm_p").as_f64() {
-        None => vec![(over_all(), 1.0)],
-        Some(p) => vec![(over_all().divided(Divisor::Norm(p)), 1.0)],
+    run("dbrx", 0, 18, |case| {
+        let p = case.setting("norm_p").as_f64().map(|p| p as f32);
+        vec![(of(ScoredTopK::dbrx(top_k(case), p)), 1.0)]
     });
 }
 
 #[test]
 fn deepseek_v2() {
-    run("deepseek_v2", 0, 10, |case| vec![(over_all(), scale(case, "routed_scaling_factor"))]);
+    run("deepseek_v2", 0, 10, |case| {
+        let scale = routed_scale(case);
+        vec![(of(ScoredTopK::deepseek_v2(top_k(case), scale as f32)), scale)]
+    });
 }
 
 #[test]
 fn deepseek_v3() {
     run("deepseek_v3", 0, 20, |case| {
-        let divisor = if case.flag("norm_topk_prob") { Divisor::SumPlus(1e-20) } else { Divisor::One };
-        vec![(sigmoid().divided(divisor), scale(case, "routed_scaling_factor"))]
+        let scale = routed_scale(case);
+        let groups = ExpertGroups::by_two_best(case.size("n_group"), case.size("topk_group")).unwrap();
+        let bias = numbers(case.input("e_score_correction_bias"));
+        let router = ScoredTopK::deepseek_v3(top_k(case), bias, groups, scale as f32).unwrap();
+        vec![(unless_normalized(case, router).weighting(), scale)]
     });
 }
 
 #[test]
 fn deepseek_v4() {
     run("deepseek_v4", 8, 10, |case| {
-        let scores = match case.setting("scoring_func").as_str().unwrap() {
-            "sqrtsoftplus" => Scores::SqrtSoftplus,
-            _ => Scores::Sigmoid,
+        let scale = routed_scale(case);
+        let router = match case.setting("scoring_func").as_str().unwrap() {
+            "sqrtsoftplus" => ScoredTopK::deepseek_v4(top_k(case), [], scale as f32),
+            _ => ScoredTopK::afmoe(top_k(case), [], scale as f32),
         };
-        let weighting = Weighting::new(scores).divided(Divisor::SumPlus(1e-20));
-        vec![(weighting, scale(case, "routed_scaling_factor"))]
+        vec![(of(router), scale)]
     });
 }
 
 #[test]
 fn ernie4_5_moe() {
-    let floor = |case| Divisor::SumAtLeast(scale(case, "norm_min"));
-    run("ernie4_5_moe", 0, 8, |case| vec![(over_all().divided(floor(case)), 1.0)]);
+    run("ernie4_5_moe", 0, 8, |case| {
+        vec![(of(ScoredTopK::ernie_4_5(top_k(case), [], scale(case, "norm_min") as f32)), 1.0)]
+    });
 }
 
 #[test]
 fn longcat_flash() {
-    run("longcat_flash", 0, 8, |case| vec![(over_all(), scale(case, "routed_scaling_factor"))]);
+    run("longcat_flash", 0, 8, |case| {
+        let scale = routed_scale(case);
+        vec![(of(ScoredTopK::longcat_flash(top_k(case), [], scale as f32)), scale)]
+    });
 }
 
 #[test]
 fn afmoe() {
-    let weighting = sigmoid().divided(Divisor::SumPlus(1e-20));
-    run("afmoe", 0, 7, |case| vec![(weighting, scale(case, "route_scale"))]);
+    run("afmoe", 0, 7, |case| {
+        let scale = scale(case, "route_scale");
+        vec![(of(ScoredTopK::afmoe(top_k(case), [], scale as f32)), scale)]
+    });
 }
 
 #[test]
 fn minimax_m2() {
-    run("minimax_m2", 4, 8, |_| vec![(sigmoid().divided(Divisor::Sum), 1.0)]);
+    run("minimax_m2", 4, 8, |case| vec![(of(ScoredTopK::minimax_m2(top_k(case), [])), 1.0)]);
 }
 
 #[test]
 fn lfm2_moe() {
     run("lfm2_moe", 0, 8, |case| {
-        let divisor = if case.flag("norm_topk_prob") { Divisor::SumPlus(1e-6) } else { Divisor::One };
-        vec![(sigmoid().divided(divisor), scale(case, "routed_scaling_factor"))]
+        let scale = routed_scale(case);
+        let router = ScoredTopK::lfm2(top_k(case), scale as f32).unwrap();
+        vec![(unless_normalized(case, router).weighting(), scale)]
     });
 }
 
@@ -198,9 +228,9 @@ fn cohere2_moe() {
     run("cohere2_moe", 0, 15, |case| {
         let softmax = case.setting("expert_selection_fn") == "softmax";
         let weighting = match (softmax, case.flag("norm_topk_prob")) {
-            (true, _) => over_chosen(),
-            (false, true) => sigmoid().divided(Divisor::Sum),
-            (false, false) => sigmoid(),
+            (true, _) => top(top_k(case), Normalization::OverChosen),
+            (false, true) => of(ScoredTopK::cohere2(top_k(case))),
+            (false, false) => of(ScoredTopK::llama4(top_k(case))),
         };
         vec![(weighting, 1.0)]
     });
@@ -215,7 +245,7 @@ fn gpt_oss() {
         let logits = table(case.output("biased_logits"), experts);
         let coeff = table(case.input("coeff"), experts);
         let pairs = chosen(case, k);
-        Check::new(over_chosen(), &logits, pairs, coeff).run(&mut all, case, k);
+        Check::new(top(k, Normalization::OverChosen), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(10, 0);
 }
@@ -228,7 +258,7 @@ fn laguna() {
         let (experts, k) = (case.size("num_experts"), case.size("top_k"));
         let capped = table(case.output("capped_logits"), experts);
         let coeff = table(case.input("coeff"), experts);
-        let weighting = sigmoid().divided(Divisor::Sum);
+        let weighting = of(ScoredTopK::laguna(k, []));
         let check = Check::new(weighting, &capped, chosen(case, k), coeff);
         let mut gradient = check.gradient();
         let cap = scale(case, "logit_softcap");
@@ -252,7 +282,8 @@ fn llama4() {
         let pairs =
             dense.indexed_iter().filter(|(_, w)| **w != 0.0).map(|((t, e), _)| (t, e, true)).collect();
         let coeff = table(case.input("coeff"), logits.ncols());
-        Check::new(sigmoid(), &logits, pairs, coeff).run(&mut all, case, case.size("top_k"));
+        let k = top_k(case);
+        Check::new(of(ScoredTopK::llama4(k)), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(9, 0);
 }
@@ -272,7 +303,7 @@ fn jetmoe() {
             coeff[[t, e]] = c;
             pairs.push((t, e, true));
         }
-        Check::new(over_chosen(), &logits, pairs, coeff).run(&mut all, case, k);
+        Check::new(top(k, Normalization::OverChosen), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(7, 0);
 }
@@ -284,8 +315,8 @@ fn nllb_top2() {
         let logits = case.logits();
         let kept = indices(case.output("kept"));
         let pairs = ids(case, 2).into_iter().zip(kept).map(|((t, e), kept)| (t, e, kept == 1)).collect();
-        let floor = Divisor::SumAtLeast(f64::from(f32::EPSILON));
-        let mut weighting = over_all().divided(floor);
+        let floor = Normalizer::SumAtLeast { floor: f32::EPSILON };
+        let mut weighting = over_all().normalized(floor).unwrap();
         if case.flag("normalize_router_prob_before_dropping") {
             weighting = weighting.over_refused_too();
         }
