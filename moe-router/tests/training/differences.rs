@@ -3,7 +3,8 @@
 use moe_core::{RouteInput, Routed};
 use moe_router::backward::Weighting;
 use moe_router::losses::{
-    Affinity, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance, ZLoss,
+    Affinity, CommunicationBalance, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance,
+    ZLoss,
 };
 use moe_router::{Normalizer, Score, ScoredTopK};
 use ndarray::{Array2, ArrayView2};
@@ -81,6 +82,10 @@ proptest! {
             })?;
             of_routing(&batch, |r| {
                 let loss = DeviceBalance::of(r, affinity, &devices);
+                (loss.value(), loss.gradient())
+            })?;
+            of_routing(&batch, |r| {
+                let loss = CommunicationBalance::of(r, affinity, &devices, 2);
                 (loss.value(), loss.gradient())
             })?;
         }
