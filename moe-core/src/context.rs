@@ -311,6 +311,7 @@ mod tests {
             .with_sequence_ids(&[70, 80, 90])
             .with_positions(&positions)
             .with_noise(TokenRows::new(&noise, 1).unwrap())
+            .with_noise_logits(TokenRows::new(&noise, 1).unwrap())
             .at_layer(3);
         whole.check(5).unwrap();
         assert_eq!(whole.place(1), [3, 70, 5]);
@@ -319,8 +320,13 @@ mod tests {
         slice.check(2).unwrap();
         assert_eq!(slice.place(1), whole.place(4));
         assert_eq!(slice.noise.unwrap().row(1), [4.0]);
+        assert_eq!(slice.noise_logits.unwrap().row(1), [4.0]);
         let last = whole.slice(&(2..5));
         assert_eq!(last.place(0), whole.place(2));
+        // No tokens at the end of the batch are of its last sequence.
+        let none = whole.slice(&(5..5));
+        none.check(0).unwrap();
+        assert_eq!(none.sequence_ids, [90]);
         let defaults = TokenContext::new().with_sequences(&[0, 2, 5]);
         assert_eq!(
             [defaults.place(1), defaults.place(2), defaults.place(4)],

@@ -2,9 +2,9 @@
 
 use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, RandomChoice,
-    RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK, TopP,
-    WithoutNulls,
+    Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, Perturbed,
+    RandomChoice, RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK,
+    TopP, WithoutNulls,
 };
 use ndarray::{Array2, ArrayView2, array};
 use proptest::prelude::*;
@@ -145,6 +145,25 @@ fn second_choices() {
     let true_ones = Renormalized::new(WithoutNulls::new(two, 1));
     let plan = route(&true_ones, logits.view(), TokenContext::new());
     assert_eq!((chosen(&plan, 0), plan.row_weights(), plan.refused().len()), (vec![0], &[1.0, 1.0][..], 0));
+}
+
+/// ReLU's weights are the logits, so that θ·u can be met exactly.
+#[test]
+fn a_second_choice_has_to_be_above_its_draw() {
+    let logits = array![[0.25f32, 0.125], [0.25, 0.125], [0.25, 0.125]];
+    let u = [0.9, 0.25, 0.9, 0.25 - f32::EPSILON, 0.9, 0.9];
+    let context = TokenContext::new().with_noise(TokenRows::new(&u, 2).unwrap());
+    let plan = route(&RandomSecond::new(Relu::new()), logits.view(), context);
+    // The first choice stays, whatever was drawn for it.
+    assert_eq!([chosen(&plan, 0), chosen(&plan, 1), chosen(&plan, 2)], [vec![0], vec![0, 1], vec![0]]);
+
+    // Given draws are used up: the router inside draws its own.
+    let inner = Perturbed::gaussian(Relu::new(), 0.01).unwrap();
+    let drawn = route(&inner, logits.view(), TokenContext::new());
+    let outer = route(&RandomSecond::new(inner), logits.view(), context);
+    for t in 0..3 {
+        assert_eq!(outer.choices(t).next().unwrap().weight, drawn.choices(t).next().unwrap().weight);
+    }
 }
 
 #[test]
