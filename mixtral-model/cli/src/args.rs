@@ -246,12 +246,12 @@ pub(crate) struct Logits {
 /// must be there. T are the tokens, E the experts, S the sequences:
 ///
 ///   logits        [T, E] numbers; in safetensors, --tensor may name others
-///   token_ids     [T] whole: the vocabulary id of each token, for hash
-///   mask          [T] bits: 1 if the token is real, 0 if it is padding
-///   positions     [T] whole: each token's place in its sequence, for draws [default: 0, 1, ...]
-///   sequences     [S] whole: lengths of the sequences, in order [default: all tokens are one]
-///   sequence_ids  [S] whole: a name for each sequence, for draws [default: 0]
-///   bias          [E] numbers, for the router that takes a selection bias
+///   token_ids     T whole numbers: the vocabulary id of each token, for hash
+///   mask          T bits: 1 if the token is real, 0 if it is padding
+///   positions     T whole numbers: places in the sequence, for draws [default: 0, 1, ...]
+///   sequences     S whole numbers: lengths of the sequences [default: all tokens are one]
+///   sequence_ids  S whole numbers: a name for each sequence, for draws [default: 0]
+///   bias          E numbers, for the router that takes a selection bias
 ///   noise         numbers in place of draws: [T, E] normal for gaussian-noise and learned-noise,
 ///                 [T, E] uniform in 0..1 for jitter and random-second, [T, 2 E + 2] for
 ///                 sparse-mixer:choice=sampled, of which 2 E exponential and 2 uniform

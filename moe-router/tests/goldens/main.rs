@@ -8,6 +8,7 @@ mod fixture;
 mod flaxformer_losses;
 mod given;
 mod gradients;
+mod gradients_jax;
 mod losses;
 mod routed;
 mod scored;
