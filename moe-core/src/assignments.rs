@@ -1,6 +1,6 @@
 //! What a router writes: pairs of token and expert, in any order, not yet trusted.
 
-use crate::{Error, Result};
+use crate::{Error, Result, Scratch};
 
 /// One pair that a router granted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,6 +69,8 @@ pub struct RouteScratch {
     pub values: Vec<f32>,
     /// For whatever is sorted or selected.
     pub keys: Vec<u64>,
+    /// For a router's own types.
+    pub own: Scratch,
 }
 
 /// A push-only, ragged list of pairs. Sealing it makes a [`RoutingPlan`](crate::RoutingPlan).

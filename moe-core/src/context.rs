@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use ndarray::{ArrayView2, Axis};
 
-use crate::{Error, Result};
+use crate::{Assignments, Error, Result, RouteScratch};
 
 /// The circumstances of a batch of tokens: which sequences they belong to, where they stand, which words they are.
 ///
@@ -157,7 +157,7 @@ impl<'a> TokenContext<'a> {
     }
 
     /// The context of one stretch of the tokens as a sequence of its own.
-    fn slice(&self, range: &Range<usize>) -> Self {
+    pub(crate) fn slice(&self, range: &Range<usize>) -> Self {
         Self {
             offsets: &[],
             sequence_ids: match self.sequence_ids {
@@ -265,6 +265,25 @@ impl<'a> RouteInput<'a> {
         (0..context.sequences()).map(move |s| context.sequence(s, tokens))
     }
 
+    /// Routes each sequence on its own, in order, with the memory that [`Assignments::with_scratch`] lends.
+    ///
+    /// `route` is given the sequence as an input whose first token is 0, and pushes it as such.
+    ///
+    /// # Errors
+    ///
+    /// The first that `route` reports.
+    pub fn each_sequence(
+        &self,
+        out: &mut Assignments,
+        mut route: impl FnMut(&Self, &mut RouteScratch, &mut Assignments) -> Result<()>,
+    ) -> Result<()> {
+        out.with_scratch(|out, scratch| {
+            self.sequences().try_for_each(|range| {
+                out.with_first_token(range.start, |out| route(&self.slice(range), scratch, out))
+            })
+        })
+    }
+
     /// The input restricted to one stretch of tokens, as one sequence whose first token is 0.
     pub fn slice(&self, range: Range<usize>) -> Self {
         let context = self.context.slice(&range);
@@ -274,7 +293,9 @@ impl<'a> RouteInput<'a> {
 
 /// Some of the rows of a view, for as long as the view's own memory lives.
 pub(crate) fn row_range(view: ArrayView2<'_, f32>, range: Range<usize>) -> ArrayView2<'_, f32> {
-    view.split_at(Axis(0), range.end).0.split_at(Axis(0), range.start).1
+    let rows = view.split_at(Axis(0), range.end).0.split_at(Axis(0), range.start).1;
+    // Strides of the whole on no rows: ndarray's debug assertions refuse to copy such a view.
+    ArrayView2::from_shape((0, rows.ncols()), &[]).ok().filter(|_| rows.nrows() == 0).unwrap_or(rows)
 }
 
 #[cfg(test)]
@@ -290,6 +311,7 @@ mod tests {
             .with_sequence_ids(&[70, 80, 90])
             .with_positions(&positions)
             .with_noise(TokenRows::new(&noise, 1).unwrap())
+            .with_noise_logits(TokenRows::new(&noise, 1).unwrap())
             .at_layer(3);
         whole.check(5).unwrap();
         assert_eq!(whole.place(1), [3, 70, 5]);
@@ -298,8 +320,13 @@ mod tests {
         slice.check(2).unwrap();
         assert_eq!(slice.place(1), whole.place(4));
         assert_eq!(slice.noise.unwrap().row(1), [4.0]);
+        assert_eq!(slice.noise_logits.unwrap().row(1), [4.0]);
         let last = whole.slice(&(2..5));
         assert_eq!(last.place(0), whole.place(2));
+        // No tokens at the end of the batch are of its last sequence.
+        let none = whole.slice(&(5..5));
+        none.check(0).unwrap();
+        assert_eq!(none.sequence_ids, [90]);
         let defaults = TokenContext::new().with_sequences(&[0, 2, 5]);
         assert_eq!(
             [defaults.place(1), defaults.place(2), defaults.place(4)],
@@ -309,5 +336,34 @@ mod tests {
         assert!(whole.with_noise(TokenRows::new(&noise[..3], 1).unwrap()).check(5).is_err());
         assert!(TokenRows::new(&noise, 2).is_err());
         assert!(TokenRows::new(&[], 0).is_err());
+    }
+
+    #[test]
+    fn sequences_push_from_their_own_first_token() {
+        let logits = ndarray::Array2::from_shape_fn((5, 2), |(t, e)| (2 * t + e) as f32);
+        let context = TokenContext::new().with_sequences(&[0, 2, 2, 5]).with_positions(&[7, 8, 0, 1, 2]);
+        let input = RouteInput::new(logits.view(), context).unwrap();
+        let mut out = Assignments::new();
+        out.reset(5, 2).unwrap();
+        let mut seen = vec![];
+        let route = |input: &RouteInput<'_>, scratch: &mut RouteScratch, out: &mut Assignments| {
+            scratch.keys.push(seen.len() as u64);
+            seen.push((input.logits.to_owned(), input.context.positions.to_vec(), scratch.keys.len()));
+            (0..input.tokens()).for_each(|t| out.assign(t, t % 2, 1.0));
+            if seen.len() == 4 { Err(Error::TooLarge { what: "calls", found: 4 }) } else { Ok(()) }
+        };
+        let mut route = route;
+        input.each_sequence(&mut out, &mut route).unwrap();
+        let pushed: Vec<_> = out.granted().iter().map(|a| (a.token, a.expert)).collect();
+        assert_eq!(pushed, [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]);
+        // An error ends it, and the first token is again that of the batch.
+        out.reset(5, 2).unwrap();
+        assert!(input.each_sequence(&mut out, &mut route).is_err());
+        out.assign(0, 1, 1.0);
+        assert_eq!(out.granted().last().map(|a| a.token), Some(0));
+        assert_eq!(seen.len(), 4);
+        assert_eq!(seen[2].0, row_range(logits.view(), 2..5));
+        assert_eq!(seen.iter().map(|s| s.2).collect::<Vec<_>>(), [1, 2, 3, 4], "one scratch for all");
+        assert_eq!([&seen[0].1[..], &seen[1].1, &seen[2].1], [&[7, 8][..], &[], &[0, 1, 2]]);
     }
 }

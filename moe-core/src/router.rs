@@ -1,9 +1,9 @@
 //! The routing policy: which experts work on which token, and with what weight.
 
-use ndarray::{ArrayViewMut2, Axis, Slice};
+use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
 
 use crate::numerics;
-use crate::{Assignments, Error, Result, RouteInput};
+use crate::{Assignments, Error, Result, RouteInput, TokenContext};
 
 /// What a token's experts depend on.
 ///
@@ -53,16 +53,15 @@ pub trait Router: Send + Sync {
         Locality::Batch
     }
 
-    /// The scores `[T, E]` that priorities look at; the default is softmax over all experts.
-    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
-        for (logits, mut scores) in input.logits.rows().into_iter().zip(out.rows_mut()) {
-            scores.assign(&logits);
-            match scores.as_slice_mut() {
+    /// Turns logits `[T, E]` into the scores that priorities look at, in place; by default softmax over all experts.
+    fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
+        for mut row in logits.rows_mut() {
+            match row.as_slice_mut() {
                 Some(row) => numerics::softmax(row),
                 None => {
-                    let mut row = scores.to_vec();
-                    numerics::softmax(&mut row);
-                    scores.iter_mut().zip(row).for_each(|(to, from)| *to = from);
+                    let mut scores = row.to_vec();
+                    numerics::softmax(&mut scores);
+                    row.assign(&ArrayView1::from(&scores));
                 }
             }
         }
@@ -78,8 +77,8 @@ impl<R: Router + ?Sized> Router for &R {
         (**self).locality()
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        (**self).scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        (**self).scores(context, logits);
     }
 }
 
@@ -92,8 +91,8 @@ impl<R: Router + ?Sized> Router for Box<R> {
         (**self).locality()
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        (**self).scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        (**self).scores(context, logits);
     }
 }
 
@@ -124,9 +123,11 @@ impl Router for PerSequence<'_> {
         self.0.iter().map(|r| r.locality()).max().unwrap_or(Locality::Token)
     }
 
-    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
-        for (range, router) in input.sequences().zip(self.0) {
-            router.scores(&input.slice(range.clone()), out.slice_axis_mut(Axis(0), Slice::from(range)));
+    fn scores(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
+        for (s, router) in (0..context.sequences()).zip(self.0) {
+            let range = context.sequence(s, logits.nrows());
+            let of_sequence = logits.slice_axis_mut(Axis(0), Slice::from(range.clone()));
+            router.scores(&context.slice(&range), of_sequence);
         }
     }
 }

@@ -47,7 +47,7 @@ pub(crate) fn shaped(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> Arra
     ArrayViewMut2::from_shape((rows, columns), &mut buffer[..len]).unwrap()
 }
 
-/// A drawer for whatever types of scratch the banks of experts keep, one value of each type.
+/// A drawer for whatever types of scratch gates, routers and banks of experts keep, one value of each type.
 #[derive(Debug, Default)]
 pub struct Scratch {
     drawer: Vec<Box<dyn Any + Send + Sync>>,

@@ -29,20 +29,23 @@ impl Base {
 }
 
 impl Router for Base {
-    /// Pushes one expert for every token that is not padding. Allocates.
+    /// Pushes one expert for every token that is not padding.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        let experts = input.experts();
-        if experts == 0 {
+        if input.experts() == 0 {
             return Ok(());
         }
-        for range in input.sequences() {
-            let tokens: Vec<usize> = range.filter(|&t| !input.context.is_padding(t)).collect();
-            let scores = integers(tokens.iter().flat_map(|&t| input.logits.row(t)));
-            for (&t, e) in tokens.iter().zip(assign(&scores, experts)) {
+        input.each_sequence(out, |input, scratch, out| {
+            let matching: &mut Matching = scratch.own.of();
+            matching.tokens.clear();
+            matching.tokens.extend((0..input.tokens()).filter(|&t| !input.context.is_padding(t)));
+            let tokens = matching.tokens.iter();
+            integers(tokens.flat_map(|&t| input.logits.row(t)), &mut matching.scores);
+            matching.assign(input.experts());
+            for (&t, &e) in matching.tokens.iter().zip(&matching.chosen) {
                 out.assign(t, e, numerics::sigmoid(input.logits[[t, e]]));
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn locality(&self) -> Locality {
@@ -51,7 +54,7 @@ impl Router for Base {
 }
 
 /// Scores as integers of at most 2⁴⁰, or 2⁴¹ for infinities.
-fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone) -> Vec<i64> {
+fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone, out: &mut Vec<i64>) {
     let finite = scores.clone().filter(|s| s.is_finite());
     let greatest = finite.fold(0.0f64, |most, &s| most.max(f64::from(s).abs()));
     let unit = if greatest > 0.0 { (1u64 << 40) as f64 / greatest } else { 0.0 };
@@ -60,35 +63,65 @@ fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone) -> Vec<i64> {
         f32::INFINITY => 1 << 41,
         _ => -(1 << 41),
     };
-    scores.map(|&s| integer(s)).collect()
+    out.clear();
+    out.extend(scores.map(|&s| integer(s)));
 }
 
-/// The expert of each row of `scores`, `[T, E]`, at the greatest total.
+/// A balanced assignment as it comes about.
 ///
 /// A graph has a node for each expert and one, the pool, for the T mod E places above ⌊T/E⌋. An edge from e to f costs what the
 /// cheapest move of a token of e to f loses. A path from a new token's expert ends at a free place; the assignment so far being
 /// optimal there is no negative cycle, and after the cheapest path it is optimal again.
-fn assign(scores: &[i64], experts: usize) -> Vec<usize> {
-    let tokens = scores.len() / experts;
-    let (floor, pool_size) = (tokens / experts, tokens % experts);
-    let pool = experts;
-    let score = |t: usize, e: usize| scores[t * experts + e];
-    let mut chosen: Vec<usize> = Vec::with_capacity(tokens);
-    let mut load = vec![0usize; experts];
-    const FAR: i64 = i64::MAX / 4;
+#[derive(Default)]
+struct Matching {
+    /// The tokens that take part.
+    tokens: Vec<usize>,
+    /// `[T, E]`.
+    scores: Vec<i64>,
+    /// The expert of each token so far.
+    chosen: Vec<usize>,
+    /// Tokens of each expert.
+    load: Vec<usize>,
+    /// The cheapest moves between experts, `[E, E]`, and the token that makes each.
+    edges: Vec<(i64, usize)>,
+    /// From the new token to each node, `[E + 1]`.
+    distance: Vec<i64>,
+    /// The node before each on the way, `[E + 1]`.
+    before: Vec<usize>,
+}
 
-    for new in 0..tokens {
-        // The cheapest moves, and the token that makes each.
-        let mut edges = vec![(FAR, usize::MAX); experts * experts];
-        for (t, &from) in chosen.iter().enumerate() {
-            for to in (0..experts).filter(|&to| to != from) {
-                let edge = &mut edges[from * experts + to];
-                *edge = (*edge).min((score(t, from) - score(t, to), t));
+const FAR: i64 = i64::MAX / 4;
+
+impl Matching {
+    /// Finds the expert of each row of the scores, at the greatest total.
+    fn assign(&mut self, experts: usize) {
+        let tokens = self.scores.len() / experts;
+        self.chosen.clear();
+        refill(&mut self.load, experts, 0);
+        for new in 0..tokens {
+            self.find_moves(experts);
+            self.measure(new, experts, tokens / experts);
+            self.make_room(new, tokens / experts, tokens % experts);
+        }
+    }
+
+    fn find_moves(&mut self, experts: usize) {
+        refill(&mut self.edges, experts * experts, (FAR, usize::MAX));
+        for (t, (&from, scores)) in self.chosen.iter().zip(self.scores.chunks_exact(experts)).enumerate() {
+            let edges = &mut self.edges[from * experts..][..experts];
+            for (edge, score) in edges.iter_mut().zip(scores) {
+                *edge = (*edge).min((scores[from] - score, t));
             }
         }
-        // Distances from the new token, by Bellman and Ford.
-        let mut distance: Vec<i64> = (0..experts).map(|e| -score(new, e)).chain([FAR]).collect();
-        let mut before = vec![usize::MAX; experts + 1];
+    }
+
+    /// Distances from the new token, by Bellman and Ford.
+    fn measure(&mut self, new: usize, experts: usize, floor: usize) {
+        let Self { scores, load, edges, distance, before, .. } = self;
+        let pool = experts;
+        distance.clear();
+        distance.extend(scores[new * experts..][..experts].iter().map(|s| -s).chain([FAR]));
+        refill(before, experts + 1, usize::MAX);
         let mut changed = true;
         while changed {
             changed = false;
@@ -110,11 +143,20 @@ fn assign(scores: &[i64], experts: usize) -> Vec<usize> {
                 }
             }
         }
+    }
+
+    /// Moves tokens along the cheapest way to a free place, and lets the new one in where it begins.
+    fn make_room(&mut self, new: usize, floor: usize, pool_size: usize) {
+        let Self { load, before, .. } = self;
+        let experts = load.len();
+        let pool = experts;
         // The nearest free place: an expert's own, or one of the pool.
         let used = load.iter().filter(|&&n| n > floor).count();
         let free = |node: usize| if node == pool { used < pool_size } else { load[node] < floor };
-        let nearest = (0..=pool).filter(|&node| free(node)).min_by_key(|&node| distance[node]);
-        let Some(mut at) = nearest else { unreachable!("there are as many places as tokens") };
+        let nearest = (0..=pool).filter(|&node| free(node)).min_by_key(|&node| self.distance[node]);
+        let Some(mut at) = nearest else {
+            unreachable!("there are as many places as tokens, and {new} is one")
+        };
 
         // Back along the path: what entered a node leaves the one before.
         if at == pool {
@@ -131,12 +173,16 @@ fn assign(scores: &[i64], experts: usize) -> Vec<usize> {
                 at = from;
                 continue;
             }
-            chosen[edges[from * experts + at].1] = at;
+            self.chosen[self.edges[from * experts + at].1] = at;
             at = from;
         }
-        chosen.push(at);
+        self.chosen.push(at);
     }
-    chosen
+}
+
+fn refill<T: Copy>(list: &mut Vec<T>, len: usize, value: T) {
+    list.clear();
+    list.resize(len, value);
 }
 
 #[cfg(test)]
@@ -173,7 +219,9 @@ mod tests {
             let range = [3, 100, 1_000_000][case % 3];
             let scores: Vec<i64> =
                 (0..tokens * experts).map(|_| next(range) as i64 - range as i64 / 2).collect();
-            let chosen = assign(&scores, experts);
+            let mut matching = Matching { scores: scores.clone(), ..Default::default() };
+            matching.assign(experts);
+            let chosen = matching.chosen;
             assert_eq!(chosen.len(), tokens);
             let mut load = vec![0; experts];
             chosen.iter().for_each(|&e| load[e] += 1);
@@ -187,7 +235,8 @@ mod tests {
     #[test]
     fn integers_keep_the_order_of_extremes() {
         let scores = [f32::NAN, f32::NEG_INFINITY, f32::MIN, 0.0, f32::MAX, f32::INFINITY];
-        let found = integers(scores.iter());
+        let mut found = vec![];
+        integers(scores.iter(), &mut found);
         assert!(found.is_sorted() && found[1] < found[2] && found[4] < found[5], "{found:?}");
     }
 }

@@ -3,7 +3,8 @@
 use std::cmp::Reverse;
 
 use moe_core::{
-    Assignment, Assignments, Locality, Result, Review, RouteInput, RouteScratch, Router, Verdict, numerics,
+    Assignment, Assignments, Locality, Result, Review, RouteInput, RouteScratch, Router, TokenContext,
+    Verdict, numerics,
 };
 use ndarray::ArrayViewMut2;
 
@@ -110,17 +111,16 @@ impl<R: Router> Capped<R> {
 
     /// Writes the inner router's scores, `[T, E]`.
     fn score(&self, input: &RouteInput<'_>, values: &mut Vec<f32>) {
-        let shape = (input.tokens(), input.experts());
         values.clear();
-        values.resize(shape.0 * shape.1, 0.0);
-        if let Ok(scores) = ArrayViewMut2::from_shape(shape, values) {
-            self.inner.scores(input, scores);
+        values.extend(input.logits);
+        if let Ok(scores) = ArrayViewMut2::from_shape(input.logits.raw_dim(), values) {
+            self.inner.scores(&input.context, scores);
         }
     }
 
     fn grant(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, review: Review<'_>) -> Result<()> {
         let Review { pairs, verdicts, mut order, load, priority } = review;
-        let RouteScratch { values: scores, keys: asked } = scratch;
+        let RouteScratch { values: scores, keys: asked, .. } = scratch;
         if self.priority == Priority::Score || self.overflow == Overflow::Reroute {
             self.score(input, scores);
         }
@@ -214,8 +214,8 @@ impl<R: Router> Router for Capped<R> {
         }
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        self.inner.scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.inner.scores(context, logits);
     }
 }
 

@@ -71,12 +71,11 @@ impl CappedExpertChoice {
     fn choose(
         &self,
         input: &RouteInput<'_>,
-        first: usize,
         scratch: &mut RouteScratch,
         out: &mut Assignments,
     ) -> Result<()> {
         let experts = input.experts();
-        let RouteScratch { values, keys } = scratch;
+        let RouteScratch { values, keys, .. } = scratch;
         keys.clear();
         // The tokens that take part, then the keys of an expert.
         keys.extend((0..input.tokens()).filter(|&t| !input.context.is_padding(t)).map(|t| t as u64));
@@ -121,7 +120,7 @@ impl CappedExpertChoice {
             keys[present..].sort_unstable_by(|a, b| b.cmp(a));
             for &key in &keys[present..] {
                 let e = select::index(key);
-                out.assign(first + keys[i] as usize, e, scores[row.start + e]);
+                out.assign(keys[i] as usize, e, scores[row.start + e]);
             }
         }
         Ok(())
@@ -193,11 +192,7 @@ impl Router for CappedExpertChoice {
     ///
     /// If the capacity leaves no place, or more in all than the tokens may fill.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        out.with_scratch(|out, scratch| {
-            input
-                .sequences()
-                .try_for_each(|range| self.choose(&input.slice(range.clone()), range.start, scratch, out))
-        })
+        input.each_sequence(out, |input, scratch, out| self.choose(input, scratch, out))
     }
 
     fn locality(&self) -> Locality {

@@ -1,6 +1,6 @@
 //! Random numbers of routers: from the input where it has them, else a function of what they are drawn for.
 
-use moe_core::{Error, Result, RouteInput, TokenContext, numerics};
+use moe_core::{Error, Result, TokenContext, numerics};
 
 /// What a number is drawn for, so that two routers of a stack do not draw the same one.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +17,9 @@ pub(crate) fn uniform(context: &TokenContext<'_>, stream: Stream, t: usize, colu
     numerics::uniform(context.seed, &[stream as u64, layer, sequence, position, column as u64])
 }
 
-/// Checks that the noise of the input, if any, has this many columns.
-pub(crate) fn check_columns(input: &RouteInput<'_>, columns: usize) -> Result<()> {
-    match input.context.noise {
+/// Checks that the noise of the context, if any, has this many columns.
+pub(crate) fn check_columns(context: &TokenContext<'_>, columns: usize) -> Result<()> {
+    match context.noise {
         Some(noise) if noise.columns() != columns => Err(Error::Router {
             setting: "noise",
             expected: format!("{columns} numbers a token"),

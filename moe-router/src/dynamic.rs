@@ -1,6 +1,8 @@
 //! As many experts as a token needs.
 
-use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
+use moe_core::{
+    Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, TokenContext, numerics,
+};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::select;
@@ -84,8 +86,8 @@ impl Router for Relu {
     }
 
     /// The weights that all experts would have.
-    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
-        out.zip_mut_with(&input.logits, |score, l| *score = l.max(0.0));
+    fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
+        logits.mapv_inplace(|l| l.max(0.0));
     }
 }
 
@@ -120,7 +122,7 @@ fn each_sorted(
     score: impl Fn(&mut [f32]),
     count: impl Fn(&mut dyn Iterator<Item = f32>) -> usize,
 ) {
-    out.with_scratch(|out, RouteScratch { values, keys }| {
+    out.with_scratch(|out, RouteScratch { values, keys, .. }| {
         for (token, logits) in input.logits.rows().into_iter().enumerate() {
             values.clear();
             values.extend(logits);
@@ -175,7 +177,7 @@ impl Router for ExpertThreshold {
     /// If there is not one threshold an expert.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         Error::check_shape("thresholds", &[input.experts()], &[self.thresholds.len()])?;
-        out.with_scratch(|out, RouteScratch { values, keys }| {
+        out.with_scratch(|out, RouteScratch { values, keys, .. }| {
             for (token, logits) in input.logits.rows().into_iter().enumerate() {
                 values.clear();
                 values.extend(logits.iter().map(|&l| numerics::sigmoid(l)));
@@ -197,8 +199,8 @@ impl Router for ExpertThreshold {
     }
 
     /// `σ(l)`.
-    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
-        out.zip_mut_with(&input.logits, |score, l| *score = numerics::sigmoid(*l));
+    fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
+        logits.mapv_inplace(numerics::sigmoid);
     }
 }
 

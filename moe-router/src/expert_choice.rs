@@ -39,11 +39,10 @@ impl ExpertChoice {
         Ok(Self { capacity })
     }
 
-    /// Chooses for one sequence, whose first token is `first` of the input.
+    /// Chooses for one sequence.
     fn choose(
         &self,
         input: &RouteInput<'_>,
-        first: usize,
         scratch: &mut RouteScratch,
         out: &mut Assignments,
     ) -> Result<()> {
@@ -56,7 +55,7 @@ impl ExpertChoice {
         let places = self.capacity.places(candidates, candidates, experts)?.min(candidates);
 
         // Scores, [T, E].
-        let RouteScratch { values: scores, keys } = scratch;
+        let RouteScratch { values: scores, keys, .. } = scratch;
         scores.clear();
         scores.extend(input.logits);
         scores.chunks_exact_mut(experts).for_each(numerics::softmax);
@@ -79,7 +78,7 @@ impl ExpertChoice {
             keys.extend(taken.map(|(expert, &score)| select::key(score, expert)));
             keys.sort_unstable_by(|a, b| b.cmp(a));
             for &key in &*keys {
-                out.assign(first + t, select::index(key), scores[select::index(key)]);
+                out.assign(t, select::index(key), scores[select::index(key)]);
             }
         }
         Ok(())
@@ -95,11 +94,7 @@ impl Router for ExpertChoice {
     ///
     /// If the capacity leaves no place.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        out.with_scratch(|out, scratch| {
-            input
-                .sequences()
-                .try_for_each(|range| self.choose(&input.slice(range.clone()), range.start, scratch, out))
-        })
+        input.each_sequence(out, |input, scratch, out| self.choose(input, scratch, out))
     }
 
     fn locality(&self) -> Locality {

@@ -83,6 +83,7 @@
 //! | [`LoadBalance::of_first_choices`](losses::LoadBalance::of_first_choices) | GShard, [2006.16668]; V-MoE, [2106.05974] | 1 | E |
 //! | [`SequenceBalance`](losses::SequenceBalance) | DeepSeek-V2, [2405.04434]; V3, [2412.19437] | 1 | E/k |
 //! | [`DeviceBalance`](losses::DeviceBalance) on D devices | DeepSeek-V2, [2405.04434] | 1 | D |
+//! | [`CommunicationBalance`](losses::CommunicationBalance), M of D devices a token | DeepSeek-V2, [2405.04434] | 1 | D/M |
 //! | [`Importance`](losses::Importance) | Shazeer et al., [1701.06538]; V-MoE | 0 | E - 1 |
 //! | [`Load`](losses::Load) | Shazeer et al., [1701.06538]; V-MoE | 0 | E/k - 1, or a little more |
 //! | [`ZLoss`](losses::ZLoss) | ST-MoE, [2202.08906] | (ln E)² for zeros | by the size of logits alone |

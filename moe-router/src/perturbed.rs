@@ -1,7 +1,9 @@
 //! Noise on the logits.
 
-use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, numerics};
-use ndarray::{ArrayView2, ArrayViewMut2};
+use moe_core::{
+    Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, TokenContext, numerics,
+};
+use ndarray::ArrayViewMut2;
 
 use crate::draw::{self, Stream};
 
@@ -71,11 +73,11 @@ impl<R: Router> Perturbed<R> {
         &self.inner
     }
 
-    /// Writes the noisy logits, `[T, E]`, and lends the input that has them.
-    fn perturb<'a>(&self, input: &'a RouteInput<'_>, logits: &'a mut Vec<f32>) -> Result<RouteInput<'a>> {
-        let (tokens, experts) = (input.tokens(), input.experts());
-        draw::check_columns(input, experts)?;
-        let scales = input.context.noise_logits;
+    /// Makes logits `[T, E]` noisy.
+    fn perturb(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        let experts = logits.ncols();
+        draw::check_columns(context, experts)?;
+        let scales = context.noise_logits;
         if self.by == Perturbation::Learned && scales.is_none_or(|n| n.columns() != experts) {
             return Err(Error::Router {
                 setting: "noise logits",
@@ -83,31 +85,30 @@ impl<R: Router> Perturbed<R> {
                 found: scales.map_or("none".into(), |n| n.columns().to_string()),
             });
         }
-        logits.clear();
-        for (t, row) in input.logits.rows().into_iter().enumerate() {
-            for (e, &l) in row.iter().enumerate() {
-                let given = input.context.noise.map(|noise| noise.row(t)[e]);
-                let drawn = || draw::uniform(&input.context, Stream::Noise, t, e);
-                let z = || given.unwrap_or_else(|| draw::normal(drawn()));
-                let noisy = match self.by {
-                    Perturbation::Gaussian(std) => l + std * z(),
-                    Perturbation::Learned => {
-                        l + z() * scales.map_or(0.0, |n| numerics::softplus(n.row(t)[e]))
-                    }
-                    Perturbation::Jitter(epsilon) => {
-                        let u = given.unwrap_or_else(drawn);
-                        l * (1.0 - epsilon + 2.0 * epsilon * u)
-                    }
-                };
-                logits.push(if l.is_finite() { noisy.clamp(f32::MIN, f32::MAX) } else { noisy });
-            }
+        for ((t, e), logit) in logits.indexed_iter_mut() {
+            let l = *logit;
+            let given = context.noise.map(|noise| noise.row(t)[e]);
+            let drawn = || draw::uniform(context, Stream::Noise, t, e);
+            let z = || given.unwrap_or_else(|| draw::normal(drawn()));
+            let noisy = match self.by {
+                Perturbation::Gaussian(std) => l + std * z(),
+                Perturbation::Learned => l + z() * scales.map_or(0.0, |n| numerics::softplus(n.row(t)[e])),
+                Perturbation::Jitter(epsilon) => {
+                    let u = given.unwrap_or_else(drawn);
+                    l * (1.0 - epsilon + 2.0 * epsilon * u)
+                }
+            };
+            *logit = if l.is_finite() { noisy.clamp(f32::MIN, f32::MAX) } else { noisy };
         }
-        let mut context = input.context;
-        context.noise = None;
-        #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
-        let view = ArrayView2::from_shape((tokens, experts), logits).unwrap();
-        RouteInput::new(view, context)
+        Ok(())
     }
+}
+
+/// The context for the inner router: given noise is used up.
+fn without_noise<'a>(context: &TokenContext<'a>) -> TokenContext<'a> {
+    let mut context = *context;
+    context.noise = None;
+    context
 }
 
 impl<R: Router> Router for Perturbed<R> {
@@ -118,7 +119,14 @@ impl<R: Router> Router for Perturbed<R> {
     /// If given noise, or the noise logits that [`learned`](Self::learned) needs, are not `[T, E]`; what the inner router
     /// reports.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        out.with_scratch(|out, scratch| self.inner.route(&self.perturb(input, &mut scratch.values)?, out))
+        out.with_scratch(|out, RouteScratch { values, .. }| {
+            values.clear();
+            values.extend(input.logits);
+            #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
+            let mut logits = ArrayViewMut2::from_shape(input.logits.raw_dim(), values).unwrap();
+            self.perturb(&input.context, logits.view_mut())?;
+            self.inner.route(&RouteInput::new(logits.view(), without_noise(&input.context))?, out)
+        })
     }
 
     fn locality(&self) -> Locality {
@@ -126,13 +134,12 @@ impl<R: Router> Router for Perturbed<R> {
     }
 
     /// The inner router's scores of the noisy logits, as V-MoE prioritises; of the plain ones where the noise cannot be used.
-    /// Allocates.
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        let mut logits = Vec::with_capacity(input.logits.len());
-        match self.perturb(input, &mut logits) {
-            Ok(noisy) => self.inner.scores(&noisy, out),
-            Err(_) => self.inner.scores(input, out),
-        }
+    fn scores(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
+        let inner = match self.perturb(context, logits.view_mut()) {
+            Ok(()) => without_noise(context),
+            Err(_) => *context,
+        };
+        self.inner.scores(&inner, logits);
     }
 }
 
@@ -145,7 +152,7 @@ fn check(setting: &'static str, value: f32, most: f32) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use moe_core::{TokenContext, TokenRows};
+    use moe_core::TokenRows;
     use ndarray::array;
 
     use super::*;

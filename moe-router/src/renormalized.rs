@@ -1,6 +1,6 @@
 //! Weights that sum to one.
 
-use moe_core::{Assignments, Locality, Result, RouteInput, Router};
+use moe_core::{Assignments, Locality, Result, RouteInput, Router, TokenContext};
 use ndarray::ArrayViewMut2;
 
 /// The choices of another router, each token's weights divided by their sum: `wₑ / max(Σ w, 2⁻²³)`.
@@ -56,7 +56,7 @@ impl<R: Router> Router for Renormalized<R> {
         self.0.locality()
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        self.0.scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.0.scores(context, logits);
     }
 }

@@ -1,8 +1,9 @@
 //! The k experts with the best scores, out of interchangeable pieces.
 
-use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router};
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, TokenContext};
 use ndarray::{ArrayView1, ArrayViewMut2};
 
+use crate::backward::Weighting;
 use crate::{ExpertGroups, Normalizer, Score, select};
 
 /// Each token goes to the k experts with its greatest scores: the routers of DeepSeek and many that followed.
@@ -140,6 +141,11 @@ impl ScoredTopK {
         &self.bias
     }
 
+    /// How the weights depend on the logits, for their gradient. Bias and groups take part in the choice alone.
+    pub fn weighting(&self) -> Weighting {
+        Weighting::of(self.weigh_by, self.normalizer, self.scale)
+    }
+
     fn check(&self, experts: usize) -> Result<()> {
         if self.k > experts {
             return Err(Error::Router {
@@ -211,7 +217,7 @@ impl Router for ScoredTopK {
     /// into the groups or are fewer than k in the groups kept.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         self.check(input.experts())?;
-        out.with_scratch(|out, RouteScratch { values, keys }| {
+        out.with_scratch(|out, RouteScratch { values, keys, .. }| {
             for (token, logits) in input.logits.rows().into_iter().enumerate() {
                 self.choose(logits, values, keys);
                 let weights = self.weigh(logits, values, keys);
@@ -228,16 +234,15 @@ impl Router for ScoredTopK {
     }
 
     /// What the weights are made of, for all experts: without bias, groups, normaliser and scale. Softmax where that is the logit.
-    fn scores(&self, input: &RouteInput<'_>, mut out: ArrayViewMut2<'_, f32>) {
+    fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
         let score = if self.weigh_by == Score::Logit { Score::Softmax } else { self.weigh_by };
-        for (logits, mut scores) in input.logits.rows().into_iter().zip(out.rows_mut()) {
-            scores.assign(&logits);
-            match scores.as_slice_mut() {
+        for mut row in logits.rows_mut() {
+            match row.as_slice_mut() {
                 Some(row) => score.apply(row),
                 None => {
-                    let mut row = scores.to_vec();
-                    score.apply(&mut row);
-                    scores.assign(&ArrayView1::from(&row));
+                    let mut scores = row.to_vec();
+                    score.apply(&mut scores);
+                    row.assign(&ArrayView1::from(&scores));
                 }
             }
         }

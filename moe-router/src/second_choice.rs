@@ -1,6 +1,6 @@
 //! Second choices kept by chance, or if they weigh enough.
 
-use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, Verdict};
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, TokenContext, Verdict};
 use ndarray::ArrayViewMut2;
 
 use crate::draw::{self, Stream};
@@ -57,7 +57,7 @@ impl<R: Router> Router for RandomSecond<R> {
     ///
     /// If given noise is not `[T, E]`; what the inner router reports.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        draw::check_columns(input, input.experts())?;
+        draw::check_columns(&input.context, input.experts())?;
         let mut without = *input;
         without.context.noise = None;
         let mark = out.mark();
@@ -86,8 +86,8 @@ impl<R: Router> Router for RandomSecond<R> {
         self.inner.locality()
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        self.inner.scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.inner.scores(context, logits);
     }
 }
 
@@ -190,8 +190,8 @@ impl<R: Router> Router for SkipLight<R> {
         self.inner.locality()
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        self.inner.scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.inner.scores(context, logits);
     }
 }
 
@@ -234,7 +234,7 @@ impl<R: Router> Router for WithoutNulls<R> {
         self.inner.locality()
     }
 
-    fn scores(&self, input: &RouteInput<'_>, out: ArrayViewMut2<'_, f32>) {
-        self.inner.scores(input, out);
+    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.inner.scores(context, logits);
     }
 }

@@ -42,19 +42,13 @@ impl Sinkhorn {
         Self { iterations, ..self }
     }
 
-    fn choose(
-        &self,
-        input: &RouteInput<'_>,
-        first: usize,
-        scratch: &mut RouteScratch,
-        out: &mut Assignments,
-    ) {
+    fn choose(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, out: &mut Assignments) {
         const TOLERANCE: f32 = 1e-4;
         let experts = input.experts();
         let present = |t: &usize| !input.context.is_padding(*t);
         let tokens = (0..input.tokens()).filter(present).count();
         let share = numerics::ln(tokens as f32 / experts as f32);
-        let RouteScratch { values, keys } = scratch;
+        let RouteScratch { values, keys, .. } = scratch;
         values.clear();
         values.resize(2 * experts + input.tokens(), 0.0);
         let (v, rest) = values.split_at_mut(experts);
@@ -82,7 +76,7 @@ impl Sinkhorn {
             row.iter_mut().zip(logits).for_each(|(to, l)| *to = *l);
             numerics::softmax(row);
             for &key in &*keys {
-                out.assign(first + t, select::index(key), row[select::index(key)]);
+                out.assign(t, select::index(key), row[select::index(key)]);
             }
         }
     }
@@ -100,12 +94,10 @@ impl Router for Sinkhorn {
             let found = input.experts().to_string();
             return Err(Error::Router { setting: "Sinkhorn", expected, found });
         }
-        out.with_scratch(|out, scratch| {
-            for range in input.sequences() {
-                self.choose(&input.slice(range.clone()), range.start, scratch, out);
-            }
-        });
-        Ok(())
+        input.each_sequence(out, |input, scratch, out| {
+            self.choose(input, scratch, out);
+            Ok(())
+        })
     }
 
     fn locality(&self) -> Locality {

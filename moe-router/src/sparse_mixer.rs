@@ -112,7 +112,7 @@ impl Router for SparseMixer {
             return Err(Error::Router { setting: "SparseMixer", expected, found: experts.to_string() });
         }
         if self.sampling {
-            draw::check_columns(input, 2 * experts + 2)?;
+            draw::check_columns(&input.context, 2 * experts + 2)?;
         }
         out.with_scratch(|out, RouteScratch { values, .. }| {
             for (t, logits) in input.logits.rows().into_iter().enumerate() {

@@ -2,6 +2,7 @@
 
 use moe_core::{Assignments, Locality, Result, RouteInput, Router};
 
+use crate::backward::Weighting;
 use crate::{Normalizer, Score, ScoredTopK};
 
 /// How the weights of the chosen experts are made of the logits l.
@@ -55,6 +56,11 @@ impl TopK {
     /// Choices per token, k.
     pub fn k(&self) -> usize {
         self.k
+    }
+
+    /// How the weights depend on the logits, for their gradient.
+    pub fn weighting(&self) -> Weighting {
+        self.in_pieces().weighting()
     }
 
     fn in_pieces(&self) -> ScoredTopK {

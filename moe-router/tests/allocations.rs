@@ -4,11 +4,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use moe_core::{Assignments, Gate, RouteInput, Router, RoutingPlan, Scratch, TokenContext};
+use moe_core::{Assignments, Gate, PerSequence, RouteInput, Router, RoutingPlan, Scratch, TokenContext};
 use moe_router::{
-    Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups, ExpertThreshold,
-    Hash, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, ScoredTopK, Sinkhorn,
-    SkipLight, SoftCapped, SparseMixer, TopK, TopP, WithoutNulls,
+    Base, Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups,
+    ExpertThreshold, Hash, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized,
+    ScoredTopK, Sinkhorn, SkipLight, SoftCapped, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::Array2;
 
@@ -88,7 +88,8 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
 
     let top = TopK::new(4).unwrap();
     let capped = Capped::new(top, Capacity::factor_of_choices(0.5)).unwrap();
-    let routers: [&dyn Router; 15] = [
+    let noisy = Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap();
+    let routers: [&dyn Router; 19] = [
         &Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap(),
         &Perturbed::gaussian(Renormalized::new(SkipLight::by_ratio(top, 0.5).unwrap()), 1.0).unwrap(),
         &RandomSecond::new(top),
@@ -104,6 +105,10 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
         &capped.rerouting(),
         &Sinkhorn::new(1).unwrap(),
         &CappedExpertChoice::new(Capacity::factor_of_tokens(1.0), 2).unwrap(),
+        &Base::new(),
+        &Capped::new(noisy, Capacity::factor_of_choices(0.5)).unwrap().by_score(),
+        &Capped::new(noisy, Capacity::factor_of_choices(0.5)).unwrap().by_score().rerouting(),
+        &PerSequence(&[&noisy, &Base::new()]),
     ];
     for (i, router) in routers.into_iter().enumerate() {
         let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());

@@ -1,4 +1,5 @@
 //! Routers as text: what parses, what is said of what does not, and that the catalogue is complete.
+#![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
 use moe_core::{Assignments, Locality, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::{RouterEntry, RouterSpec, Setting, TopK};
@@ -16,9 +17,9 @@ fn value(setting: &Setting) -> BoxedStrategy<String> {
         proptest::collection::vec(items, 0..5).prop_map(|items| format!("[{}]", items.join(", ")))
     };
     match &*setting.values() {
-        // What does not converge would take as long as it is told.
-        _ if setting.name == "iterations" => (0u32..40).prop_map(|n| n.to_string()).boxed(),
-        "whole number" => prop_oneof![any::<u64>(), 0u64..20].prop_map(|n| n.to_string()).boxed(),
+        kind if kind.starts_with("whole number") => {
+            prop_oneof![any::<u64>(), 0u64..20].prop_map(|n| n.to_string()).boxed()
+        }
         "number" => prop_oneof![single(), (0u32..200).prop_map(|n| (f64::from(n) / 8.0).to_string())].boxed(),
         "[numbers]" => list(single().boxed()).boxed(),
         "[whole numbers]" => list(any::<u32>().prop_map(|n| n.to_string()).boxed()).boxed(),
@@ -60,6 +61,21 @@ fn specs() -> impl Strategy<Value = String> {
     })
 }
 
+/// Routes a few logits, the first so many of which are negative infinity. What comes of it is a plan or an error.
+fn try_out(spec: &RouterSpec, closed: usize) {
+    let mut logits = Array2::from_shape_fn((5, 4), |(t, e)| ((7 * t + 5 * e) % 9) as f32 - 4.0);
+    logits.iter_mut().take(closed).for_each(|l| *l = f32::NEG_INFINITY);
+    let (ids, rows) = ([0, 1, 2, 3, 4], [1.0; 20]);
+    let context = TokenContext::new().with_token_ids(&ids).with_padding(&[false, false, true, false, false]);
+    let context = context.with_noise_logits(TokenRows::new(&rows, 4).unwrap());
+    let mut out = Assignments::new();
+    out.reset(5, 4).unwrap();
+    let input = RouteInput::new(logits.view(), context).unwrap();
+    if spec.build().unwrap().route(&input, &mut out).is_ok() {
+        let _ = RoutingPlan::new().seal(&out);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..Default::default() })]
 
@@ -76,18 +92,8 @@ proptest! {
 
     #[test]
     fn what_is_built_routes_or_says_why_not(text in specs(), closed in 0usize..12) {
-        let Ok(spec) = text.parse::<RouterSpec>() else { return Ok(()) };
-        let mut logits = Array2::from_shape_fn((5, 4), |(t, e)| ((7 * t + 5 * e) % 9) as f32 - 4.0);
-        logits.iter_mut().take(closed).for_each(|l| *l = f32::NEG_INFINITY);
-        let (ids, rows) = ([0, 1, 2, 3, 4], [1.0; 20]);
-        let context = TokenContext::new().with_token_ids(&ids).with_padding(&[false, false, true, false, false]);
-        let context = context.with_noise_logits(TokenRows::new(&rows, 4).unwrap());
-        let mut out = Assignments::new();
-        out.reset(5, 4).unwrap();
-        let input = RouteInput::new(logits.view(), context).unwrap();
-        if spec.build().unwrap().route(&input, &mut out).is_ok() {
-            // A plan or an error.
-            let _ = RoutingPlan::new().seal(&out);
+        if let Ok(spec) = text.parse::<RouterSpec>() {
+            try_out(&spec, closed);
         }
     }
 
@@ -154,6 +160,58 @@ fn every_example_builds_routes_and_keeps_its_promises() {
     }
 }
 
+/// Whatever number a setting is given, a router is refused or routes: it neither hangs nor asks for memory without end.
+#[test]
+fn no_number_is_too_much() {
+    const FURTHEST: [&str; 14] = [
+        "0",
+        "1",
+        "1000",
+        "1001",
+        "4294967295",
+        "4294967296",
+        "9223372036854775807",
+        "18446744073709551615",
+        "-1",
+        "-inf",
+        "inf",
+        "1e-45",
+        "3e38",
+        "-3e38",
+    ];
+    let (mut routed, mut refused) = (0, 0);
+    for entry in RouterSpec::catalogue() {
+        let inner = if entry.decorates { "(top-k:k=1)" } else { "" };
+        for setting in entry.settings {
+            // The settings of the example in place of those that must be given, but for the one tried.
+            let given = entry.example.rsplit_once(':').map_or("", |(_, given)| given.trim_end_matches(')'));
+            let others = given.split(',').filter(|pair| {
+                entry.settings.iter().any(|s| {
+                    s.is_required() && s.name != setting.name && pair.starts_with(&format!("{}=", s.name))
+                })
+            });
+            let others: Vec<&str> = others.collect();
+            for number in FURTHEST {
+                let value =
+                    if setting.values().starts_with('[') { format!("[{number}]") } else { number.into() };
+                let text = format!("{}{inner}:{},{}={value}", entry.name, others.join(","), setting.name);
+                match text.replace(":,", ":").parse::<RouterSpec>() {
+                    Ok(spec) => {
+                        try_out(&spec, 0);
+                        routed += 1;
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+    }
+    assert!(routed > 200 && refused > 200, "{routed} {refused}");
+    for (text, limit) in [("sinkhorn:k=1", 1000), ("capped-expert-choice:capacity=0.5,most=4", 1000)] {
+        assert!(format!("{text},iterations={limit}").parse::<RouterSpec>().is_ok());
+        assert!(format!("{text},iterations={}", limit + 1).parse::<RouterSpec>().is_err());
+    }
+}
+
 /// Every public type of the crate is behind an entry, but for those that route nothing.
 #[test]
 fn every_router_is_in_the_catalogue() {
@@ -217,6 +275,12 @@ fn errors_point_at_what_is_wrong() {
         ("top-k:k=2 x", 8, "expected a whole number, found \"2 x\""),
         ("top-k:k=+2", 8, "expected a whole number, found \"+2\""),
         ("top-k:k=-1", 8, "expected a whole number, found \"-1\""),
+        ("sinkhorn:k=1,iterations=1001", 24, "expected a whole number, at most 1000, found \"1001\""),
+        (
+            "renormalized(capped-expert-choice:capacity=1,most=2,iterations=18446744073709551615)",
+            63,
+            "expected a whole number, at most 1000, found \"18446744073709551615\"",
+        ),
         ("top-k:k=99999999999999999999999", 8, "expected a whole number"),
         ("top-k:k=0", 0, "expected k of at least 1 (top-k), found 0"),
         ("top-k:k=2,k=2", 10, "expected each setting once, found k again"),

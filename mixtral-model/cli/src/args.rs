@@ -242,17 +242,25 @@ pub(crate) struct Logits {
 
 /// Route logits with any router and show how the experts are loaded. No model is needed.
 ///
-/// FILE is JSON, an object with these keys, of which only "logits" must be there:
+/// FILE is JSON, an object with these keys, or a safetensors file with these tensors. Only "logits"
+/// must be there. T are the tokens, E the experts, S the sequences:
 ///
-///   logits        [[0.5, -1.0, ...], ...]: a row for each token, a number for each expert
-///   token_ids     the vocabulary id of each token
-///   mask          for each token 1 if it is real, 0 if it is padding
-///   sequences     lengths of the sequences, one after the other [default: all tokens are one]
-///   bias          a number for each expert, for the router that takes a selection bias
-///   noise_logits  rows like the logits, for learned-noise
+///   logits        [T, E] numbers; in safetensors, --tensor may name others
+///   token_ids     T whole numbers: the vocabulary id of each token, for hash
+///   mask          T bits: 1 if the token is real, 0 if it is padding
+///   positions     T whole numbers: places in the sequence, for draws [default: 0, 1, ...]
+///   sequences     S whole numbers: lengths of the sequences [default: all tokens are one]
+///   sequence_ids  S whole numbers: a name for each sequence, for draws [default: 0]
+///   bias          E numbers, for the router that takes a selection bias
+///   noise         numbers in place of draws: [T, E] normal for gaussian-noise and learned-noise,
+///                 [T, E] uniform in 0..1 for jitter and random-second, [T, 2 E + 2] for
+///                 sparse-mixer:choice=sampled, of which 2 E exponential and 2 uniform
+///   noise_logits  [T, E] numbers, for learned-noise
 ///
-/// Numbers may also be "nan", "inf" and "-inf". Or FILE is a safetensors file with such tensors,
-/// but for sequences, like those of `mixtral logits --out`; its logits are f32, f16 or bf16.
+/// In JSON, [T, E] is a list of T lists, a number may be "nan", "inf" or "-inf", a bit true or false,
+/// and there are no other keys. In safetensors, numbers are F32, F16 or BF16, whole numbers any
+/// integers, bits integers or BOOL; other tensors are not looked at, so that FILE may be what
+/// `mixtral logits --out` wrote.
 ///
 /// With --json, "assignments" are each token's kept choices, best first, in token order, and
 /// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.

@@ -4,10 +4,10 @@ mod given;
 mod list;
 mod report;
 
-use moe_core::{Assignments, RouteInput, Routed, Router, RoutingPlan, TokenContext, TokenRows};
+use moe_core::{Assignments, Routed, Router, RoutingPlan};
 
 use crate::args::Route;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::output::Output;
 use given::Given;
 use report::Report;
@@ -18,26 +18,18 @@ pub(crate) fn run(args: &Route) -> Result<()> {
     };
     let given = Given::read(path, &args.tensor)?;
     let mut spec = spec.clone();
-    if let Some(bias) = &given.bias {
+    if let Some(bias) = given.bias() {
         spec = spec.with_bias(bias)?;
     }
     let router = spec.build()?;
 
-    let mut context = TokenContext::new().with_sequences(&given.offsets).with_seed(args.seed);
-    context.token_ids = given.token_ids.as_deref();
-    context.padding = given.padding.as_deref();
-    if let Some(noise) = &given.noise_logits {
-        let name = path.display();
-        let rows =
-            noise.as_slice().ok_or_else(|| Failure::not_as_expected(name, "noise_logits: expected rows"))?;
-        context = context.with_noise_logits(TokenRows::new(rows, noise.ncols())?);
-    }
+    let input = given.input(args.seed)?;
     let (mut assignments, mut plan) = (Assignments::new(), RoutingPlan::new());
-    assignments.reset(given.logits.nrows(), given.logits.ncols())?;
-    router.route(&RouteInput::new(given.logits.view(), context)?, &mut assignments)?;
-    plan.seal(&assignments)?;
+    assignments.reset(input.tokens(), input.experts())?;
+    router.route(&input, &mut assignments).map_err(|error| given.blame(error))?;
+    plan.seal(&assignments).map_err(|error| given.blame(error))?;
 
-    let report = Report::new(&spec, router.locality(), &Routed::new(given.logits.view(), &plan, context)?);
+    let report = Report::new(&spec, router.locality(), &Routed::new(input.logits, &plan, input.context)?);
     let text = if args.json { report.json()? } else { report.table() };
     Ok(Output::new().text(&text)?)
 }

@@ -4,20 +4,23 @@
 //! [`Weighting::gradient`] is `∂L/∂logits` with the choice held fixed, as the automatic differentiation of the published
 //! implementations has it. It is exact, not an estimate; [`SparseMixer`] is the estimator of that name.
 //!
+//! A [`Weighting`] has the words of routers, [`Score`](crate::Score) and [`Normalizer`](crate::Normalizer), and is that of a
+//! router directly where the router is built of them:
+//!
 //! | router | weighting |
 //! |---|---|
-//! | Mixtral, Granite, JetMoE, gpt-oss | `Weighting::new(`[`Scores::OverChosen`]`)` |
-//! | Switch, OLMoE, Qwen2-MoE, Jamba, V-MoE, expert choice | `Weighting::new(`[`Scores::OverAll`]`)` |
-//! | OLMoE and Qwen2-MoE with `norm_topk_prob` | `Weighting::new(Scores::OverAll).divided(`[`Divisor::Sum`]`)` |
-//! | DBRX | `Weighting::new(Scores::OverAll).divided(`[`Divisor::Norm`]`(p))` |
-//! | Ernie 4.5 | `Weighting::new(Scores::OverAll).divided(`[`Divisor::SumAtLeast`]`(1e-12))` |
-//! | NLLB | the same with 2⁻²³, and [`over_refused_too`](Weighting::over_refused_too) if it normalises before dropping |
-//! | DeepSeek-V2, LongCat | `Weighting::new(Scores::OverAll).scaled(s)` |
-//! | DeepSeek-V3, AFMoE | `Weighting::new(`[`Scores::Sigmoid`]`).divided(`[`Divisor::SumPlus`]`(1e-20)).scaled(s)` |
-//! | DeepSeek-V4 | `Weighting::new(`[`Scores::SqrtSoftplus`]`).divided(Divisor::SumPlus(1e-20)).scaled(s)` |
-//! | LFM2 | `Weighting::new(Scores::Sigmoid).divided(Divisor::SumPlus(1e-6)).scaled(s)` |
-//! | MiniMax-M2, Laguna | `Weighting::new(Scores::Sigmoid).divided(Divisor::Sum)` |
-//! | Llama 4, Cohere 2 | `Weighting::new(Scores::Sigmoid)` |
+//! | [`TopK`](crate::TopK), in each normalisation: Mixtral, Switch, OLMoE, Qwen2-MoE, Jamba, V-MoE, gpt-oss | `router.weighting()` |
+//! | [`ScoredTopK`](crate::ScoredTopK): DeepSeek, DBRX, ERNIE, LongCat, AFMoE, LFM2, MiniMax, Laguna, Llama 4, Cohere | `router.weighting()` |
+//! | [`ExpertChoice`](crate::ExpertChoice), [`CappedExpertChoice`](crate::CappedExpertChoice), [`Sinkhorn`](crate::Sinkhorn), [`TopP`](crate::TopP), [`Dense`](crate::Dense) | `Weighting::new(Score::Softmax)` |
+//! | [`ExpertThreshold`](crate::ExpertThreshold), [`Base`](crate::Base) | `Weighting::new(Score::Sigmoid)` |
+//! | [`Relu`](crate::Relu) | `Weighting::new(Score::Logit)` |
+//!
+//! A weight that is no more than a score stays what it is under [`Capped`](crate::Capped) without rerouting,
+//! [`RandomSecond`](crate::RandomSecond), [`SkipLight`](crate::SkipLight) and [`WithoutNulls`](crate::WithoutNulls). Where a
+//! normaliser ran over choices that were then taken away, a capacity has left them in the plan, for
+//! [`over_refused_too`](Weighting::over_refused_too); the other three have not, and the plan does not tell the gradient.
+//! [`Renormalized`](crate::Renormalized) (NLLB) is `.normalized(Normalizer::SumAtLeast { floor: f32::EPSILON })`,
+//! and `over_refused_too` if it stands inside a capacity. Under [`Perturbed`](crate::Perturbed) the gradient is by the noisy logits.
 //!
 //! A bias that takes part in the choice alone has no gradient. Everything is computed in f64 from the f32 logits.
 
@@ -25,4 +28,4 @@ mod sparse_mixer;
 mod weighting;
 
 pub use sparse_mixer::SparseMixer;
-pub use weighting::{Divisor, Scores, Weighting};
+pub use weighting::Weighting;

@@ -1,86 +1,78 @@
 //! Weights as functions of logits, and their derivatives.
 
-use moe_core::RoutingPlan;
+use moe_core::{Error, Result, RoutingPlan};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use crate::precise::{sigmoid, softmax, softplus, widened};
+use crate::{Normalizer, Score};
 
-/// What a weight is made of: the score s of a chosen expert, from the token's logits l.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Scores {
-    /// `exp(lₑ) / Σ exp(l)` over the chosen.
-    OverChosen,
-    /// `exp(lₑ) / Σ exp(l)` over all experts.
-    OverAll,
-    /// `1 / (1 + exp(-lₑ))`.
-    Sigmoid,
-    /// `√ln(1 + exp(lₑ))`. Where it is 0 its derivative is taken to be its limit, 0 (PyTorch gives NaN).
-    SqrtSoftplus,
-}
-
-/// What the scores of a token's chosen experts are divided by. Where it is 0, weights and gradients are not finite.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Divisor {
-    /// One.
-    One,
-    /// `Σ s`
-    Sum,
-    /// `Σ s + ε`
-    SumPlus(f64),
-    /// `max(Σ s, ε)`
-    SumAtLeast(f64),
-    /// `(Σ sᵖ)^(1/p)`
-    Norm(f64),
-}
-
-/// How weights are made of logits once the experts are chosen: `wₑ = scale · sₑ / divisor`.
+/// How weights are made of logits once the experts are chosen: `wₑ = scale · normalized(score(l))ₑ`.
+///
+/// [`TopK::weighting`](crate::TopK::weighting) and [`ScoredTopK::weighting`](crate::ScoredTopK::weighting) give that of a router.
+/// [`Score`] and [`Normalizer`] are the router's own, computed here in f64. Where a normaliser divides by 0, weights and
+/// gradients are not finite. `√softplus` has the derivative 0 where it is 0, its limit (PyTorch gives NaN); the infinite norm's is
+/// shared out among equal greatest scores.
 ///
 /// ```
-/// use moe_core::{Assignments, RoutingPlan};
-/// use moe_router::backward::{Scores, Weighting};
+/// use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
+/// use moe_router::TopK;
 /// use ndarray::array;
 ///
-/// // One token, experts 0 and 2 of three.
+/// let router = TopK::new(2)?;
 /// let logits = array![[1.0f32, -0.5, 1.0]];
-/// let mut chosen = Assignments::new();
+/// let (mut chosen, mut plan) = (Assignments::new(), RoutingPlan::new());
 /// chosen.reset(1, 3)?;
-/// chosen.assign(0, 0, 0.5);
-/// chosen.assign(0, 2, 0.5);
-/// let mut plan = RoutingPlan::new();
+/// router.route(&RouteInput::new(logits.view(), TokenContext::new())?, &mut chosen)?;
 /// plan.seal(&chosen)?;
 ///
-/// // ∂L/∂weight of each row of the plan.
-/// let gradient = Weighting::new(Scores::OverChosen).gradient(logits.view(), &plan, &[1.0, 0.0]);
+/// // ∂L/∂weight of each row of the plan: experts 0 and 2.
+/// let gradient = router.weighting().gradient(logits.view(), &plan, &[1.0, 0.0]);
 /// assert_eq!(gradient, array![[0.25, 0.0, -0.25]]);
 /// # Ok::<(), moe_core::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Weighting {
-    scores: Scores,
-    divisor: Divisor,
+    score: Score,
+    normalizer: Normalizer,
     scale: f64,
     refused_too: bool,
 }
 
 impl Weighting {
     /// The scores themselves.
-    pub fn new(scores: Scores) -> Self {
-        Self { scores, divisor: Divisor::One, scale: 1.0, refused_too: false }
+    pub const fn new(score: Score) -> Self {
+        Self::of(score, Normalizer::None, 1.0)
     }
 
-    /// The same, divided.
-    pub fn divided(self, divisor: Divisor) -> Self {
-        Self { divisor, ..self }
+    /// With a normaliser that is valid and a scale that is finite.
+    pub(crate) const fn of(score: Score, normalizer: Normalizer, scale: f32) -> Self {
+        Self { score, normalizer, scale: scale as f64, refused_too: false }
+    }
+
+    /// The same, normalised.
+    ///
+    /// # Errors
+    ///
+    /// If the normaliser is [not valid](Normalizer::check).
+    pub fn normalized(self, normalizer: Normalizer) -> Result<Self> {
+        normalizer.check()?;
+        Ok(Self { normalizer, ..self })
     }
 
     /// The same, times a constant.
-    pub fn scaled(self, scale: f64) -> Self {
-        Self { scale, ..self }
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Router`] if `scale` is not finite.
+    pub fn scaled(self, scale: f32) -> Result<Self> {
+        if !scale.is_finite() {
+            let expected = "a finite number".into();
+            return Err(Error::Router { setting: "routed scale", expected, found: scale.to_string() });
+        }
+        Ok(Self { scale: scale.into(), ..self })
     }
 
-    /// The same, made before a capacity: refused experts take part in softmax and divisor, though they have no weight.
+    /// The same, made before a capacity: refused experts take part in the normaliser, though they have no weight.
     pub fn over_refused_too(self) -> Self {
         Self { refused_too: true, ..self }
     }
@@ -94,9 +86,7 @@ impl Weighting {
     pub fn weights(&self, logits: ArrayView2<'_, f32>, plan: &RoutingPlan) -> Vec<f64> {
         let mut weights = vec![0.0; plan.rows()];
         self.each_token(logits, plan, |_, row, chosen, rows| {
-            let (s, _) = self.scores(row, chosen);
-            let (divisor, _) = self.divisor(&s);
-            rows.iter().zip(s).for_each(|(&r, s)| weights[r] = self.scale * s / divisor);
+            rows.iter().zip(self.of_token(row, chosen)).for_each(|(&r, w)| weights[r] = w);
         });
         weights
     }
@@ -147,6 +137,18 @@ impl Weighting {
         }
     }
 
+    /// The weights of a token's chosen experts.
+    pub(crate) fn of_token(&self, row: ArrayView1<'_, f32>, chosen: &[usize]) -> Vec<f64> {
+        let (mut s, _) = self.scores(row, chosen);
+        if self.normalizer == Normalizer::Softmax {
+            let logits = std::mem::take(&mut s);
+            softmax(logits.into_iter(), &mut s);
+        }
+        let (divisor, _) = self.divisor(&s);
+        s.iter_mut().for_each(|s| *s *= self.scale / divisor);
+        s
+    }
+
     /// Hands `add` the derivatives by the token's logits: a constant times each weight, summed.
     pub(crate) fn pull_back(
         &self,
@@ -158,74 +160,88 @@ impl Weighting {
         if chosen.is_empty() {
             return;
         }
-        // w = scale s / N:  ∂L/∂sⱼ = scale (uⱼ / N - ∂N/∂sⱼ Σ u s / N²).
         let (s, all) = self.scores(row, chosen);
-        let (divisor, by_score) = self.divisor(&s);
-        let mean = dot(upstream, &s) / divisor;
-        let of_score =
-            |j: usize, u: f64| self.scale * (u - by_score.as_ref().map_or(0.0, |d| d[j] * mean)) / divisor;
-        let g: Vec<f64> = upstream.iter().enumerate().map(|(j, &u)| of_score(j, u)).collect();
-
+        let g = self.by_score(&s, upstream);
         let logit = |e: usize| f64::from(row[e]);
-        match self.scores {
+        let each = chosen.iter().zip(s.iter().zip(&g));
+        match self.score {
+            Score::Logit => each.for_each(|(&e, (_, g))| add(e, *g)),
             // ∂sᵢ/∂lⱼ = sᵢ (δᵢⱼ - sⱼ).
-            Scores::OverChosen | Scores::OverAll => {
+            Score::Softmax => {
                 let mean = dot(&g, &s);
-                if self.scores == Scores::OverAll {
-                    all.iter().enumerate().for_each(|(e, p)| add(e, -p * mean));
-                    chosen.iter().zip(s.iter().zip(&g)).for_each(|(&e, (s, g))| add(e, s * g));
-                } else {
-                    chosen.iter().zip(s.iter().zip(&g)).for_each(|(&e, (s, g))| add(e, s * (g - mean)));
-                }
+                all.iter().enumerate().for_each(|(e, p)| add(e, -p * mean));
+                each.for_each(|(&e, (s, g))| add(e, s * g));
             }
             // σ' = σ(l) σ(-l).
-            Scores::Sigmoid => {
-                chosen
-                    .iter()
-                    .zip(s.iter().zip(&g))
-                    .for_each(|(&e, (s, g))| add(e, g * s * sigmoid(-logit(e))));
-            }
+            Score::Sigmoid => each.for_each(|(&e, (s, g))| add(e, g * s * sigmoid(-logit(e)))),
             // (√ψ)' = ψ' / (2√ψ), ψ' = σ.
-            Scores::SqrtSoftplus => {
-                for (&e, (s, g)) in chosen.iter().zip(s.iter().zip(&g)).filter(|(_, (s, _))| **s != 0.0) {
-                    add(e, g * sigmoid(logit(e)) / (2.0 * s));
-                }
-            }
+            Score::SqrtSoftplus => each
+                .filter(|(_, (s, _))| **s != 0.0)
+                .for_each(|(&e, (s, g))| add(e, g * sigmoid(logit(e)) / (2.0 * s))),
         }
     }
 
-    /// The scores of the chosen; and of all, where they are made of all.
-    pub(crate) fn scores(&self, row: ArrayView1<'_, f32>, chosen: &[usize]) -> (Vec<f64>, Vec<f64>) {
-        let (mut s, mut all) = (vec![], vec![]);
-        let logits = chosen.iter().map(|&e| f64::from(row[e]));
-        match self.scores {
-            Scores::OverChosen => softmax(logits, &mut s),
-            Scores::OverAll => {
-                softmax(widened(row), &mut all);
-                s.extend(chosen.iter().map(|&e| all[e]));
-            }
-            Scores::Sigmoid => s.extend(logits.map(sigmoid)),
-            Scores::SqrtSoftplus => s.extend(logits.map(|l| softplus(l).sqrt())),
+    /// `∂L/∂s` of the scores s of the chosen.
+    fn by_score(&self, s: &[f64], upstream: &[f64]) -> Vec<f64> {
+        if self.normalizer == Normalizer::Softmax {
+            // ∂wᵢ/∂sⱼ = wᵢ (δᵢⱼ - wⱼ).
+            let mut w = vec![];
+            softmax(s.iter().copied(), &mut w);
+            let mean = dot(upstream, &w);
+            return upstream.iter().zip(&w).map(|(u, w)| self.scale * w * (u - mean)).collect();
         }
+        // w = scale s / N:  ∂L/∂sⱼ = scale (uⱼ / N - ∂N/∂sⱼ Σ u s / N²).
+        let (divisor, slopes) = self.divisor(s);
+        let mean = dot(upstream, s) / divisor;
+        let slope = |j: usize| slopes.as_ref().map_or(0.0, |d| d[j]);
+        upstream.iter().enumerate().map(|(j, u)| self.scale * (u - slope(j) * mean) / divisor).collect()
+    }
+
+    /// The scores of the chosen; and of all, where they are made of all.
+    fn scores(&self, row: ArrayView1<'_, f32>, chosen: &[usize]) -> (Vec<f64>, Vec<f64>) {
+        let mut all = vec![];
+        let logits = chosen.iter().map(|&e| f64::from(row[e]));
+        let s = match self.score {
+            Score::Logit => logits.collect(),
+            Score::Softmax => {
+                softmax(widened(row), &mut all);
+                chosen.iter().map(|&e| all[e]).collect()
+            }
+            Score::Sigmoid => logits.map(sigmoid).collect(),
+            Score::SqrtSoftplus => logits.map(|l| softplus(l).sqrt()).collect(),
+        };
         (s, all)
     }
 
     /// What the scores are divided by, and its derivative by each; none where it is constant.
-    pub(crate) fn divisor(&self, s: &[f64]) -> (f64, Option<Vec<f64>>) {
+    fn divisor(&self, s: &[f64]) -> (f64, Option<Vec<f64>>) {
         let sum: f64 = s.iter().sum();
         let ones = || Some(vec![1.0; s.len()]);
-        match self.divisor {
-            Divisor::One => (1.0, None),
-            Divisor::Sum => (sum, ones()),
-            Divisor::SumPlus(epsilon) => (sum + epsilon, ones()),
-            Divisor::SumAtLeast(epsilon) if sum < epsilon => (epsilon, None),
-            Divisor::SumAtLeast(_) => (sum, ones()),
-            Divisor::Norm(p) => {
-                let norm = libm::pow(s.iter().map(|s| libm::pow(*s, p)).sum::<f64>(), 1.0 / p);
-                (norm, Some(s.iter().map(|s| libm::pow(s / norm, p - 1.0)).collect()))
+        match self.normalizer {
+            // Softmax has no divisor of its own scores.
+            Normalizer::None | Normalizer::Softmax => (1.0, None),
+            Normalizer::Sum { epsilon } => (sum + f64::from(epsilon), ones()),
+            Normalizer::SumAtLeast { floor } if sum < floor.into() => (floor.into(), None),
+            Normalizer::SumAtLeast { .. } => (sum, ones()),
+            Normalizer::Norm { p } => {
+                let (norm, slopes) = norm(s, p.into());
+                (norm, Some(slopes))
             }
         }
     }
+}
+
+/// `(Σ |s|ᵖ)^(1/p)` and its derivatives, `sign(s) (|s| / norm)^(p - 1)`.
+fn norm(s: &[f64], p: f64) -> (f64, Vec<f64>) {
+    let largest = s.iter().fold(0.0f64, |m, s| m.max(s.abs()));
+    if p == f64::INFINITY {
+        let is_largest = |s: &f64| s.abs() == largest;
+        let share = 1.0 / s.iter().filter(|s| is_largest(s)).count() as f64;
+        return (largest, s.iter().map(|s| if is_largest(s) { share.copysign(*s) } else { 0.0 }).collect());
+    }
+    let powers = s.iter().map(|s| libm::pow(s.abs() / largest, p));
+    let norm = largest * libm::pow(powers.sum(), 1.0 / p);
+    (norm, s.iter().map(|s| libm::pow(s.abs() / norm, p - 1.0).copysign(*s)).collect())
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -23,7 +23,8 @@ pub struct SequenceBalance<'a>(Balanced<'a>);
 impl<'a> SequenceBalance<'a> {
     /// Over each sequence of the context.
     pub fn of(routed: &Routed<'a>, affinity: Affinity) -> Self {
-        Self(Balanced::of(routed, affinity, |f| f))
+        let experts = routed.input().experts();
+        Self(Balanced::of(routed, affinity, |choices| shares(choices, experts)))
     }
 
     /// The mean over sequences.
@@ -60,15 +61,15 @@ impl<'a> DeviceBalance<'a> {
     #[track_caller]
     pub fn of(routed: &Routed<'a>, affinity: Affinity, device_of: &[usize]) -> Self {
         assert_eq!(device_of.len(), routed.input().experts(), "one device an expert");
-        let mut order: Vec<usize> = (0..device_of.len()).collect();
-        order.sort_by_key(|&e| device_of[e]);
+        let (device_of, devices) = numbered(device_of);
         // Σᵢ f'ᵢ P'ᵢ = Σₑ f'(device of e) Pₑ.
-        let shared = |mut f: Vec<f64>| {
-            for experts in order.chunk_by(|&a, &b| device_of[a] == device_of[b]) {
-                let mean = experts.iter().map(|&e| f[e]).sum::<f64>() / experts.len() as f64;
-                experts.iter().for_each(|&e| f[e] = mean);
+        let shared = |choices: &[&[usize]]| {
+            let (mut sums, mut sizes) = (vec![0.0; devices], vec![0.0; devices]);
+            for (&device, f) in device_of.iter().zip(shares(choices, device_of.len())) {
+                sums[device] += f;
+                sizes[device] += 1.0;
             }
-            f
+            device_of.iter().map(|&device| sums[device] / sizes[device]).collect()
         };
         Self(Balanced::of(routed, affinity, shared))
     }
@@ -89,7 +90,80 @@ impl<'a> DeviceBalance<'a> {
     }
 }
 
-/// `Σₑ cₑ Pₑ` for each sequence, c made of its f.
+/// `Σᵢ f''ᵢ P''ᵢ` over devices, for each sequence, averaged: DeepSeek-V2's communication balance ([2405.04434], section 2.2.3).
+///
+/// Device i holds the experts Eᵢ, and a token is to be sent to at most M of the D devices. `f''ᵢ = D / (M n) · tokens sent to
+/// device i`, once however many of its experts they chose, and `P''ᵢ` is the sum of their P. While [`DeviceBalance`]
+/// evens out the work, this one evens out what devices receive. Tokens that all go to M devices, each of them equally often, give 1
+/// where P is even; collapse onto one device D/M. (The formula follows the paper as commonly quoted; its text was not at hand.)
+///
+/// [2405.04434]: https://arxiv.org/abs/2405.04434
+#[derive(Clone, Debug)]
+pub struct CommunicationBalance<'a>(Balanced<'a>);
+
+impl<'a> CommunicationBalance<'a> {
+    /// With the device of each expert, `[E]`, and M, which is the number of groups that
+    /// [`ExpertGroups`](crate::ExpertGroups) keeps.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one device for each expert, or M is 0.
+    #[track_caller]
+    pub fn of(routed: &Routed<'a>, affinity: Affinity, device_of: &[usize], most_devices: usize) -> Self {
+        assert_eq!(device_of.len(), routed.input().experts(), "one device an expert");
+        assert!(most_devices > 0, "a token goes to one device or more");
+        let (device_of, devices) = numbered(device_of);
+        let shared = |choices: &[&[usize]]| {
+            let (mut sent, mut last) = (vec![0.0; devices], vec![usize::MAX; devices]);
+            for (t, experts) in choices.iter().enumerate() {
+                for &e in *experts {
+                    let device = device_of[e];
+                    if last[device] != t {
+                        (last[device], sent[device]) = (t, sent[device] + 1.0);
+                    }
+                }
+            }
+            let each = devices as f64 / (most_devices as f64 * choices.len() as f64);
+            device_of.iter().map(|&device| each * sent[device]).collect()
+        };
+        Self(Balanced::of(routed, affinity, shared))
+    }
+
+    /// The mean over sequences.
+    pub fn value(&self) -> f64 {
+        self.0.value()
+    }
+
+    /// The loss of each sequence; 0 where it has no tokens or no choices.
+    pub fn per_sequence(&self) -> &[f64] {
+        &self.0.values
+    }
+
+    /// `∂value/∂logits`, `[T, E]`.
+    pub fn gradient(&self) -> Array2<f64> {
+        self.0.gradient()
+    }
+}
+
+/// `fₑ = E / (k n) · choices of e`, of the choices of each token; zeros where there are none.
+fn shares(choices: &[&[usize]], experts: usize) -> Vec<f64> {
+    let mut f = vec![0.0; experts];
+    choices.iter().copied().flatten().for_each(|&e| f[e] += 1.0);
+    let all: f64 = f.iter().sum();
+    let each = if all == 0.0 { 0.0 } else { experts as f64 / all };
+    f.iter_mut().for_each(|f| *f *= each);
+    f
+}
+
+/// The same devices by numbers from 0 on, and how many there are.
+fn numbered(device_of: &[usize]) -> (Vec<usize>, usize) {
+    let mut names = device_of.to_vec();
+    names.sort_unstable();
+    names.dedup();
+    (device_of.iter().map(|name| names.partition_point(|n| n < name)).collect(), names.len())
+}
+
+/// `Σₑ cₑ Pₑ` for each sequence, c made of the choices of its tokens.
 #[derive(Clone, Debug)]
 struct Balanced<'a> {
     input: RouteInput<'a>,
@@ -100,22 +174,19 @@ struct Balanced<'a> {
 }
 
 impl<'a> Balanced<'a> {
-    fn of(routed: &Routed<'a>, affinity: Affinity, coefficients: impl Fn(Vec<f64>) -> Vec<f64>) -> Self {
+    /// `coefficients` makes c, `[E]`, of the experts of each token of a sequence that is not padding; there is at least one.
+    fn of(routed: &Routed<'a>, affinity: Affinity, coefficients: impl Fn(&[&[usize]]) -> Vec<f64>) -> Self {
         let (input, asked) = (routed.input(), Asked::of(routed.plan));
         let (mut values, mut slopes) = (vec![], vec![]);
         for range in input.sequences() {
-            let mut f = vec![0.0; input.experts()];
-            present(&input, range.clone()).flat_map(|t| asked.experts(t)).for_each(|&e| f[e] += 1.0);
-            let choices: f64 = f.iter().sum();
-            let (total, tokens) = total_probability(&input, range, affinity);
-            if tokens == 0 {
+            let choices: Vec<&[usize]> = present(&input, range.clone()).map(|t| asked.experts(t)).collect();
+            if choices.is_empty() {
                 values.push(0.0);
                 slopes.push(vec![]);
                 continue;
             }
-            let each = if choices == 0.0 { 0.0 } else { f.len() as f64 / choices };
-            f.iter_mut().for_each(|f| *f *= each);
-            let c: Vec<f64> = coefficients(f).into_iter().map(|c| c / tokens as f64).collect();
+            let (total, tokens) = total_probability(&input, range, affinity);
+            let c: Vec<f64> = coefficients(&choices).into_iter().map(|c| c / tokens as f64).collect();
             values.push(c.iter().zip(&total).map(|(c, p)| c * p).sum());
             slopes.push(c);
         }

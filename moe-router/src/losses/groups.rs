@@ -6,7 +6,8 @@ use moe_core::RouteInput;
 use ndarray::{Array2, ArrayViewMut1};
 
 use crate::asked::present;
-use crate::backward::{Divisor, Scores, Weighting};
+use crate::backward::Weighting;
+use crate::{Normalizer, Score};
 
 /// Probabilities over all experts: softmax, or sigmoids divided by their sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,8 +22,8 @@ pub enum Affinity {
 impl Affinity {
     fn weighting(self) -> Weighting {
         match self {
-            Self::Softmax => Weighting::new(Scores::OverAll),
-            Self::Sigmoid => Weighting::new(Scores::Sigmoid).divided(Divisor::Sum),
+            Self::Softmax => Weighting::new(Score::Softmax),
+            Self::Sigmoid => Weighting::of(Score::Sigmoid, Normalizer::Sum { epsilon: 0.0 }, 1.0),
         }
     }
 }
@@ -37,9 +38,8 @@ pub(crate) fn total_probability(
     let weighting = affinity.weighting();
     let (mut total, mut tokens) = (vec![0.0; experts.len()], 0);
     for t in present(input, range) {
-        let (scores, _) = weighting.scores(input.logits.row(t), &experts);
-        let (divisor, _) = weighting.divisor(&scores);
-        total.iter_mut().zip(scores).for_each(|(total, s)| *total += s / divisor);
+        let p = weighting.of_token(input.logits.row(t), &experts);
+        total.iter_mut().zip(p).for_each(|(total, p)| *total += p);
         tokens += 1;
     }
     (total, tokens)

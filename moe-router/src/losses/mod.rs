@@ -14,6 +14,7 @@
 //! | [`LoadBalance::of_first_choices`] | the same with f of first choices | 1 | E | GShard, [2006.16668]; V-MoE |
 //! | [`SequenceBalance`] | `E/k Σ fₑ Pₑ` a sequence, averaged | 1 | E/k | DeepSeek-V2, [2405.04434]; V3, [2412.19437] |
 //! | [`DeviceBalance`] | `Σ f'ᵢ P'ᵢ` over devices | 1 | D | DeepSeek-V2, [2405.04434] |
+//! | [`CommunicationBalance`] | `Σ f''ᵢ P''ᵢ` over devices, a token counting once for each | 1 | D/M | DeepSeek-V2, [2405.04434] |
 //! | [`Importance`] | `CV²` of `Σ p` over experts | 0 | E - 1 | Shazeer et al., [1701.06538] |
 //! | [`Load`] | `CV²` of the chance of being chosen | 0 | E/k - 1, or a little more | Shazeer et al., [1701.06538]; V-MoE, [2106.05974] |
 //! | [`ZLoss`] | mean of `(ln Σ exp(l))²` | (ln E)² at l = 0 | by the size of l alone | ST-MoE, [2202.08906] |
@@ -49,7 +50,7 @@ mod load;
 mod load_balance;
 mod per_token;
 
-pub use deepseek::{Affinity, DeviceBalance, SequenceBalance};
+pub use deepseek::{Affinity, CommunicationBalance, DeviceBalance, SequenceBalance};
 pub use load::{Importance, Load, LoadGradient};
 pub use load_balance::{Balance, LoadBalance};
 pub use per_token::{Entropy, ZLoss};

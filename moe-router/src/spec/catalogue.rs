@@ -96,7 +96,7 @@ impl Setting {
         }
     }
 
-    /// What it may be: `number`, `whole number`, the words with bars between.
+    /// What it may be: `number`, `whole number`, perhaps with its limit, the words with bars between.
     pub fn values(&self) -> String {
         self.kind.describe()
     }

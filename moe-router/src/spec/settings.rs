@@ -10,6 +10,8 @@ use super::RouterEntry;
 pub(super) enum Kind {
     /// A whole number.
     Whole,
+    /// A whole number that is at most this.
+    UpTo(u64),
     /// A number, kept as f64.
     Number,
     /// A number, kept as f32.
@@ -38,6 +40,10 @@ impl Kind {
         let wrong = |expected: &str| (expected.to_owned(), text);
         match self {
             Self::Whole => whole(text).map(Value::Whole).ok_or_else(|| wrong("a whole number")),
+            Self::UpTo(most) => whole(text)
+                .filter(|n| *n <= most)
+                .map(Value::Whole)
+                .ok_or_else(|| wrong(&format!("a whole number, at most {most}"))),
             Self::Number => number(text, f64::is_nan, f64::is_infinite)
                 .map(Value::Number)
                 .ok_or_else(|| wrong("a number")),
@@ -55,6 +61,7 @@ impl Kind {
     pub(super) fn describe(self) -> String {
         match self {
             Self::Whole => "whole number".into(),
+            Self::UpTo(most) => format!("whole number, at most {most}"),
             Self::Number | Self::Single => "number".into(),
             Self::Word(words) => words.join("|"),
             Self::Singles => "[numbers]".into(),

@@ -8,6 +8,9 @@ use crate::{
     RandomChoice, Relu, Sinkhorn, SparseMixer, TopK, TopP,
 };
 
+/// Ten times the default. A text from outside must not keep a machine busy: each iteration passes over all logits.
+const ITERATIONS: Kind = Kind::UpTo(1000);
+
 pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "top-k",
@@ -181,7 +184,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             MULTIPLE,
             Setting::required("most", Kind::Whole, "experts of a token, aimed at"),
             Setting::or("entropy", Kind::Single, "0.001", "how much the entropy of the plan counts"),
-            Setting::or("iterations", Kind::Whole, "100", "at most"),
+            Setting::or("iterations", ITERATIONS, "100", "at most"),
         ],
         build: |s, _| {
             let capacity = catalogue::capacity(s, "capacity", Capacity::factor_of_tokens)?;
@@ -210,7 +213,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         decorates: false,
         constructor: "Sinkhorn::new(k)?",
         example: "sinkhorn:k=1",
-        settings: &[K, Setting::or("iterations", Kind::Whole, "100", "at most; 0 leaves the plain k best")],
+        settings: &[K, Setting::or("iterations", ITERATIONS, "100", "at most; 0 leaves the plain k best")],
         build: |s, _| Ok(Box::new(Sinkhorn::new(s.whole("k"))?.iterations(s.whole("iterations")))),
     },
 ];

@@ -2,8 +2,9 @@
 //!
 //! The choice is the reference's, so that ties play no part.
 
-use moe_router::backward::{Divisor, Scores, SparseMixer, Weighting};
-use ndarray::{Array2, Axis};
+use moe_router::backward::{SparseMixer, Weighting};
+use moe_router::{ExpertGroups, Normalization, Normalizer, ScoredTopK, TopK};
+use ndarray::Array2;
 
 use crate::fixture::{Case, cases, indices, numbers};
 use crate::given::{Derivatives, UNIT, grads, ids, plan, table};
@@ -18,19 +19,20 @@ fn bound(experts: usize, k: usize) -> f64 {
 }
 
 /// Chosen pairs with `coeff` as upstream, compared with the gradient named `name`.
-struct Check<'a> {
+pub(crate) struct Check<'a> {
     weighting: Weighting,
     logits: &'a Array2<f32>,
     /// (token, expert, kept)
     pairs: Vec<(usize, usize, bool)>,
     coeff: Array2<f32>,
+    /// What the weighting multiplies by; the bound is relative to it.
     scale: f64,
     name: &'static str,
 }
 
 impl<'a> Check<'a> {
     /// Of the gradient named `logits`, without a scale.
-    fn new(
+    pub(crate) fn new(
         weighting: Weighting,
         logits: &'a Array2<f32>,
         pairs: Vec<(usize, usize, bool)>,
@@ -44,10 +46,10 @@ impl<'a> Check<'a> {
         let plan = plan(tokens, experts, self.pairs.iter().copied());
         let at = plan.row_tokens().iter().zip(plan.row_experts());
         let upstream: Vec<f32> = at.map(|(&t, &e)| self.coeff[[t as usize, e as usize]]).collect();
-        self.weighting.scaled(self.scale).gradient(self.logits.view(), &plan, &upstream)
+        self.weighting.gradient(self.logits.view(), &plan, &upstream)
     }
 
-    fn run(&self, all: &mut Derivatives, case: Case, k: usize) {
+    pub(crate) fn run(&self, all: &mut Derivatives, case: Case, k: usize) {
         self.compare(all, case, k, self.gradient());
         all.report.cases += 1;
     }
@@ -81,28 +83,43 @@ fn run(group: &str, undefined: usize, comparisons: usize, rule: impl Fn(Case) ->
     all.finish(comparisons, undefined);
 }
 
-fn over_all() -> Weighting {
-    Weighting::new(Scores::OverAll)
+/// Softmax over all experts, as it is.
+pub(crate) fn over_all() -> Weighting {
+    top(1, Normalization::OverAll)
 }
 
-fn over_chosen() -> Weighting {
-    Weighting::new(Scores::OverChosen)
+fn top(k: usize, normalization: Normalization) -> Weighting {
+    TopK::new(k).unwrap().normalized(normalization).weighting()
 }
 
-fn sigmoid() -> Weighting {
-    Weighting::new(Scores::Sigmoid)
+fn of(router: moe_core::Result<ScoredTopK>) -> Weighting {
+    router.unwrap().weighting()
+}
+
+fn top_k(case: Case) -> usize {
+    case.size("top_k")
 }
 
 fn norm_topk_prob(case: Case) -> Vec<(Weighting, f64)> {
+    let of = |normalization| (top(top_k(case), normalization), 1.0);
     if case.flag("norm_topk_prob") {
-        vec![(over_all().divided(Divisor::Sum), 1.0), (over_chosen(), 1.0)]
+        vec![of(Normalization::OverAllRenormalized), of(Normalization::OverChosen)]
     } else {
-        vec![(over_all(), 1.0)]
+        vec![of(Normalization::OverAll)]
     }
+}
+
+/// The router as it is published, or without its normaliser.
+fn unless_normalized(case: Case, router: ScoredTopK) -> ScoredTopK {
+    if case.flag("norm_topk_prob") { router } else { router.normalized(Normalizer::None).unwrap() }
 }
 
 fn scale(case: Case, name: &str) -> f64 {
     case.setting(name).as_f64().unwrap()
+}
+
+fn routed_scale(case: Case) -> f64 {
+    scale(case, "routed_scaling_factor")
 }
 
 #[test]
@@ -127,69 +144,82 @@ fn jamba() {
 
 #[test]
 fn granitemoe() {
-    run("granitemoe", 0, 10, |_| vec![(over_chosen(), 1.0)]);
+    run("granitemoe", 0, 10, |case| vec![(top(top_k(case), Normalization::OverChosen), 1.0)]);
 }
 
 #[test]
 fn dbrx() {
-    run("dbrx", 0, 18, |case| match case.setting("norm_p").as_f64() {
-        None => vec![(over_all(), 1.0)],
-        Some(p) => vec![(over_all().divided(Divisor::Norm(p)), 1.0)],
+    run("dbrx", 0, 18, |case| {
+        let p = case.setting("norm_p").as_f64().map(|p| p as f32);
+        vec![(of(ScoredTopK::dbrx(top_k(case), p)), 1.0)]
     });
 }
 
 #[test]
 fn deepseek_v2() {
-    run("deepseek_v2", 0, 10, |case| vec![(over_all(), scale(case, "routed_scaling_factor"))]);
+    run("deepseek_v2", 0, 10, |case| {
+        let scale = routed_scale(case);
+        vec![(of(ScoredTopK::deepseek_v2(top_k(case), scale as f32)), scale)]
+    });
 }
 
 #[test]
 fn deepseek_v3() {
     run("deepseek_v3", 0, 20, |case| {
-        let divisor = if case.flag("norm_topk_prob") { Divisor::SumPlus(1e-20) } else { Divisor::One };
-        vec![(sigmoid().divided(divisor), scale(case, "routed_scaling_factor"))]
+        let scale = routed_scale(case);
+        let groups = ExpertGroups::by_two_best(case.size("n_group"), case.size("topk_group")).unwrap();
+        let bias = numbers(case.input("e_score_correction_bias"));
+        let router = ScoredTopK::deepseek_v3(top_k(case), bias, groups, scale as f32).unwrap();
+        vec![(unless_normalized(case, router).weighting(), scale)]
     });
 }
 
 #[test]
 fn deepseek_v4() {
     run("deepseek_v4", 8, 10, |case| {
-        let scores = match case.setting("scoring_func").as_str().unwrap() {
-            "sqrtsoftplus" => Scores::SqrtSoftplus,
-            _ => Scores::Sigmoid,
+        let scale = routed_scale(case);
+        let router = match case.setting("scoring_func").as_str().unwrap() {
+            "sqrtsoftplus" => ScoredTopK::deepseek_v4(top_k(case), [], scale as f32),
+            _ => ScoredTopK::afmoe(top_k(case), [], scale as f32),
         };
-        let weighting = Weighting::new(scores).divided(Divisor::SumPlus(1e-20));
-        vec![(weighting, scale(case, "routed_scaling_factor"))]
+        vec![(of(router), scale)]
     });
 }
 
 #[test]
 fn ernie4_5_moe() {
-    let floor = |case| Divisor::SumAtLeast(scale(case, "norm_min"));
-    run("ernie4_5_moe", 0, 8, |case| vec![(over_all().divided(floor(case)), 1.0)]);
+    run("ernie4_5_moe", 0, 8, |case| {
+        vec![(of(ScoredTopK::ernie_4_5(top_k(case), [], scale(case, "norm_min") as f32)), 1.0)]
+    });
 }
 
 #[test]
 fn longcat_flash() {
-    run("longcat_flash", 0, 8, |case| vec![(over_all(), scale(case, "routed_scaling_factor"))]);
+    run("longcat_flash", 0, 8, |case| {
+        let scale = routed_scale(case);
+        vec![(of(ScoredTopK::longcat_flash(top_k(case), [], scale as f32)), scale)]
+    });
 }
 
 #[test]
 fn afmoe() {
-    let weighting = sigmoid().divided(Divisor::SumPlus(1e-20));
-    run("afmoe", 0, 7, |case| vec![(weighting, scale(case, "route_scale"))]);
+    run("afmoe", 0, 7, |case| {
+        let scale = scale(case, "route_scale");
+        vec![(of(ScoredTopK::afmoe(top_k(case), [], scale as f32)), scale)]
+    });
 }
 
 #[test]
 fn minimax_m2() {
-    run("minimax_m2", 4, 8, |_| vec![(sigmoid().divided(Divisor::Sum), 1.0)]);
+    run("minimax_m2", 4, 8, |case| vec![(of(ScoredTopK::minimax_m2(top_k(case), [])), 1.0)]);
 }
 
 #[test]
 fn lfm2_moe() {
     run("lfm2_moe", 0, 8, |case| {
-        let divisor = if case.flag("norm_topk_prob") { Divisor::SumPlus(1e-6) } else { Divisor::One };
-        vec![(sigmoid().divided(divisor), scale(case, "routed_scaling_factor"))]
+        let scale = routed_scale(case);
+        let router = ScoredTopK::lfm2(top_k(case), scale as f32).unwrap();
+        vec![(unless_normalized(case, router).weighting(), scale)]
     });
 }
 
@@ -198,9 +228,9 @@ fn cohere2_moe() {
     run("cohere2_moe", 0, 15, |case| {
         let softmax = case.setting("expert_selection_fn") == "softmax";
         let weighting = match (softmax, case.flag("norm_topk_prob")) {
-            (true, _) => over_chosen(),
-            (false, true) => sigmoid().divided(Divisor::Sum),
-            (false, false) => sigmoid(),
+            (true, _) => top(top_k(case), Normalization::OverChosen),
+            (false, true) => of(ScoredTopK::cohere2(top_k(case))),
+            (false, false) => of(ScoredTopK::llama4(top_k(case))),
         };
         vec![(weighting, 1.0)]
     });
@@ -215,7 +245,7 @@ fn gpt_oss() {
         let logits = table(case.output("biased_logits"), experts);
         let coeff = table(case.input("coeff"), experts);
         let pairs = chosen(case, k);
-        Check::new(over_chosen(), &logits, pairs, coeff).run(&mut all, case, k);
+        Check::new(top(k, Normalization::OverChosen), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(10, 0);
 }
@@ -228,7 +258,7 @@ fn laguna() {
         let (experts, k) = (case.size("num_experts"), case.size("top_k"));
         let capped = table(case.output("capped_logits"), experts);
         let coeff = table(case.input("coeff"), experts);
-        let weighting = sigmoid().divided(Divisor::Sum);
+        let weighting = of(ScoredTopK::laguna(k, []));
         let check = Check::new(weighting, &capped, chosen(case, k), coeff);
         let mut gradient = check.gradient();
         let cap = scale(case, "logit_softcap");
@@ -252,7 +282,8 @@ fn llama4() {
         let pairs =
             dense.indexed_iter().filter(|(_, w)| **w != 0.0).map(|((t, e), _)| (t, e, true)).collect();
         let coeff = table(case.input("coeff"), logits.ncols());
-        Check::new(sigmoid(), &logits, pairs, coeff).run(&mut all, case, case.size("top_k"));
+        let k = top_k(case);
+        Check::new(of(ScoredTopK::llama4(k)), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(9, 0);
 }
@@ -272,7 +303,7 @@ fn jetmoe() {
             coeff[[t, e]] = c;
             pairs.push((t, e, true));
         }
-        Check::new(over_chosen(), &logits, pairs, coeff).run(&mut all, case, k);
+        Check::new(top(k, Normalization::OverChosen), &logits, pairs, coeff).run(&mut all, case, k);
     }
     all.finish(7, 0);
 }
@@ -284,8 +315,8 @@ fn nllb_top2() {
         let logits = case.logits();
         let kept = indices(case.output("kept"));
         let pairs = ids(case, 2).into_iter().zip(kept).map(|((t, e), kept)| (t, e, kept == 1)).collect();
-        let floor = Divisor::SumAtLeast(f64::from(f32::EPSILON));
-        let mut weighting = over_all().divided(floor);
+        let floor = Normalizer::SumAtLeast { floor: f32::EPSILON };
+        let mut weighting = over_all().normalized(floor).unwrap();
         if case.flag("normalize_router_prob_before_dropping") {
             weighting = weighting.over_refused_too();
         }
@@ -310,95 +341,6 @@ fn switch_top1() {
         }
     }
     all.finish(2 * 12, 0);
-}
-
-/// The kept pairs of a JAX router, without those of padding, whose probabilities are constant zeros.
-fn kept(case: Case, tokens: usize) -> Vec<(usize, usize, bool)> {
-    let padding = |t: usize| {
-        let mask = case.0["inputs"].get("non_padding").filter(|m| !m.is_null());
-        mask.is_some_and(|m| numbers(m)[t] == 0.0)
-    };
-    let all: Vec<(usize, usize)> = if let Some(entries) = case.0["outputs"].get("entries") {
-        let entry = |e: &serde_json::Value| {
-            let at = indices(e);
-            (at[0] * tokens + at[1], at[2])
-        };
-        entries.as_array().unwrap().iter().map(entry).collect()
-    } else if let Some(chosen) = case.0["outputs"].get("chosen_tokens") {
-        let experts = case.size("num_experts");
-        let list = indices(chosen);
-        let places = list.len() / experts / case.size("num_groups");
-        let at = |(i, t): (usize, usize)| (i / places / experts * tokens + t, i / places % experts);
-        list.into_iter().enumerate().map(at).collect()
-    } else {
-        let kept = indices(case.output("kept"));
-        let ids = ids(case, case.size("num_selected_experts")).into_iter();
-        ids.zip(kept).filter(|(_, kept)| *kept == 1).map(|(id, _)| id).collect()
-    };
-    all.into_iter().filter(|&(t, _)| !padding(t)).map(|(t, e)| (t, e, true)).collect()
-}
-
-/// Softmax over all, chosen by whomever.
-fn jax(group: &str, comparisons: usize) {
-    let mut all = Derivatives::default();
-    for case in cases(group) {
-        let logits = case.logits();
-        let pairs = kept(case, case.size("tokens_per_group"));
-        let coeff = table(case.input("coeff"), logits.ncols());
-        Check::new(over_all(), &logits, pairs, coeff).run(&mut all, case, logits.ncols());
-    }
-    all.finish(comparisons, 0);
-}
-
-#[test]
-fn flaxformer_tokens_choose_scatter() {
-    jax("flaxformer_tokens_choose_scatter", 24);
-}
-
-#[test]
-fn flaxformer_tokens_choose_masked() {
-    jax("flaxformer_tokens_choose_masked", 24);
-}
-
-#[test]
-fn flaxformer_experts_choose() {
-    jax("flaxformer_experts_choose", 13);
-}
-
-#[test]
-fn vmoe_top_experts_per_item() {
-    jax("vmoe_top_experts_per_item", 44);
-}
-
-#[test]
-fn vmoe_top_items_per_expert() {
-    jax("vmoe_top_items_per_expert", 12);
-}
-
-/// Weights reach the result through the experts' outputs: `∂L/∂weight = Σ coeff · data · multiplier` over the hidden axis.
-#[test]
-fn vmoe_dispatch_combine() {
-    let mut all = Derivatives::default();
-    for case in cases("vmoe_dispatch_combine") {
-        let (logits, hidden) = (case.logits(), case.size("hidden"));
-        let data = table(case.input("data"), hidden);
-        let multiplier = table(case.input("expert_multiplier"), hidden);
-        let coeff = table(case.input("coeff"), hidden);
-        let coeff = (&coeff * &data).dot(&multiplier.t());
-        // The choice is not in the data; an expert's place that holds a token's data has it.
-        let pairs = pairs_in_buffers(case, &data);
-        Check::new(over_all(), &logits, pairs, coeff).run(&mut all, case, hidden);
-    }
-    all.finish(12, 0);
-}
-
-fn pairs_in_buffers(case: Case, data: &Array2<f32>) -> Vec<(usize, usize, bool)> {
-    let (experts, hidden) = (case.size("num_experts"), case.size("hidden"));
-    let buffers = table(case.output("buffers"), hidden);
-    let places = buffers.nrows() / experts;
-    let token = |row: &ndarray::ArrayView1<'_, f32>| data.axis_iter(Axis(0)).position(|d| d == row);
-    let place = |(i, row): (usize, ndarray::ArrayView1<'_, f32>)| token(&row).map(|t| (t, i / places, true));
-    buffers.axis_iter(Axis(0)).enumerate().filter_map(place).collect()
 }
 
 /// SparseMixer at inference: plain derivatives. In training: the reference's own backward.

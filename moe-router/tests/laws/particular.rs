@@ -1,12 +1,12 @@
 //! What single routers promise beyond the laws of all.
 
-use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
+use moe_core::{Assignments, PerSequence, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, RandomChoice,
-    RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK, TopP,
-    WithoutNulls,
+    Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, Perturbed,
+    RandomChoice, RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK,
+    TopP, WithoutNulls,
 };
-use ndarray::{Array2, ArrayView2, array};
+use ndarray::{Array2, ArrayView2, Axis, array};
 use proptest::prelude::*;
 
 use crate::listed::{batches, config, route};
@@ -145,6 +145,73 @@ fn second_choices() {
     let true_ones = Renormalized::new(WithoutNulls::new(two, 1));
     let plan = route(&true_ones, logits.view(), TokenContext::new());
     assert_eq!((chosen(&plan, 0), plan.row_weights(), plan.refused().len()), (vec![0], &[1.0, 1.0][..], 0));
+}
+
+/// ReLU's weights are the logits, so that θ·u can be met exactly.
+#[test]
+fn a_second_choice_has_to_be_above_its_draw() {
+    let logits = array![[0.25f32, 0.125], [0.25, 0.125], [0.25, 0.125]];
+    let u = [0.9, 0.25, 0.9, 0.25 - f32::EPSILON, 0.9, 0.9];
+    let context = TokenContext::new().with_noise(TokenRows::new(&u, 2).unwrap());
+    let plan = route(&RandomSecond::new(Relu::new()), logits.view(), context);
+    // The first choice stays, whatever was drawn for it.
+    assert_eq!([chosen(&plan, 0), chosen(&plan, 1), chosen(&plan, 2)], [vec![0], vec![0, 1], vec![0]]);
+
+    // Given draws are used up: the router inside draws its own.
+    let inner = Perturbed::gaussian(Relu::new(), 0.01).unwrap();
+    let drawn = route(&inner, logits.view(), TokenContext::new());
+    let outer = route(&RandomSecond::new(inner), logits.view(), context);
+    for t in 0..3 {
+        assert_eq!(outer.choices(t).next().unwrap().weight, drawn.choices(t).next().unwrap().weight);
+    }
+}
+
+/// Given noise is used up by the outermost router that takes it, in scores as in choices.
+#[test]
+fn given_noise_is_used_once() {
+    let logits = irregular(4, 3, 7);
+    let inner = Perturbed::gaussian(Relu::new(), 0.5).unwrap();
+    // No noise of its own, whatever it is given.
+    let outer = Perturbed::gaussian(inner, 0.0).unwrap();
+    let noise = [5.0; 12];
+    let given = TokenContext::new().with_noise(TokenRows::new(&noise, 3).unwrap());
+    let plan = |router: &dyn Router, context| {
+        let plan = route(router, logits.view(), context);
+        (0..4)
+            .flat_map(|t| plan.choices(t).map(move |c| (t, c.expert, c.weight)).collect::<Vec<_>>())
+            .collect()
+    };
+    let scores = |router: &dyn Router, context| {
+        let mut scores = logits.clone();
+        router.scores(&context, scores.view_mut());
+        scores
+    };
+    let expected: Vec<_> = plan(&inner, TokenContext::new());
+    assert_eq!(plan(&outer, given), expected);
+    assert_ne!(plan(&inner, given), expected);
+    assert_eq!(scores(&outer, given), scores(&inner, TokenContext::new()));
+    assert_ne!(scores(&inner, given), scores(&inner, TokenContext::new()));
+    // Every choice of ReLU weighs its score.
+    let scores = scores(&outer, given);
+    assert!(expected.iter().all(|&(t, e, w)| scores[[t, e]] == w));
+}
+
+/// The scores of a sequence are those of its own router on it alone.
+#[test]
+fn each_sequence_has_its_own_scores() {
+    let logits = irregular(7, 3, 3);
+    let (offsets, ids, positions) = ([0, 2, 2, 7], [4, 5, 6], [8, 9, 0, 1, 2, 3, 4]);
+    let context = TokenContext::new().with_sequences(&offsets).with_sequence_ids(&ids);
+    let context = context.with_positions(&positions);
+    let top = TopK::new(1).unwrap();
+    let noisy = Perturbed::gaussian(Relu::new(), 1.0).unwrap();
+    let mut found = logits.clone();
+    PerSequence(&[&top, &top, &noisy]).scores(&context, found.view_mut());
+    let mut expected = logits.clone();
+    top.scores(&TokenContext::new(), expected.slice_axis_mut(Axis(0), (..2).into()));
+    let last = TokenContext::new().with_sequence_ids(&ids[2..]).with_positions(&positions[2..]);
+    noisy.scores(&last, expected.slice_axis_mut(Axis(0), (2..).into()));
+    assert_eq!(found, expected);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Every gradient against differences of the value, in f64.
 
 use moe_core::{RouteInput, Routed};
-use moe_router::backward::{Divisor, Scores, Weighting};
+use moe_router::backward::Weighting;
 use moe_router::losses::{
-    Affinity, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance, ZLoss,
+    Affinity, CommunicationBalance, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance,
+    ZLoss,
 };
+use moe_router::{Normalizer, Score, ScoredTopK};
 use ndarray::{Array2, ArrayView2};
 use proptest::prelude::*;
 
@@ -82,6 +84,10 @@ proptest! {
                 let loss = DeviceBalance::of(r, affinity, &devices);
                 (loss.value(), loss.gradient())
             })?;
+            of_routing(&batch, |r| {
+                let loss = CommunicationBalance::of(r, affinity, &devices, 2);
+                (loss.value(), loss.gradient())
+            })?;
         }
     }
 
@@ -141,23 +147,28 @@ proptest! {
     }
 
     #[test]
-    fn weighting(batch in batches(), refused_too: bool, scale in 0.5f64..3.0) {
+    fn weighting(batch in batches(), refused_too: bool, scale in 0.5f32..3.0) {
         let plan = batch.plan();
         let upstream: Vec<f32> = (0..plan.rows()).map(|r| (r * 5 % 7) as f32 / 4.0 - 0.8).collect();
-        let all = [Scores::OverChosen, Scores::OverAll, Scores::Sigmoid, Scores::SqrtSoftplus];
-        let divisors = [
-            Divisor::One,
-            Divisor::Sum,
-            Divisor::SumPlus(0.25),
+        let scores = [Score::Logit, Score::Softmax, Score::Sigmoid, Score::SqrtSoftplus];
+        let normalizers = [
+            Normalizer::None,
+            Normalizer::Softmax,
+            Normalizer::Sum { epsilon: 0.0 },
+            Normalizer::Sum { epsilon: 0.25 },
             // Floors below and above every sum.
-            Divisor::SumAtLeast(1e-9),
-            Divisor::SumAtLeast(100.0),
-            Divisor::Norm(1.0),
-            Divisor::Norm(2.0),
-            Divisor::Norm(3.5),
+            Normalizer::SumAtLeast { floor: 1e-9 },
+            Normalizer::SumAtLeast { floor: 100.0 },
+            Normalizer::Norm { p: 1.0 },
+            Normalizer::Norm { p: 2.0 },
+            Normalizer::Norm { p: 3.5 },
         ];
-        for (scores, divisor) in all.into_iter().flat_map(|s| divisors.map(|d| (s, d))) {
-            let mut weighting = Weighting::new(scores).divided(divisor).scaled(scale);
+        for (score, normalizer) in scores.into_iter().flat_map(|s| normalizers.map(|n| (s, n))) {
+            // A sum of logits may be zero.
+            if score == Score::Logit && !matches!(normalizer, Normalizer::None | Normalizer::Softmax) {
+                continue;
+            }
+            let mut weighting = Weighting::new(score).normalized(normalizer).unwrap().scaled(scale).unwrap();
             if refused_too {
                 weighting = weighting.over_refused_too();
             }
@@ -167,7 +178,7 @@ proptest! {
             };
             let gradient = weighting.gradient(batch.logits.view(), &plan, &upstream);
             let off = distance(&batch.logits, &gradient, loss);
-            prop_assert!(off < BOUND, "{:?} {:?}: {}", scores, divisor, off);
+            prop_assert!(off < BOUND, "{:?} {:?}: {}", score, normalizer, off);
         }
     }
 }
@@ -182,23 +193,51 @@ fn weights_by_hand() {
     let plan = batch.plan();
     let weight = |w: Weighting| w.weights(batch.logits.view(), &plan)[0];
     let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found} {expected}");
-    let over_all = Weighting::new(Scores::OverAll);
-    near(weight(over_all), 0.6);
-    near(weight(over_all.divided(Divisor::Sum)), 1.0);
-    near(weight(over_all.divided(Divisor::Sum).over_refused_too()), 0.6 / 0.9);
-    near(weight(over_all.divided(Divisor::SumPlus(0.4)).scaled(2.5)), 1.5);
-    near(weight(over_all.divided(Divisor::SumAtLeast(0.8))), 0.75);
-    near(weight(over_all.divided(Divisor::Norm(2.0)).over_refused_too()), 0.6 / 0.45f64.sqrt());
-    near(weight(Weighting::new(Scores::OverChosen).over_refused_too()), 6.0 / 9.0);
-    near(weight(Weighting::new(Scores::Sigmoid)), 6.0 / 7.0);
-    near(weight(Weighting::new(Scores::SqrtSoftplus)), 7f64.ln().sqrt());
+    let sum = Normalizer::Sum { epsilon: 0.0 };
+    let of = |score, normalizer| Weighting::new(score).normalized(normalizer).unwrap();
+    let over_all = |normalizer| of(Score::Softmax, normalizer);
+    near(weight(over_all(Normalizer::None)), 0.6);
+    near(weight(over_all(sum)), 1.0);
+    near(weight(over_all(sum).over_refused_too()), 0.6 / 0.9);
+    near(weight(over_all(Normalizer::Sum { epsilon: 0.4 }).scaled(2.5).unwrap()), 1.5);
+    near(weight(over_all(Normalizer::SumAtLeast { floor: 0.8 })), 0.75);
+    near(weight(over_all(Normalizer::Norm { p: 2.0 }).over_refused_too()), 0.6 / 0.45f64.sqrt());
+    near(weight(of(Score::Logit, Normalizer::None)), 6f64.ln());
+    near(weight(of(Score::Logit, Normalizer::Softmax).over_refused_too()), 6.0 / 9.0);
+    near(weight(of(Score::Sigmoid, Normalizer::None)), 6.0 / 7.0);
+    near(weight(of(Score::SqrtSoftplus, Normalizer::None)), 7f64.ln().sqrt());
+    for wrong in [Normalizer::Norm { p: 0.0 }, Normalizer::Sum { epsilon: f32::NAN }] {
+        assert!(Weighting::new(Score::Softmax).normalized(wrong).is_err());
+    }
+    assert!(Weighting::new(Score::Softmax).scaled(f32::INFINITY).is_err());
+}
+
+/// The norm of order infinity is the greatest magnitude, of logits too; its derivative is that one's sign, shared by equals.
+#[test]
+fn infinite_norms_by_hand() {
+    let infinite = Normalizer::Norm { p: f32::INFINITY };
+    let weighting = Weighting::new(Score::Logit).normalized(infinite).unwrap();
+    let batch = Batch::plain(ndarray::array![[1.0f32, -4.0, 3.0], [2.0, 2.0, 9.0]], &[&[0, 1], &[0, 1]]);
+    let plan = batch.plan();
+    let mut weights = weighting.weights(batch.logits.view(), &plan);
+    weights.sort_by(f64::total_cmp);
+    assert_eq!(weights, [-1.0, 0.25, 1.0, 1.0]);
+    // w = l₀/|l₁| with l₁ = -4: ∂w/∂l₀ = 1/4, ∂w/∂l₁ = 1/16. Then w = l₀/max, both 2: ∂w/∂l₀ = 1/2 - 1/4.
+    let of_first = plan.row_experts().iter().map(|&e| if e == 0 { 1.0 } else { 0.0 }).collect::<Vec<f32>>();
+    let gradient = weighting.gradient(batch.logits.view(), &plan, &of_first);
+    assert_eq!(gradient, ndarray::array![[0.25, 0.0625, 0.0], [0.25, -0.25, 0.0]]);
+    let cubic = Weighting::new(Score::Logit).normalized(Normalizer::Norm { p: 3.0 }).unwrap();
+    let distance = distance(&batch.logits, &cubic.gradient(batch.logits.view(), &plan, &of_first), |l| {
+        cubic.weights(l, &plan).iter().zip(&of_first).map(|(w, u)| w * f64::from(*u)).sum()
+    });
+    assert!(distance < BOUND, "{distance}");
 }
 
 /// A score of exactly 0 has derivative 0, not NaN.
 #[test]
 fn the_far_end_of_softplus() {
     let batch = Batch::plain(ndarray::array![[-1e4f32, 0.0]], &[&[0, 1]]);
-    let weighting = Weighting::new(Scores::SqrtSoftplus).divided(Divisor::SumPlus(1e-20));
+    let weighting = ScoredTopK::deepseek_v4(2, [], 1.0).unwrap().weighting();
     let gradient = weighting.gradient(batch.logits.view(), &batch.plan(), &[1.0, 2.0]);
     assert_eq!(gradient[[0, 0]], 0.0);
     assert!(gradient[[0, 1]].is_finite());

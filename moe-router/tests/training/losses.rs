@@ -2,7 +2,8 @@
 
 use moe_core::Routed;
 use moe_router::losses::{
-    Affinity, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance, ZLoss,
+    Affinity, CommunicationBalance, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance,
+    ZLoss,
 };
 use ndarray::{Array2, Axis, array};
 use proptest::prelude::*;
@@ -23,6 +24,7 @@ fn all(batch: &Batch) -> Vec<(&'static str, f64, Array2<f64>)> {
     let first = LoadBalance::of_first_choices(&routed);
     let v3 = SequenceBalance::of(&routed, Affinity::Sigmoid);
     let device = DeviceBalance::of(&routed, Affinity::Softmax, &devices);
+    let sent = CommunicationBalance::of(&routed, Affinity::Softmax, &devices, 2);
     let importance = Importance::of(&input);
     let load = Load::of(&input, noisy.view(), 2, 0.5);
     let (z, entropy) = (ZLoss::of(&input), Entropy::of(&input));
@@ -32,6 +34,7 @@ fn all(batch: &Batch) -> Vec<(&'static str, f64, Array2<f64>)> {
         ("first choices", first.value(), first.gradient()),
         ("sequence-wise", v3.value(), v3.gradient()),
         ("device-wise", device.value(), device.gradient()),
+        ("communication", sent.value(), sent.gradient()),
         ("importance", importance.value(), importance.gradient()),
         ("load", load.value(), load.gradient().logits),
         ("z", z.value(), z.gradient()),
@@ -157,6 +160,9 @@ fn uniform_routing() {
     for affinity in [Affinity::Softmax, Affinity::Sigmoid] {
         assert_eq!(SequenceBalance::of(&routed, affinity).value(), 1.0);
         assert_eq!(DeviceBalance::of(&routed, affinity, &[0, 1, 0, 1]).value(), 1.0);
+        // Every token goes to both devices; then half of the tokens to one of them alone.
+        let sent = |devices| CommunicationBalance::of(&routed, affinity, devices, 2).value();
+        assert_eq!((sent(&[0, 1, 0, 1]), sent(&[0, 0, 1, 1])), (1.0, 0.75));
     }
     assert_eq!(Importance::of(&input).value(), 0.0);
     assert!(Importance::of(&input).gradient().iter().all(|&d| d == 0.0));
@@ -177,6 +183,8 @@ fn collapse() {
     assert_eq!(LoadBalance::of_first_choices(&routed).value(), 4.0);
     assert_eq!(SequenceBalance::of(&routed, Affinity::Softmax).value(), 2.0);
     assert_eq!(DeviceBalance::of(&routed, Affinity::Softmax, &[0, 0, 1, 1]).value(), 2.0);
+    let sent = |most| CommunicationBalance::of(&routed, Affinity::Softmax, &[9, 9, 1, 4], most).value();
+    assert_eq!((sent(1), sent(2)), (3.0, 1.5));
     assert_eq!(Importance::of(&input).value(), 3.0);
     assert_eq!(Load::of(&input, batch.logits.view(), 1, 0.5).value(), 3.0);
     // Chances 1, ½, 0, 0: mean 3/8, mean of squares 5/16.
@@ -223,6 +231,9 @@ fn load_balance_by_hand() {
     // Devices {0}, {1, 2}: f' = (3/2, 3/4), P' = (0.375, 0.625).
     let device = DeviceBalance::of(&batch.routed(&plan), Affinity::Softmax, &[7, 2, 2]);
     near(device.value(), 1.5 * 0.375 + 0.75 * 0.625);
+    // Devices {0, 2}, {1}: the first token is sent to one, the second to both. f'' = 2/(2·2) · (2, 1), P'' = (0.625, 0.375).
+    let sent = CommunicationBalance::of(&batch.routed(&plan), Affinity::Softmax, &[2, 7, 2], 2);
+    near(sent.value(), 0.625 + 0.5 * 0.375);
 }
 
 /// One mean over the rows of all layers, not a mean of the layers' means.

@@ -6,3 +6,4 @@ mod differences;
 mod losses;
 mod measured;
 mod metrics;
+mod weightings;

@@ -8,6 +8,7 @@ mod errors;
 mod generate;
 mod logits;
 mod route;
+mod route_forms;
 mod tokens;
 
 use std::io::Write;

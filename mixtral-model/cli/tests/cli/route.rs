@@ -8,14 +8,14 @@ use serde_json::{Value, json};
 use crate::{json as parse, mixtral, output, run, run_with_input};
 
 /// Runs a router on a file of this content.
-fn route(content: &[u8], router: &str) -> crate::Said {
+pub(crate) fn route(content: &[u8], router: &str) -> crate::Said {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), content).unwrap();
     run("route --json --logits {} --router {}", &[file.path().to_str().unwrap(), router])
 }
 
 #[track_caller]
-fn routed(content: &Value, router: &str) -> Value {
+pub(crate) fn routed(content: &Value, router: &str) -> Value {
     let said = route(content.to_string().as_bytes(), router);
     assert_eq!(said.status, Some(0), "{router}: {}", said.err);
     serde_json::from_str(&said.out).unwrap()
@@ -182,54 +182,6 @@ fn the_list() {
     }
 }
 
-/// A safetensors file of little-endian tensors.
-fn tensors(list: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), vec![]);
-    for (name, dtype, shape, bytes) in list {
-        let start = data.len();
-        data.extend(bytes);
-        let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, data.len()]});
-        header.insert((*name).to_owned(), entry);
-    }
-    let header = Value::Object(header).to_string();
-    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
-}
-
-#[test]
-fn safetensors_are_json_in_another_form() {
-    let logits = [[0.5f32, -1.0, 2.0], [0.25, 0.5, -4.0]];
-    let numbers = logits.as_flattened();
-    let f32s: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let f16s: Vec<u8> = numbers.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
-    let bf16s: Vec<u8> = numbers.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect();
-    let ids: Vec<u8> = [7i64, 9].iter().flat_map(|x| x.to_le_bytes()).collect();
-    let bias: Vec<u8> = [0.0f32, 1.0, 0.0].iter().flat_map(|x| x.to_le_bytes()).collect();
-    let content = json!({"logits": logits, "token_ids": [7, 9], "mask": [1, 0], "bias": [0, 1, 0]});
-    let expected = routed(&content, "capped(afmoe:k=1):factor=1.0");
-    for (dtype, data) in [("F32", f32s.clone()), ("F16", f16s), ("BF16", bf16s)] {
-        let file = tensors(&[
-            ("logits", dtype, &[2, 3], data),
-            ("token_ids", "I64", &[2], ids.clone()),
-            ("mask", "U8", &[2], vec![1, 0]),
-            ("bias", "F32", &[3], bias.clone()),
-        ]);
-        let said = route(&file, "capped(afmoe:k=1):factor=1.0");
-        assert_eq!(said.status, Some(0), "{}", said.err);
-        assert_eq!(serde_json::from_str::<Value>(&said.out).unwrap(), expected, "{dtype}");
-    }
-    let cases: [(Vec<u8>, &str); 5] = [
-        (tensors(&[("x", "F32", &[2, 3], f32s.clone())]), "expected a tensor logits, found x"),
-        (tensors(&[("logits", "F32", &[6], f32s.clone())]), "expected shape [tokens, experts], found [6]"),
-        (tensors(&[("logits", "I32", &[2, 3], f32s.clone())]), "expected F32, F16 or BF16, found I32"),
-        (tensors(&[("logits", "F32", &[0, 3], vec![])]), "expected at least one token and one expert"),
-        (tensors(&[("logits", "F32", &[2, 3], f32s)])[..40].to_vec(), "eader"),
-    ];
-    for (file, message) in cases {
-        let said = route(&file, "relu");
-        assert!(said.status == Some(1) && said.err.contains(message), "{message}: {said:?}");
-    }
-}
-
 #[test]
 fn traces_of_the_model_are_logits_too() {
     let dir = tempfile::tempdir().unwrap();
@@ -259,8 +211,12 @@ fn errors() {
         (r#"{"logits": [[1, "x"]]}"#, "relu", "invalid value: string \"x\""),
         (r#"{"logits": [[1, 2]], "logit": 1}"#, "relu", "unknown field `logit`"),
         (r#"{"logits": [[1, 2]], "mask": [2]}"#, "relu", "1 for a real token or 0 for padding"),
-        (r#"{"logits": [[1, 2]], "mask": [1, 1]}"#, "relu", "padding mask: expected 1 entries, found 2"),
-        (r#"{"logits": [[1, 2]], "token_ids": []}"#, "hash", "token ids: expected 1 entries, found 0"),
+        (r#"{"logits": [[1, 2]], "mask": [1, 1]}"#, "relu", "mask: expected 1 entries, one a token, found 2"),
+        (
+            r#"{"logits": [[1, 2]], "token_ids": []}"#,
+            "hash",
+            "token_ids: expected 1 entries, one a token, found 0",
+        ),
         (r#"{"logits": [[1, 2]], "token_ids": [-1]}"#, "hash", "invalid value: integer `-1`"),
         (r#"{"logits": [[1, 2]]}"#, "hash", "expected token ids in the input, found none"),
         (
@@ -273,12 +229,47 @@ fn errors() {
             "relu",
             "expected a router with the setting bias, found relu",
         ),
-        (r#"{"logits": [[1, 2]], "bias": [1]}"#, "afmoe:k=1", "selection bias"),
+        (
+            r#"{"logits": [[1, 2]], "bias": [1]}"#,
+            "afmoe:k=1",
+            "bias: expected 2 entries, one an expert, found 1",
+        ),
         (r#"{"logits": [[1, 2]], "bias": ["nan", 1]}"#, "afmoe:k=1", "expected finite numbers, found NaN"),
         (
             r#"{"logits": [[1, 2]]}"#,
             "learned-noise(relu)",
             "noise logits: expected 2 numbers a token, found none",
+        ),
+        (r#"{"logits": [[1, 2]], "positions": [-1]}"#, "relu", "invalid value: integer `-1`"),
+        (
+            r#"{"logits": [[1, 2]], "positions": []}"#,
+            "relu",
+            "positions: expected 1 entries, one a token, found 0",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "sequence_ids": [1, 2]}"#,
+            "relu",
+            "sequence_ids: expected 1 entries, one a sequence, found 2",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "noise": []}"#,
+            "relu",
+            "noise: expected 1 rows of some columns, found [0, 0]",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "noise": [[]]}"#,
+            "relu",
+            "noise: expected 1 rows of some columns, found [1, 0]",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "noise": [[1]]}"#,
+            "jitter(relu):epsilon=0.1",
+            "noise: expected 2 numbers a token, found 1",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "noise_logits": [[1]]}"#,
+            "relu",
+            "noise_logits: expected [1, 2], found [1, 1]",
         ),
         (r#"{"logits": [[1, 2]]}"#, "top-k:k=3", "expected at least 3 experts, found 2"),
         (r#"{"logits": [[1, "nan"]]}"#, "dense", "expected a finite weight, found NaN"),

@@ -1,0 +1,103 @@
+//! The form of a safetensors file. Tensors of other names are not looked at.
+
+use half::{bf16, f16};
+use ndarray::Array2;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use super::Parts;
+
+/// `logits` is the logits' name.
+pub(super) fn parts(bytes: &[u8], logits: &str) -> Result<Parts, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let tensor = |name: &str| file.tensor(name).ok();
+    let Some(view) = tensor(logits) else {
+        let mut names = file.names();
+        names.sort_unstable();
+        return Err(format!("expected a tensor {logits}, found {}", names.join(", ")));
+    };
+    let rows = |name: &str, columns| tensor(name).map(|view| matrix(name, &view, columns)).transpose();
+    Ok(Parts {
+        logits: matrix(logits, &view, "experts")?,
+        token_ids: tensor("token_ids").map(|view| whole("token_ids", &view)).transpose()?,
+        mask: tensor("mask").map(|view| mask(&view)).transpose()?,
+        positions: tensor("positions").map(|view| whole("positions", &view)).transpose()?,
+        sequences: tensor("sequences").map(|view| whole("sequences", &view)).transpose()?,
+        sequence_ids: tensor("sequence_ids").map(|view| whole("sequence_ids", &view)).transpose()?,
+        bias: tensor("bias").map(|view| bias(&view)).transpose()?,
+        noise: rows("noise", "columns")?,
+        noise_logits: rows("noise_logits", "experts")?,
+    })
+}
+
+fn matrix(name: &str, view: &TensorView<'_>, columns: &str) -> Result<Array2<f32>, String> {
+    let &[rows, of_row] = view.shape() else {
+        return Err(format!("{name}: expected shape [tokens, {columns}], found {:?}", view.shape()));
+    };
+    Array2::from_shape_vec((rows, of_row), floats(name, view)?).map_err(|error| format!("{name}: {error}"))
+}
+
+fn bias(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
+    require_list("bias", "an expert", view)?;
+    floats("bias", view)
+}
+
+fn mask(view: &TensorView<'_>) -> Result<Vec<bool>, String> {
+    require_list("mask", "a token", view)?;
+    let bit = |(t, &n): (usize, &i128)| match n {
+        0 | 1 => Ok(n == 1),
+        _ => Err(format!("mask: entry {t}: expected 1 for a real token, 0 for padding, found {n}")),
+    };
+    integers("mask", view)?.iter().enumerate().map(bit).collect()
+}
+
+/// A list of whole numbers that are not negative and not too great.
+fn whole<T: TryFrom<i128>>(name: &str, view: &TensorView<'_>) -> Result<Vec<T>, String> {
+    require_list(
+        name,
+        if name == "sequences" || name == "sequence_ids" { "a sequence" } else { "a token" },
+        view,
+    )?;
+    let number = |(i, &n): (usize, &i128)| {
+        let most = 8 * size_of::<T>();
+        T::try_from(n)
+            .map_err(|_| format!("{name}: entry {i}: expected 0 or more, below 2^{most}, found {n}"))
+    };
+    integers(name, view)?.iter().enumerate().map(number).collect()
+}
+
+fn require_list(name: &str, of: &str, view: &TensorView<'_>) -> Result<(), String> {
+    match view.shape() {
+        [_] => Ok(()),
+        shape => Err(format!("{name}: expected one number {of}, found shape {shape:?}")),
+    }
+}
+
+fn floats(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, String> {
+    let data = view.data();
+    Ok(match view.dtype() {
+        Dtype::F32 => each(data, f32::from_le_bytes),
+        Dtype::F16 => each(data, |b| f16::from_le_bytes(b).into()),
+        Dtype::BF16 => each(data, |b| bf16::from_le_bytes(b).into()),
+        other => return Err(format!("{name}: expected F32, F16 or BF16, found {other:?}")),
+    })
+}
+
+fn integers(name: &str, view: &TensorView<'_>) -> Result<Vec<i128>, String> {
+    let data = view.data();
+    Ok(match view.dtype() {
+        Dtype::I64 => each(data, |b| i64::from_le_bytes(b).into()),
+        Dtype::U64 => each(data, |b| u64::from_le_bytes(b).into()),
+        Dtype::I32 => each(data, |b| i32::from_le_bytes(b).into()),
+        Dtype::U32 => each(data, |b| u32::from_le_bytes(b).into()),
+        Dtype::I16 => each(data, |b| i16::from_le_bytes(b).into()),
+        Dtype::U16 => each(data, |b| u16::from_le_bytes(b).into()),
+        Dtype::I8 => each(data, |b| i8::from_le_bytes(b).into()),
+        Dtype::U8 | Dtype::BOOL => each(data, |[b]| b.into()),
+        other => return Err(format!("{name}: expected whole numbers, such as I64, found {other:?}")),
+    })
+}
+
+fn each<T, const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> T) -> Vec<T> {
+    data.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
+}
