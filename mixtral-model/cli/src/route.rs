@@ -24,6 +24,9 @@ pub(crate) fn run(args: &Route) -> Result<()> {
     let router = spec.build()?;
 
     let mut context = TokenContext::new().with_sequences(&given.offsets).with_seed(args.seed);
+    // Each its own number, or all would draw alike.
+    let sequences: Vec<u64> = (0..context.sequences() as u64).collect();
+    context = context.with_sequence_ids(&sequences);
     context.token_ids = given.token_ids.as_deref();
     context.padding = given.padding.as_deref();
     if let Some(noise) = &given.noise_logits {
