@@ -5,7 +5,7 @@ use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, R
 use crate::sinkhorn::log_sum_exp;
 use crate::{Capacity, select};
 
-/// Expert choice with at most b experts a token (Zhou et al., [2202.09368], their variant with a cap on the experts of a token).
+/// Expert choice with at most b experts a token (Zhou et al., [2202.09368], section 3.3).
 ///
 /// With `S = softmax(l)` over the experts and C places an expert, A is the solution of
 ///
@@ -17,11 +17,11 @@ use crate::{Capacity, select};
 /// token, and the weight is S. The solver is the paper's: Dykstra's algorithm, which projects on one set of constraints
 /// after the other (in the sense of relative entropy, in logarithms), λ = 0.001 and at most 100 iterations. Two things differ: the
 /// bound of 1 is met together with the experts' sums in one exact projection, since alone it takes hundreds of iterations where
-/// scores lie far apart; and the iterations stop once no correction moves by more than 1e-4. The formulation and
-/// the numbers follow the paper as commonly summarised; its text has not been compared.
+/// scores lie far apart; and the iterations stop once no correction moves by more than 1e-4.
 ///
 /// A is nearly whole, not quite, and may not have converged: the cap of b is what the programme aims at, **not a guarantee**,
-/// whereas the C tokens an expert are. It needs `C·E ≤ b·T`; where that does not hold the constraints contradict each other and
+/// whereas the C tokens an expert are. Where the capacity fills the caps, `C·E = b·T`, 100 iterations leave about a tenth of the
+/// tokens with one expert too many; [more](Self::iterations) leave fewer. It needs `C·E ≤ b·T`; where that does not hold the constraints contradict each other and
 /// routing is an error.
 ///
 /// Padding is not chosen and does not count. Locality: batch; not for decoders, as [`ExpertChoice`](crate::ExpertChoice) says.

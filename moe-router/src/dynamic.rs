@@ -143,8 +143,12 @@ fn each_sorted(
 ///
 /// The scores are `σ(l)`, and so are the weights; a token's experts come in descending order, ties to the lower expert, and may
 /// be none or all. The thresholds are state of the model: [`ThresholdEma`] finds them. With them given, expert choice's budget
-/// holds on average and no token depends on another. (Of the paper, the abstract and introduction were at hand: the rule and the
-/// moving quantile are theirs, sigmoid as score and weight is this crate's reading. A monotone score changes no choice.)
+/// holds on average and no token depends on another.
+///
+/// The authors' code compares logits and cutoffs of logits, which chooses alike: as a threshold here, a cutoff c is `σ(c)`. Of its
+/// activations sigmoid is the default, and it divides the weights by the number of the token's experts, counting a shared
+/// one: [`Renormalized`](crate::Renormalized) is not that. In training it may also bound an expert's load around the mean, which
+/// makes a token depend on others; that is left out.
 ///
 /// Locality: token.
 ///
@@ -206,20 +210,30 @@ impl Router for ExpertThreshold {
 
 /// The thresholds of [`ExpertThreshold`] as they follow the batches: a moving average of each expert's quantile.
 ///
-/// `c ← β·c + (1 - β)·q`, where q is the score of the k-th best token of the batch, `k = T·n/E` to the nearest whole number,
-/// halves to the even one, at least 1: n experts a token on average. The first batch sets `c = q`. Which of the two neighbours
-/// of a quantile the paper takes was not at hand: here a token must be above the k-th.
+/// Of each batch, q is the k-th greatest logit of the expert, `k = ⌊T·n/E⌋`, at least 1: n experts a token on average. After N
+/// batches the threshold is `σ(c)`,
+///
+/// ```text
+/// c = (1 - β)·Σᵢ βᴺ⁻ⁱ·qᵢ / (1 - βᴺ)
+/// ```
+///
+/// so that the first batch sets `c = q`, without outweighing those after it. This is the rule of the authors' code, logits and
+/// rounding included. Two things differ: it averages q over the micro-batches of a step, and takes a token at the threshold too,
+/// where the paper asks for more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ThresholdEma {
     experts_per_token: f64,
-    decay: f32,
-    thresholds: Option<Vec<f32>>,
+    decay: f64,
+    /// βᴺ.
+    forgotten: f64,
+    /// c, after the first batch.
+    cutoffs: Option<Vec<f32>>,
     /// Scratch.
     keys: Vec<u32>,
 }
 
 impl ThresholdEma {
-    /// Thresholds for `experts_per_token` on average, that keep a share `decay` of themselves at each batch.
+    /// Thresholds for `experts_per_token` on average, that keep a share `decay` (β) of themselves at each batch.
     ///
     /// # Errors
     ///
@@ -234,47 +248,48 @@ impl ThresholdEma {
         if !(0.0..1.0).contains(&decay) {
             return wrong("decay", "a number of at least 0 and below 1", decay.to_string());
         }
-        Ok(Self { experts_per_token, decay, thresholds: None, keys: vec![] })
+        Ok(Self { experts_per_token, decay: decay.into(), forgotten: 1.0, cutoffs: None, keys: vec![] })
     }
 
     /// Takes in the logits `[T, E]` of a batch; one of no tokens or no experts changes nothing.
     ///
     /// # Errors
     ///
-    /// If the number of experts is not that of the batches before, or a quantile is not a number; the state is then as before.
+    /// If the number of experts is not that of the batches before, or a quantile is not finite; the state is then as before.
     pub fn update(&mut self, logits: ArrayView2<'_, f32>) -> Result<()> {
         let (tokens, experts) = logits.dim();
         if tokens == 0 || experts == 0 {
             return Ok(());
         }
         let share = tokens as f64 * self.experts_per_token / experts as f64;
-        let k = (share.round_ties_even() as usize).clamp(1, tokens);
+        let k = (share as usize).clamp(1, tokens);
         let mut quantiles = Vec::with_capacity(experts);
         for column in logits.columns() {
             self.keys.clear();
             self.keys.extend(column.iter().map(|&l| select::ordered(l)));
             let (_, &mut key, _) = self.keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-            let quantile = column.iter().copied().find(|&l| select::ordered(l) == key).unwrap_or(f32::NAN);
-            quantiles.push(numerics::sigmoid(quantile));
+            quantiles.push(column.iter().copied().find(|&l| select::ordered(l) == key).unwrap_or(f32::NAN));
         }
-        if quantiles.iter().any(|q| q.is_nan()) {
-            let expected = "numbers".into();
+        if !quantiles.iter().all(|q| q.is_finite()) {
+            let expected = "finite numbers".into();
             return Err(Error::Router { setting: "quantiles", expected, found: format!("{quantiles:?}") });
         }
-        match &mut self.thresholds {
-            None => self.thresholds = Some(quantiles),
-            Some(thresholds) => {
-                Error::check_shape("logits of a batch", &[tokens, thresholds.len()], &[tokens, experts])?;
-                for (c, q) in thresholds.iter_mut().zip(quantiles) {
-                    *c = self.decay * *c + (1.0 - self.decay) * q;
-                }
-            }
+        if let Some(cutoffs) = &self.cutoffs {
+            Error::check_shape("logits of a batch", &[tokens, cutoffs.len()], &[tokens, experts])?;
+        }
+        self.forgotten *= self.decay;
+        // The share of this batch in the average; all of it for the first.
+        let share = ((1.0 - self.decay) / (1.0 - self.forgotten)) as f32;
+        match &mut self.cutoffs {
+            None => self.cutoffs = Some(quantiles),
+            Some(cutoffs) => cutoffs.iter_mut().zip(quantiles).for_each(|(c, q)| *c += share * (q - *c)),
         }
         Ok(())
     }
 
     /// The router with the thresholds as they are now; `None` before the first batch.
     pub fn router(&self) -> Option<ExpertThreshold> {
-        self.thresholds.clone().map(|thresholds| ExpertThreshold { thresholds })
+        let cutoffs = self.cutoffs.as_ref()?;
+        Some(ExpertThreshold { thresholds: cutoffs.iter().map(|&c| numerics::sigmoid(c)).collect() })
     }
 }

@@ -3,7 +3,7 @@
 use moe_core::{Error, Gate, Result, Scratch, TokenContext, numerics};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
-/// Logits as cosines in a space of few dimensions: X-MoE (Chi et al., [2204.09179]).
+/// Logits as cosines in a space of few dimensions: X-MoE (Chi et al., [2204.09179], equations 7 and 8).
 ///
 /// ```text
 /// lₑ = cos(P x, mₑ) / τ        P [d, D], mₑ a row of M [E, d]
@@ -13,6 +13,9 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 /// linear gate invites. Logits lie in `±1/τ`, up to rounding. A token whose projection is zero has no direction; its logits are zero.
 /// Where references keep a norm away from 0 by an epsilon, this one divides the projection by its largest magnitude first, so that
 /// squares neither overflow nor vanish.
+///
+/// The paper learns τ, and has a constant in its place in the balance loss. Published code often divides by the lengths of the expert
+/// vectors alone, which leaves that of the projection in the logits.
 ///
 /// The matrix products are canonical dot products, so that a token's logits do not depend on its company.
 ///

@@ -10,7 +10,8 @@ use crate::select;
 /// every expert: `Π = exp(l + u + v)` by Sinkhorn's iterations, in logarithms, `u = -lse(l + v)` over the experts and
 /// `v = ln(T/E) - lse(l + u)` over the tokens. They stop once no v moves by more than 1e-4, or after 100. A token takes the k
 /// experts with the greatest `l + v`, which is the order of Π, ties to the lower expert. The weights are `softmax(l)` over all
-/// experts. The load comes near balance but is not bounded; [`Base`](crate::Base) is exact.
+/// experts. The load comes near balance but is not bounded; [`Base`](crate::Base) is exact. To a token that is alone in its sequence
+/// all experts are equal, so that its choice is that of rounding.
 ///
 /// Padding takes no part and is not routed. For testing, the paper takes the plain best: `TopK::new(1)?.normalized(OverAll)`.
 ///

@@ -240,20 +240,25 @@ fn thresholds_follow_the_batches() {
     state.update(first.view()).unwrap();
     let plan = route(&state.router().unwrap(), first.view(), TokenContext::new());
     assert_eq!((0..4).map(|t| chosen(&plan, t)).collect::<Vec<_>>(), [vec![1], vec![], vec![], vec![0]]);
-    // Halfway from σ(2) and σ(3) to σ(0).
+    // The average of logits 2 and 3 with 0, twice as heavy: the earlier batch weighs half of the later one.
     state.update(Array2::zeros((4, 2)).view()).unwrap();
-    let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
-    let c = [(sigmoid(2.0) + 0.5) / 2.0, (sigmoid(3.0) + 0.5) / 2.0];
-    let near = |x: f32, c: f32| (x.ln() - (1.0 - x).ln(), c);
-    for (e, c) in c.into_iter().enumerate() {
-        let (logit, _) = near(c, c);
-        let probe =
-            Array2::from_shape_fn((2, 2), |(t, i)| if i == e { logit + [1e-4, -1e-4][t] } else { -9.0 });
+    for (e, c) in [2.0 / 3.0, 1.0].into_iter().enumerate() {
+        let probe = Array2::from_shape_fn((2, 2), |(t, i)| if i == e { c + [1e-4, -1e-4][t] } else { -9.0 });
         let plan = route(&state.router().unwrap(), probe.view(), TokenContext::new());
         assert_eq!([chosen(&plan, 0), chosen(&plan, 1)], [vec![e], vec![]]);
     }
+    // Seven tokens of two experts: three and a half each, rounded down.
+    let mut state = ThresholdEma::new(1.0, 0.5).unwrap();
+    let seven = Array2::from_shape_fn((7, 2), |(t, _)| t as f32);
+    state.update(seven.view()).unwrap();
+    let plan = route(&state.router().unwrap(), seven.view(), TokenContext::new());
+    assert_eq!((0..7).map(|t| chosen(&plan, t).len()).collect::<Vec<_>>(), [0, 0, 0, 0, 0, 2, 2]);
     assert!(state.update(Array2::zeros((4, 3)).view()).is_err());
-    assert!(state.update(Array2::from_elem((1, 2), f32::NAN).view()).is_err());
+    for wrong in [f32::NAN, f32::NEG_INFINITY] {
+        let before = state.clone();
+        assert!(state.update(Array2::from_elem((1, 2), wrong).view()).is_err());
+        assert_eq!(state.router(), before.router());
+    }
     assert!(ThresholdEma::new(0.0, 0.5).is_err() && ThresholdEma::new(1.0, 1.0).is_err());
     assert!(ExpertThreshold::new(vec![f32::NAN]).is_err());
     let one = ExpertThreshold::new(vec![0.5]).unwrap();

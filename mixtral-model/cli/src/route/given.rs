@@ -51,7 +51,9 @@ impl Given {
             if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
         let parts = if is_safetensors(&bytes) { tensors::parts(&bytes, tensor) } else { json::parts(&bytes) };
         let checked = parts.and_then(|parts| Ok((parts.check(tensor)?, parts)));
-        let (offsets, parts) = checked.map_err(|reason| Failure::not_as_expected(&name, reason))?;
+        let (offsets, mut parts) = checked.map_err(|reason| Failure::not_as_expected(&name, reason))?;
+        // Each its own number unless they have some, or all would draw alike.
+        parts.sequence_ids.get_or_insert_with(|| (0..offsets.len().saturating_sub(1).max(1) as u64).collect());
         let padding = parts.mask.as_ref().map(|mask| mask.iter().map(|real| !real).collect());
         Ok(Self { name, parts, padding, offsets })
     }

@@ -102,6 +102,16 @@ fn assignments_are_those_of_transformers() {
 }
 
 #[test]
+fn sequences_draw_numbers_of_their_own() {
+    let alone = json!({ "logits": vec![vec![0; 4]; 24], "sequences": vec![1; 24] });
+    for spec in ["random:k=1", "gaussian-noise(top-k:k=1):std=1"] {
+        let load = &routed(&alone, spec)["stats"]["load"];
+        let idle = load.as_array().unwrap().iter().filter(|n| **n == json!(0)).count();
+        assert_eq!(idle, 0, "{spec}: {load}");
+    }
+}
+
+#[test]
 fn the_report_in_full() {
     // Two tokens and padding; both want expert 1, which has one place; the second token is surer of it.
     let content = json!({
