@@ -134,12 +134,48 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// A layer's weights, or the head's, do not allow the kind of products asked for.
+    #[error("{}{matrix}: {source}", layer_prefix(*layer))]
+    Weights {
+        /// The layer, if it is one's.
+        layer: Option<usize>,
+        /// Name of the matrix.
+        matrix: &'static str,
+        /// What is wrong with it.
+        source: moe_kernels::Error,
+    },
+    /// A mixture-of-experts layer failed, for a reason that does not name it.
+    #[error("layer {layer}, {source}")]
+    Layer {
+        /// The layer.
+        layer: usize,
+        /// What it says.
+        source: moe_core::Error,
+    },
     /// A mixture-of-experts layer failed.
     #[error(transparent)]
     Moe(#[from] moe_core::Error),
     /// Weights that do not fit together.
     #[error(transparent)]
     Kernels(#[from] moe_kernels::Error),
+}
+
+impl Error {
+    /// What a matrix's products refuse, with its place.
+    pub(crate) fn weights(
+        layer: Option<usize>,
+        matrix: &'static str,
+    ) -> impl FnOnce(moe_kernels::Error) -> Self {
+        move |source| Self::Weights { layer, matrix, source }
+    }
+
+    /// What a mixture-of-experts layer says, with its place.
+    pub(crate) fn moe(layer: usize, source: moe_core::Error) -> Self {
+        match source {
+            moe_core::Error::NotFinite { .. } => Self::Moe(source),
+            _ => Self::Layer { layer, source },
+        }
+    }
 }
 
 fn layer_prefix(layer: Option<usize>) -> String {

@@ -27,7 +27,7 @@ pub use error::{Error, Result};
 pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
 pub use inspect::Report;
 pub use manifest::{ExpertMatrix, Kind, LayerManifest, Manifest, TensorSpec};
-pub use model::{Model, Step, Wanted};
+pub use model::{Compute, Model, Step, Wanted};
 pub use observer::Observer;
 pub use sampling::{Sampler, Sampling, argmax};
 pub use session::{Session, SessionOptions};

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use moe_core::MoeLayer;
 use moe_kernels::attention::AttentionShape;
-use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
+use moe_kernels::{
+    Activations, Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row,
+};
 use moe_router::TopK;
 
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
-use crate::model::{Layer, Model};
+use crate::model::{Compute, Layer, Model};
 use crate::rope::Rope;
 use crate::{Access, Checkpoint, Config, Error, ExpertMatrix, Result};
 
@@ -28,38 +30,28 @@ impl Model {
     ///
     /// [`Error::Config`] if the config is not [valid](Config::validate); [`Error::Tensor`] where a tensor is missing or has
     /// another shape or type; [`Error::Io`].
-    pub fn load(config: Config, checkpoint: &Checkpoint, backend: Backend) -> Result<Self> {
+    pub fn load(config: Config, checkpoint: &Checkpoint, compute: impl Into<Compute>) -> Result<Self> {
         // A config that was read is valid, but its fields are public.
         config.validate(checkpoint.root())?;
         checkpoint.verify(&config)?;
         let manifest = Manifest::new(&config);
-        let loader = Loader { config: &config, checkpoint, backend };
+        let compute = compute.into();
+        let loader = Loader { config: &config, checkpoint, compute };
         let embedding = loader.matrix(&manifest.embedding())?;
-        let head = match manifest.head() {
-            Some(spec) => loader.matrix(&spec)?,
-            None => embedding.clone(),
-        };
+        let head = loader.linear(&manifest.head().unwrap_or_else(|| manifest.embedding()))?;
         let mut layers = Vec::new();
         for n in 0..config.layers {
             layers.push(loader.layer(n, manifest.layer(n))?);
         }
         let norm = loader.vector(&manifest.final_norm())?;
-        Ok(Self {
-            backend,
-            embedding,
-            rope: Rope::new(&config),
-            layers,
-            norm,
-            head: Linear::new(head, backend),
-            config,
-        })
+        Ok(Self { compute, embedding, rope: Rope::new(&config), layers, norm, head, config })
     }
 }
 
 struct Loader<'a> {
     config: &'a Config,
     checkpoint: &'a Checkpoint,
-    backend: Backend,
+    compute: Compute,
 }
 
 impl Loader<'_> {
@@ -67,15 +59,16 @@ impl Loader<'_> {
         let config = self.config;
         let mut experts = Vec::new();
         for e in 0..config.experts {
-            let matrix = |m| self.matrix(&tensors.expert(e, m));
+            let matrix = |m| self.product(&tensors.expert(e, m));
             let (w1, w2, w3) =
                 (matrix(ExpertMatrix::W1)?, matrix(ExpertMatrix::W2)?, matrix(ExpertMatrix::W3)?);
             experts.push(SwiGluWeights { w1, w2, w3 });
         }
+        let Compute { backend, activations } = self.compute;
         let moe = MoeLayer::new(
-            Box::new(self.linear(&tensors.gate())?),
+            Box::new(Linear::new(self.matrix(&tensors.gate())?, backend)),
             Box::new(TopK::new(config.experts_per_token)?),
-            Box::new(SwiGluExperts::new(experts, self.backend)?),
+            Box::new(SwiGluExperts::new(experts, backend)?.with_activations(activations)),
         )?;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
@@ -96,7 +89,22 @@ impl Loader<'_> {
     }
 
     fn linear(&self, spec: &TensorSpec) -> Result<Linear> {
-        Ok(Linear::new(self.matrix(spec)?, self.backend))
+        let Compute { backend, activations } = self.compute;
+        Ok(Linear::new(self.product(spec)?, backend).with_activations(activations))
+    }
+
+    /// A matrix that products of the kind asked for are made with.
+    fn product(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
+        let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
+        if self.compute.activations == Activations::Bf16 && tensor.dtype != Dtype::Bf16 {
+            return Err(Error::Tensor {
+                path: tensor.path.to_path_buf(),
+                tensor: spec.name.clone(),
+                expected: "bf16 elements, as for bf16 activations".to_owned(),
+                found: tensor.dtype.to_string(),
+            });
+        }
+        self.matrix(spec)
     }
 
     fn matrix(&self, spec: &TensorSpec) -> Result<WeightMatrix> {

@@ -4,7 +4,7 @@
 
 use moe_core::{MoeLayer, Routed, Router, TokenContext, numerics};
 use moe_kernels::attention::{AttentionShape, attend};
-use moe_kernels::{Backend, Linear, WeightMatrix, enter, vector};
+use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::rope::Rope;
@@ -15,7 +15,7 @@ use crate::{Config, Error, Observer, Result, Session, SessionOptions};
 #[derive(Debug)]
 pub struct Model {
     pub(crate) config: Config,
-    pub(crate) backend: Backend,
+    pub(crate) compute: Compute,
     /// `[V, D]`.
     pub(crate) embedding: WeightMatrix,
     pub(crate) rope: Rope,
@@ -24,6 +24,24 @@ pub struct Model {
     pub(crate) norm: Vec<f32>,
     /// D to V.
     pub(crate) head: Linear,
+}
+
+/// How a model computes. Backends give the same bits; the kinds of activations do not.
+///
+/// A [`Backend`] converts into it, with exact activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compute {
+    /// The instruction set.
+    pub backend: Backend,
+    /// What products do to their activations. The gates' are exact always, so that rounding here does not choose among
+    /// experts that differ in the last bits.
+    pub activations: Activations,
+}
+
+impl From<Backend> for Compute {
+    fn from(backend: Backend) -> Self {
+        Self { backend, activations: Activations::F32 }
+    }
 }
 
 /// One decoder layer.
@@ -98,9 +116,9 @@ impl Model {
         &self.config
     }
 
-    /// The instruction set in use.
-    pub fn backend(&self) -> Backend {
-        self.backend
+    /// How it computes.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// The same model under other routing policies: `router(layer)` for each layer.
@@ -192,7 +210,7 @@ impl Model {
     ) -> Result<()> {
         let Workspace { ids, positions, offsets, angles, linear, attention, moe, .. } = workspace;
         let Config { hidden_size: dim, heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        let (tokens, backend) = (ids.len(), self.backend);
+        let (tokens, backend) = (ids.len(), self.compute.backend);
         let context =
             TokenContext::new().with_sequences(offsets).with_positions(positions).with_token_ids(ids);
         let mut hidden = matrix(&mut workspace.hidden, tokens, dim)?;
@@ -212,11 +230,12 @@ impl Model {
         self.rope.fill(positions, angles);
 
         for (n, layer) in self.layers.iter().enumerate() {
+            let at = |matrix| Error::weights(Some(n), matrix);
             // hidden += o(attention(rotated q, rotated k, v of norm(hidden)))
             vector::rms_norm(backend, hidden.view(), &layer.attention_norm, eps, normed.view_mut());
-            layer.q.forward(normed.view(), linear, q.view_mut());
-            layer.k.forward(normed.view(), linear, k.view_mut());
-            layer.v.forward(normed.view(), linear, v.view_mut());
+            layer.q.forward(normed.view(), linear, q.view_mut()).map_err(at("q_proj"))?;
+            layer.k.forward(normed.view(), linear, k.view_mut()).map_err(at("k_proj"))?;
+            layer.v.forward(normed.view(), linear, v.view_mut()).map_err(at("v_proj"))?;
             self.rope.rotate(angles, flat(&mut q), heads * head_dim);
             self.rope.rotate(angles, flat(&mut k), kv_heads * head_dim);
             for (step, range) in steps.iter_mut().zip(offsets.windows(2)) {
@@ -228,14 +247,17 @@ impl Model {
                 let y = attended.slice_axis_mut(Axis(0), rows);
                 attend(backend, &layer.shape, q, position, step.session.cache().rows(n), attention, y);
             }
-            layer.o.forward(attended.view(), linear, delta.view_mut());
+            layer.o.forward(attended.view(), linear, delta.view_mut()).map_err(at("o_proj"))?;
             hidden += &delta;
             check_finite(hidden.view(), Some(n), "attention")?;
 
             // hidden += moe(norm(hidden))
             vector::rms_norm(backend, hidden.view(), &layer.moe_norm, eps, normed.view_mut());
             let mut routed = |routed: &Routed<'_>| observer.routed(routed);
-            layer.moe.forward(normed.view(), context, moe, &mut routed, delta.view_mut())?;
+            layer
+                .moe
+                .forward(normed.view(), context, moe, &mut routed, delta.view_mut())
+                .map_err(|error| Error::moe(n, error))?;
             hidden += &delta;
             check_finite(hidden.view(), Some(n), "residual stream")?;
 
@@ -255,7 +277,9 @@ impl Model {
         let mut normed = matrix(&mut workspace.normed, count, dim)?;
         vector::rms_norm(backend, wanted.view(), &self.norm, eps, normed.view_mut());
         let mut logits = matrix(&mut workspace.logits, count, self.config.vocab_size)?;
-        self.head.forward(normed.view(), linear, logits.view_mut());
+        self.head
+            .forward(normed.view(), linear, logits.view_mut())
+            .map_err(Error::weights(None, "lm_head"))?;
         check_finite(logits.view(), None, "logits")
     }
 }

@@ -23,6 +23,8 @@ fn main() {
     };
     let backend: Backend =
         args.get(2).map_or(Ok(Backend::best()), |name| name.parse()).expect("a backend of this machine");
+    let activations: moe_kernels::Activations =
+        args.get(3).map_or(Ok(Default::default()), |n| n.parse()).expect("f32 or bf16");
     let matrix = |seed: usize, rows: usize, columns: usize| {
         let values: Vec<f32> =
             (0..rows * columns).map(|i| ((i * 31 + seed * 7) % 255) as f32 / 8192.0 - 0.0155).collect();
@@ -36,7 +38,7 @@ fn main() {
         })
         .collect();
     let memory = weights[0].w1.clone();
-    let experts = SwiGluExperts::new(weights, backend).expect("shapes fit");
+    let experts = SwiGluExperts::new(weights, backend).expect("shapes fit").with_activations(activations);
     let mut scratch = Scratch::default();
     println!("{dtype} weights, {backend}, {} threads", rayon::current_num_threads());
     for t in tokens {
@@ -45,7 +47,7 @@ fn main() {
         let mut out = Array2::zeros((rows, DIM));
         let (mut times, mut peaks, mut reads) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..if t < 64 { 9 } else { 3 } {
-            peaks.push(limits::fma_peak(backend));
+            peaks.push(limits::fma_peak(backend, activations));
             reads.push(limits::read_bandwidth(backend, memory.bytes()));
             // One token goes to two experts, others in turn; many go to all evenly.
             let offsets: Vec<usize> = (0..=EXPERTS)

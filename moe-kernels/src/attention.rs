@@ -260,11 +260,11 @@ fn weigh<'v, S: Simd, E: Element>(
                 let (a, v) = (s.splat(*a), &value(j)[i * 4..]);
                 if let Some(v) = v.first_chunk::<4>() {
                     for c in 0..4 {
-                        acc[c] = s.fma(a, E::load(s, &v[c]), acc[c]);
+                        acc[c] = s.fma(a, E::load(s, &v[c], 0), acc[c]);
                     }
                 } else {
                     for (acc, v) in acc.iter_mut().zip(v) {
-                        *acc = s.fma(a, E::load(s, v), *acc);
+                        *acc = s.fma(a, E::load(s, v, 0), *acc);
                     }
                 }
             }

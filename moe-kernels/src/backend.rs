@@ -19,12 +19,14 @@ enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
+    Avx512(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512<true>),
 }
 
 impl Backend {
     /// The names of all backends, available or not, from slow to fast.
-    pub const NAMES: [&'static str; 3] = ["portable", "avx2", "avx512"];
+    pub const NAMES: [&'static str; 4] = ["portable", "avx2", "avx512", "avx512-bf16"];
 
     /// Safe code without vector instructions: the definition of every result, far from fast.
     pub fn portable() -> Self {
@@ -39,7 +41,7 @@ impl Backend {
         None
     }
 
-    /// AVX-512 F and DQ, where the processor has them.
+    /// AVX-512 F, VL, BW and DQ, where the processor has them.
     pub fn avx512() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         return Avx512::new().map(|isa| Self(Isa::Avx512(isa)));
@@ -47,14 +49,22 @@ impl Backend {
         None
     }
 
+    /// The same with BF16, where the processor has that too: for products with bfloat16 activations.
+    pub fn avx512_bf16() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        return Avx512::new()?.with_bf16().map(|isa| Self(Isa::Avx512Bf16(isa)));
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
     /// Every backend of this processor, from slow to fast.
     pub fn available() -> impl Iterator<Item = Self> {
-        [Some(Self::portable()), Self::avx2(), Self::avx512()].into_iter().flatten()
+        [Some(Self::portable()), Self::avx2(), Self::avx512(), Self::avx512_bf16()].into_iter().flatten()
     }
 
     /// The fastest backend of this processor.
     pub fn best() -> Self {
-        Self::avx512().or_else(Self::avx2).unwrap_or_else(Self::portable)
+        Self::avx512_bf16().or_else(Self::avx512).or_else(Self::avx2).unwrap_or_else(Self::portable)
     }
 
     /// Its name, one of [`NAMES`](Self::NAMES).
@@ -65,6 +75,8 @@ impl Backend {
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16(_) => "avx512-bf16",
         }
     }
 
@@ -77,8 +89,30 @@ impl Backend {
             // SAFETY: an `Avx2` exists only where AVX2, FMA and F16C were detected (`Avx2::new`).
             Isa::Avx2(isa) => unsafe { isa.run(kernel) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: an `Avx512` exists only where AVX-512 F and DQ were detected (`Avx512::new`).
+            // SAFETY: an `Avx512` exists only where AVX-512 F, VL, BW and DQ were detected (`Avx512::new`).
             Isa::Avx512(isa) => unsafe { isa.run(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512Bf16(isa) => unsafe { isa.without_bf16().run(kernel) },
+        }
+    }
+
+    /// Whether it multiplies pairs of bfloat16.
+    pub(crate) fn has_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self.0, Isa::Avx512Bf16(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// Runs a kernel that multiplies pairs of bfloat16, for which most kernels need not be compiled.
+    #[inline]
+    pub(crate) fn run_pairs<K: Kernel>(self, kernel: K) -> K::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: this type exists only where AVX-512 F, VL, BW, DQ and BF16 were detected (`Avx512::with_bf16`).
+            Isa::Avx512Bf16(isa) => unsafe { isa.run(kernel) },
+            _ => self.run(kernel),
         }
     }
 }
@@ -114,7 +148,12 @@ impl FromStr for Backend {
                 Self::avx2().ok_or(Error::MissingFeatures { name: "avx2", needs: "AVX2, FMA and F16C" })
             }
             "avx512" => {
-                Self::avx512().ok_or(Error::MissingFeatures { name: "avx512", needs: "AVX-512 F and DQ" })
+                let needs = "AVX-512 F, VL, BW and DQ";
+                Self::avx512().ok_or(Error::MissingFeatures { name: "avx512", needs })
+            }
+            "avx512-bf16" => {
+                let needs = "AVX-512 F, VL, BW, DQ and BF16";
+                Self::avx512_bf16().ok_or(Error::MissingFeatures { name: "avx512-bf16", needs })
             }
             _ => Err(Error::UnknownBackend { known: Self::NAMES.join(", "), found: name.to_owned() }),
         }

@@ -8,17 +8,28 @@ use crate::simd::Simd;
 
 /// An element type as a type. Little-endian, of any alignment.
 pub(crate) trait Element: Copy + Send + Sync {
-    /// The bytes of sixteen elements.
+    /// The bytes of a stored chunk.
     type Stored: Copy + Send + Sync;
-    /// Whether widening is work.
+    /// What stored chunks are once they were copied into a buffer, widened and padded.
+    type Widened: Element;
+    /// How many elements these are: as many as [`CHUNKS`](Self::CHUNKS) chunks of x meet.
+    const COUNT: usize = LANES;
+    /// Chunks of x that a stored chunk is multiplied with.
+    const CHUNKS: usize = 1;
+    /// Whether loading is more than that.
     const NARROW: bool;
 
-    /// The elements of `bytes` by sixteen, and the bytes of those that are left over.
+    /// The elements of `bytes` by so many, and the bytes of those that are left over.
     fn chunks(bytes: &[u8]) -> (&[Self::Stored], &[u8]);
-    /// Fewer than sixteen elements, followed by zeros.
+    /// Less than a stored chunk, followed by zeros.
     fn padded(rest: &[u8]) -> Self::Stored;
-    /// Sixteen elements.
-    fn load<S: Simd>(s: S, from: &Self::Stored) -> S::F;
+    /// What is multiplied with chunk `i` of x.
+    fn load<S: Simd>(s: S, from: &Self::Stored, i: usize) -> S::F;
+    /// A chunk of x times what was loaded, plus `sum`.
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, x: S::Part, w: S::Part, sum: S::Part) -> S::Part {
+        s.fma_part(x, w, sum)
+    }
 }
 
 /// `bytes[i]` where there is one, and zeros.
@@ -28,14 +39,16 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 macro_rules! element {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, |$s:ident, $from:ident| $load:expr) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $wide:ident, |$s:ident, $from:ident, $i:ident| $load:expr $(, $more:item)*) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
         impl Element for $name {
             type Stored = [u8; $bytes];
-            const NARROW: bool = $bytes < 64;
+            type Widened = $wide;
+            const NARROW: bool = $bytes < 64 || Self::CHUNKS > 1;
+            $($more)*
 
             #[inline(always)]
             fn chunks(bytes: &[u8]) -> (&[Self::Stored], &[u8]) {
@@ -48,19 +61,43 @@ macro_rules! element {
             }
 
             #[inline(always)]
-            fn load<S: Simd>($s: S, $from: &Self::Stored) -> S::F {
+            fn load<S: Simd>($s: S, $from: &Self::Stored, $i: usize) -> S::F {
                 $load
             }
         }
     };
 }
 
-element!(F32, 64, |s, from| s.load_f32(from));
-element!(F16, 32, |s, from| s.load_f16(from));
-element!(Bf16, 32, |s, from| s.load_bf16(from));
+element!(F32, 64, Wide, |s, from, _i| s.load_f32(from));
+element!(F16, 32, Wide, |s, from, _i| s.load_f16(from));
+element!(Bf16, 32, Wide, |s, from, _i| s.load_bf16(from));
 element!(
     /// Chunks of f32 in memory, as this processor has them.
-    Wide, 64, |s, from| s.load(&bytemuck::cast(*from))
+    Wide, 64, Wide, |s, from, _i| s.load(&bytemuck::cast(*from))
+);
+element!(
+    /// Bfloat16 for chunks of x that are 32 of them, where instructions multiply such pairs.
+    Pairs, 64, Pairs, |s, from, _i| s.load_f32(from),
+    const COUNT: usize = 2 * LANES;,
+    #[inline(always)]
+    fn mul_add<S: Simd>(s: S, x: S::Part, w: S::Part, sum: S::Part) -> S::Part {
+        s.fma_pairs(x, w, sum)
+    }
+);
+element!(
+    /// Bfloat16 for chunks of x in twos, the elements of odd index and those of even.
+    Halves, 64, Wide, |s, from, i| {
+        let pairs = s.load_f32(from);
+        s.by_parts::<1, 1>(
+            #[inline(always)]
+            |part| {
+                let pairs = s.part(pairs, part);
+                [[if i == 0 { s.high_halves(pairs) } else { s.low_halves(pairs) }]]
+            },
+        )[0][0]
+    },
+    const COUNT: usize = 2 * LANES;,
+    const CHUNKS: usize = 2;
 );
 
 /// Runs `$body` with the type `$E` standing for a [`Dtype`]'s element.

@@ -31,6 +31,46 @@ pub enum Error {
         /// The shape it has.
         found: [usize; 2],
     },
+    /// A kind of activations that does not exist.
+    #[error("activations: expected one of {known}, found {found:?}")]
+    UnknownActivations {
+        /// The names there are.
+        known: String,
+        /// The name given.
+        found: String,
+    },
+    /// A matrix that products with bfloat16 activations cannot be made with.
+    #[error("{rows} x {columns} matrix: expected bf16 weights for bf16 activations, found {format}")]
+    NotBf16 {
+        /// Rows.
+        rows: usize,
+        /// Columns.
+        columns: usize,
+        /// How its rows are stored.
+        format: crate::WeightFormat,
+    },
+    /// A weight too small for products with bfloat16 activations.
+    #[error(
+        "row {row}, column {column}: expected a weight of zero or at least 2^-56 in magnitude for bf16 activations, found {value:e}"
+    )]
+    TooSmall {
+        /// The weight's row.
+        row: usize,
+        /// Its column.
+        column: usize,
+        /// Its value.
+        value: f32,
+    },
+    /// A matrix of an expert.
+    #[error("expert {expert} {matrix}: {source}")]
+    Expert {
+        /// Number of the expert.
+        expert: usize,
+        /// Name of the matrix.
+        matrix: &'static str,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// A bank of no experts.
     #[error("bank of experts: expected at least one, found none")]
     NoExperts,

@@ -1,13 +1,14 @@
 //! One parallel pass of products over (group of rows, panel of columns), and the layout it writes.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use moe_core::numerics::LANES;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use crate::element::with_element;
-use crate::pack::{PackedRows, grow};
+use crate::element::{Element, Halves, Pairs, with_element};
+use crate::pack::{Layout, PackedRows, grow};
 use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
 use crate::schedule::{for_each_piece, worth_threads};
 use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
@@ -77,11 +78,11 @@ fn panel_of_group(
     for (block, out) in out.chunks_mut(ROW_BLOCK * PANEL_CHUNKS).enumerate() {
         let first = rows.start + block * ROW_BLOCK;
         let rows = first..(first + ROW_BLOCK).min(rows.end);
-        backend.run(Panel { x, rows: rows.clone(), weight: product.weight(), p, out });
+        Panel { x, rows: rows.clone(), weight: product.weight(), p, out }.run_on(backend);
         if let Product::Activated(_, w3) = product {
             let mut factor = [Chunk::ZERO; ROW_BLOCK * PANEL_CHUNKS];
             let factor = &mut factor[..out.len()];
-            backend.run(Panel { x, rows, weight: w3, p, out: factor });
+            Panel { x, rows, weight: w3, p, out: factor }.run_on(backend);
             backend.run(Activate { h: out, factor });
         }
     }
@@ -96,6 +97,16 @@ struct Panel<'a> {
     out: &'a mut [Chunk],
 }
 
+impl Panel<'_> {
+    fn run_on(self, backend: Backend) {
+        match self.x.layout() {
+            Layout::Plain => backend.run(self),
+            Layout::Pairs => backend.run_pairs(Bf16Panel::<Pairs>(self, PhantomData)),
+            Layout::Halves => backend.run(Bf16Panel::<Halves>(self, PhantomData)),
+        }
+    }
+}
+
 impl Kernel for Panel<'_> {
     type Output = ();
 
@@ -107,6 +118,19 @@ impl Kernel for Panel<'_> {
                 with_element!(dtype, E => panel::<S, E>(s, x, rows, weight, p, floats_mut(out)));
             }
         }
+    }
+}
+
+/// The same with activations rounded to bfloat16, for which weights are bfloat16 too.
+struct Bf16Panel<'a, E>(Panel<'a>, PhantomData<E>);
+
+impl<E: Element> Kernel for Bf16Panel<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Panel { x, rows, weight, p, out } = self.0;
+        panel::<S, E>(s, x, rows, weight, p, floats_mut(out));
     }
 }
 
@@ -151,10 +175,10 @@ impl PanelMajor<'_> {
 
     /// Copies chunk `j` of row `m` of `group`, with zeros beyond the last column.
     #[inline(always)]
-    pub(crate) fn copy_chunk(&self, group: &Group, m: usize, j: usize, to: &mut Chunk) {
+    pub(crate) fn copy_chunk(&self, group: &Group, m: usize, j: usize, to: &mut [f32; LANES]) {
         let at =
             group.rows.start * self.panels + j / PANEL_CHUNKS * group.rows.len() + (m - group.rows.start);
-        *to = self.memory[at * PANEL_CHUNKS + j % PANEL_CHUNKS];
+        *to = self.memory[at * PANEL_CHUNKS + j % PANEL_CHUNKS].0;
         let columns = self.columns - j * LANES;
         if columns < LANES {
             to[columns..].fill(0.0);

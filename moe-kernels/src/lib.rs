@@ -11,6 +11,7 @@
 //!
 //! Work runs in the rayon pool that the caller is in, or the global one.
 
+mod activations;
 pub mod attention;
 mod backend;
 mod dtype;
@@ -27,6 +28,7 @@ mod swiglu;
 pub mod vector;
 mod weight;
 
+pub use activations::Activations;
 pub use backend::Backend;
 pub use dtype::Dtype;
 pub use element::{narrow_row, padded_row_bytes, widen_row};

@@ -5,56 +5,67 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
-use crate::Backend;
 use crate::simd::{Kernel, Simd};
+use crate::{Activations, Backend};
 
-/// Floating-point operations a second of fused multiply-adds that never leave the registers, on every thread of the pool.
-pub fn fma_peak(backend: Backend) -> f64 {
-    /// Enough to take milliseconds, few enough for the portable definition to finish.
-    const ROUNDS: usize = 200_000;
+/// Floating-point operations a second of multiplications and additions that never leave the registers, on every thread of
+/// the pool: of fused multiply-adds in f32, or, with bfloat16 activations, of whatever the backend multiplies those by.
+pub fn fma_peak(backend: Backend, activations: Activations) -> f64 {
+    let pairs = activations == Activations::Bf16 && backend.has_pairs();
     let threads = rayon::current_num_threads();
     let best = (0..5)
         .map(|_| {
             let begun = Instant::now();
             (0..threads).into_par_iter().with_max_len(1).for_each(|_| {
-                black_box(backend.run(Chains { rounds: ROUNDS }));
+                black_box(match pairs {
+                    true => backend.run_pairs(Chains::<true>),
+                    false => backend.run(Chains::<false>),
+                });
             });
             begun.elapsed().as_secs_f64()
         })
         .fold(f64::INFINITY, f64::min);
-    (threads * ROUNDS * CHAINS * 16 * 2) as f64 / best
+    (threads * ROUNDS * CHAINS * 16 * if pairs { 4 } else { 2 }) as f64 / best
 }
+
+/// Enough to take milliseconds, few enough for the portable definition to finish.
+const ROUNDS: usize = 200_000;
 
 /// Independent chains: enough to hide the latency of one, few enough for sixteen registers of eight lanes.
-const CHAINS: usize = 6;
+const CHAINS: usize = 12;
 
-struct Chains {
-    rounds: usize,
-}
+struct Chains<const PAIRS: bool>;
 
-impl Kernel for Chains {
+impl<const PAIRS: bool> Kernel for Chains<PAIRS> {
     type Output = f32;
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
         if S::WIDE {
-            chains::<S, { 2 * CHAINS }>(s, a, b, self.rounds / 2)
+            chains::<S, CHAINS, PAIRS>(s, a, b, ROUNDS)
         } else {
-            chains::<S, CHAINS>(s, a, b, self.rounds)
+            chains::<S, CHAINS, PAIRS>(s, a, b, ROUNDS)
         }
     }
 }
 
 #[inline(always)]
-fn chains<S: Simd, const N: usize>(s: S, a: S::F, b: S::F, rounds: usize) -> f32 {
-    let mut acc = [s.splat(1.0); N];
-    for _ in 0..rounds {
-        for v in &mut acc {
-            *v = s.fma(*v, a, b);
-        }
-    }
-    acc.iter().fold(0.0, |sum, v| sum + s.tree_sum(*v))
+fn chains<S: Simd, const N: usize, const PAIRS: bool>(s: S, a: S::F, b: S::F, rounds: usize) -> f32 {
+    let acc = s.by_parts(
+        #[inline(always)]
+        |part| {
+            let (a, b) = (s.part(a, part), s.part(b, part));
+            let mut acc = [s.part(s.splat(1.0), part); N];
+            for _ in 0..rounds {
+                for v in &mut acc {
+                    *v = if PAIRS { s.fma_pairs(a, b, *v) } else { s.fma_part(*v, a, b) };
+                }
+            }
+            [acc]
+        },
+    );
+    acc[0].iter().fold(0.0, |sum, v| sum + s.tree_sum(*v))
 }
 
 /// Bytes a second at which every thread of the pool together reads `memory` once, adding it up.

@@ -3,30 +3,74 @@
 //! A tile of rows is then one stretch of memory for each block, where plain rows of 4096 would compete for the same lines
 //! of the cache.
 
-use moe_core::numerics::{BLOCK, LANES};
+use moe_core::numerics::{BLOCK, LANES, round_to_bf16};
 use ndarray::ArrayView2;
 
-use crate::element::chunks_of;
 use crate::grouped::Group;
 use crate::schedule::for_each_piece;
 use crate::simd::Chunk;
+use crate::{Activations, Backend};
 
-/// Chunks in a whole K block.
+/// Stored chunks of weights in a whole K block.
 pub(crate) const BLOCK_CHUNKS: usize = BLOCK / LANES;
 
 /// Rows of a tile, whose chunks alternate. A group's last tile may have fewer.
 pub(crate) const TILE_ROWS: usize = 4;
 
+/// What a chunk of packed rows is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// Sixteen activations as they are.
+    Plain,
+    /// Thirty-two, rounded to bfloat16.
+    Pairs,
+    /// Half of thirty-two, rounded to bfloat16 and widened again: those of odd index, or, in the next chunk, of even.
+    Halves,
+}
+
+impl Layout {
+    /// How this kind of activations is laid out for this backend.
+    pub(crate) fn of(activations: Activations, backend: Backend) -> Self {
+        match activations {
+            Activations::F32 => Self::Plain,
+            Activations::Bf16 if backend.has_pairs() => Self::Pairs,
+            Activations::Bf16 => Self::Halves,
+        }
+    }
+
+    /// Activations that a chunk, or a pair of chunks, holds.
+    fn count(self) -> usize {
+        match self {
+            Self::Plain => LANES,
+            Self::Pairs | Self::Halves => 2 * LANES,
+        }
+    }
+
+    /// Chunks that hold so many.
+    fn chunks(self) -> usize {
+        match self {
+            Self::Plain | Self::Pairs => 1,
+            Self::Halves => 2,
+        }
+    }
+}
+
 /// Packed rows.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedRows<'a> {
     chunks: &'a [Chunk],
+    layout: Layout,
     rows: usize,
     columns: usize,
     row_chunks: usize,
 }
 
 impl<'a> PackedRows<'a> {
+    /// What their chunks are.
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// Number of columns, without the padding.
     pub(crate) fn columns(&self) -> usize {
         self.columns
@@ -41,80 +85,115 @@ impl<'a> PackedRows<'a> {
     /// Number of K blocks.
     #[inline(always)]
     pub(crate) fn blocks(&self) -> usize {
-        self.row_chunks.div_ceil(BLOCK_CHUNKS)
+        self.row_chunks.div_ceil(self.block_chunks())
     }
 
     /// Block `b` of the tile that begins with row `m` and has so many `rows`: for each chunk of columns, that of each row.
     #[inline(always)]
     pub(crate) fn tile(&self, b: usize, m: usize, rows: usize) -> &'a [Chunk] {
-        let len = block_len(self.row_chunks, b);
-        let at = b * BLOCK_CHUNKS * self.rows + m * len;
+        let len = self.block_len(b);
+        let at = b * self.block_chunks() * self.rows + m * len;
         &self.chunks[at..at + rows * len]
+    }
+
+    /// Chunks of a row in a whole block.
+    #[inline(always)]
+    fn block_chunks(&self) -> usize {
+        BLOCK_CHUNKS * self.layout.chunks()
+    }
+
+    /// Chunks of a row in block `b`.
+    #[inline(always)]
+    fn block_len(&self, b: usize) -> usize {
+        self.block_chunks().min(self.row_chunks - b * self.block_chunks())
     }
 }
 
-/// Chunks of a row in block `b`.
-#[inline(always)]
-fn block_len(row_chunks: usize, b: usize) -> usize {
-    BLOCK_CHUNKS.min(row_chunks - b * BLOCK_CHUNKS)
-}
-
-/// Packs rows of `columns` into `buffer`, which grows if it must: `chunk(g, m, j)` is chunk j of row m, which is in group g.
-/// Groups cover all rows, in order.
+/// Packs rows of `columns` into `buffer`, which grows if it must: `sixteen(g, m, j, to)` copies the sixteen activations from
+/// column 16 · j on of row m, which is in group g, padded with zeros. Groups cover all rows, in order.
 pub(crate) fn pack_with<'a>(
+    layout: Layout,
     buffer: &'a mut Vec<Chunk>,
     groups: &[Group],
     columns: usize,
-    chunk: impl Fn(&Group, usize, usize, &mut Chunk) + Sync,
+    sixteen: impl Fn(&Group, usize, usize, &mut [f32; LANES]) + Sync,
 ) -> PackedRows<'a> {
     let rows = groups.last().map_or(0, |g| g.rows.end);
-    let row_chunks = chunks_of(columns);
-    let total = rows * row_chunks;
+    let units = columns.div_ceil(layout.count());
+    let mut packed = PackedRows { chunks: &[], layout, rows, columns, row_chunks: units * layout.chunks() };
+    let total = rows * packed.row_chunks;
     grow(buffer, total);
-    let blocks = row_chunks.div_ceil(BLOCK_CHUNKS);
+    let blocks = packed.blocks();
     let start = |i: usize| match groups.get(i % groups.len().max(1)) {
         Some(g) if i < blocks * groups.len() => {
             let b = i / groups.len();
-            b * BLOCK_CHUNKS * rows + g.rows.start * block_len(row_chunks, b)
+            b * packed.block_chunks() * rows + g.rows.start * packed.block_len(b)
         }
         _ => total,
     };
     for_each_piece(0..blocks * groups.len(), &mut buffer[..total], &start, total * LANES, &|i, to| {
         let (b, group) = (i / groups.len(), &groups[i % groups.len()]);
-        let len = block_len(row_chunks, b);
+        let len = packed.block_len(b);
         for (t, to) in to.chunks_mut(TILE_ROWS * len).enumerate() {
             let first = group.rows.start + t * TILE_ROWS;
             let rows = to.len() / len;
-            for (j, to) in to.chunks_exact_mut(rows).enumerate() {
-                for (m, to) in to.iter_mut().enumerate() {
-                    chunk(group, first + m, b * BLOCK_CHUNKS + j, to);
+            for (j, to) in to.chunks_exact_mut(rows * layout.chunks()).enumerate() {
+                let j = b * BLOCK_CHUNKS + j;
+                for m in 0..rows {
+                    if layout == Layout::Plain {
+                        sixteen(group, first + m, j, &mut to[m]);
+                        continue;
+                    }
+                    let mut wide = [[0.0; LANES]; 2];
+                    sixteen(group, first + m, 2 * j, &mut wide[0]);
+                    if (2 * j + 1) * LANES < columns {
+                        sixteen(group, first + m, 2 * j + 1, &mut wide[1]);
+                    }
+                    let (odd, even) = rounded(wide.as_flattened());
+                    if layout == Layout::Pairs {
+                        to[m].0 = std::array::from_fn(|i| {
+                            f32::from_bits(odd[i].to_bits() | even[i].to_bits() >> 16)
+                        });
+                    } else {
+                        to[m].0 = odd;
+                        to[rows + m].0 = even;
+                    }
                 }
             }
         }
     });
-    PackedRows { chunks: &buffer[..total], rows, columns, row_chunks }
+    packed.chunks = &buffer[..total];
+    packed
+}
+
+/// The activations of odd index, and those of even, rounded.
+#[inline(always)]
+fn rounded(wide: &[f32]) -> ([f32; LANES], [f32; LANES]) {
+    let every_other = |first: usize| std::array::from_fn(|i| round_to_bf16(wide[2 * i + first]));
+    (every_other(1), every_other(0))
 }
 
 /// Packs the rows of a matrix.
 pub(crate) fn pack<'a>(
+    layout: Layout,
     buffer: &'a mut Vec<Chunk>,
     groups: &[Group],
     x: ArrayView2<'_, f32>,
 ) -> PackedRows<'a> {
     let columns = x.ncols();
-    pack_with(buffer, groups, columns, |_, m, j, to| {
+    pack_with(layout, buffer, groups, columns, |_, m, j, to| {
         let row = x.row(m);
         let (from, until) = (j * LANES, ((j + 1) * LANES).min(columns));
         match row.as_slice() {
             Some(row) => match row[from..until].first_chunk() {
-                Some(whole) => to.0 = *whole,
+                Some(whole) => *to = *whole,
                 None => {
-                    to.0.fill(0.0);
-                    to.0[..until - from].copy_from_slice(&row[from..until]);
+                    to.fill(0.0);
+                    to[..until - from].copy_from_slice(&row[from..until]);
                 }
             },
             None => {
-                to.0.fill(0.0);
+                to.fill(0.0);
                 to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]);
             }
         }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use moe_core::numerics::LANES;
 
 use crate::WeightMatrix;
-use crate::element::{Element, Wide};
+use crate::element::Element;
 use crate::pack::{BLOCK_CHUNKS, PackedRows, TILE_ROWS};
 use crate::simd::{Chunk, Kernel, Simd};
 
@@ -49,12 +49,13 @@ pub(crate) fn panel<S: Simd, E: Element>(
     for out in out.chunks_exact_mut(PANEL) {
         out[..columns.len()].fill(0.0);
     }
-    let ragged = !w.columns().is_multiple_of(LANES);
+    let ragged = !w.columns().is_multiple_of(E::COUNT);
     let widened = E::NARROW && !S::WIDE && rows.len() > FEW_ROWS_IN_REGISTERS;
     let mut panel = Panel { x, rows, w, columns, widened, ragged, out };
     let mut buffer;
     let buffer = if widened || ragged {
-        buffer = [Chunk::ZERO; STRIP * BLOCK_CHUNKS];
+        // For a strip, or four rows of twice as many chunks.
+        buffer = [Chunk::ZERO; 8 * BLOCK_CHUNKS];
         &mut buffer[..]
     } else {
         &mut []
@@ -62,7 +63,7 @@ pub(crate) fn panel<S: Simd, E: Element>(
     if S::WIDE || panel.rows.len() == 1 {
         panel.sweep::<S, E, 4>(s, 4, buffer);
     } else {
-        panel.sweep::<S, E, 3>(s, STRIP, buffer);
+        panel.sweep::<S, E, 3>(s, STRIP / E::CHUNKS, buffer);
     }
 }
 
@@ -130,17 +131,15 @@ impl Panel<'_> {
             };
         let ragged = self.ragged && b == last;
         if ragged || self.widened {
-            for (n, to) in columns.clone().zip(buffer.chunks_exact_mut(BLOCK_CHUNKS)) {
+            let row = E::CHUNKS * BLOCK_CHUNKS;
+            for (n, to) in columns.clone().zip(buffer.chunks_exact_mut(row)) {
                 widen::<S, E>(s, self.w, n, b, to);
             }
-            let wide = WeightRows {
-                bytes: bytemuck::cast_slice(buffer),
-                stride: size_of::<[Chunk; BLOCK_CHUNKS]>(),
-            };
+            let wide = WeightRows { bytes: bytemuck::cast_slice(buffer), stride: row * size_of::<Chunk>() };
             if ragged {
-                self.tiles::<S, Wide, Wide, N>(s, columns, b, wide, wide);
+                self.tiles::<S, E::Widened, E::Widened, N>(s, columns, b, wide, wide);
             } else {
-                self.tiles::<S, Wide, E, N>(s, columns, b, wide, ahead);
+                self.tiles::<S, E::Widened, E, N>(s, columns, b, wide, ahead);
             }
         } else {
             self.tiles::<S, E, E, N>(s, columns, b, w, ahead);
@@ -209,11 +208,17 @@ impl<'a> WeightRows<'a> {
 fn widen<S: Simd, E: Element>(s: S, w: &WeightMatrix, n: usize, b: usize, to: &mut [Chunk]) {
     let (whole, tail) = E::chunks(w.row(n));
     let block = &whole[b * BLOCK_CHUNKS..whole.len().min((b + 1) * BLOCK_CHUNKS)];
-    for (from, to) in block.iter().zip(&mut *to) {
-        s.store(E::load(s, from), to);
+    let (to_block, to_tail) = to.split_at_mut(block.len() * E::CHUNKS);
+    for (from, to) in block.iter().zip(to_block.chunks_exact_mut(E::CHUNKS)) {
+        for (i, to) in to.iter_mut().enumerate() {
+            s.store(E::load(s, from, i), to);
+        }
     }
-    if let (Some(to), false) = (to.get_mut(block.len()), tail.is_empty()) {
-        s.store(E::load(s, &E::padded(tail)), to);
+    if !tail.is_empty() {
+        let tail = E::padded(tail);
+        for (i, to) in to_tail.iter_mut().take(E::CHUNKS).enumerate() {
+            s.store(E::load(s, &tail, i), to);
+        }
     }
 }
 
@@ -234,24 +239,31 @@ impl<E: Element, A: Element, const M: usize, const N: usize> Kernel for Tile<'_,
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (x, _) = self.x.as_chunks::<M>();
-        let w: [_; N] = std::array::from_fn(|n| self.w.row::<E>(n, x.len()));
-        let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<A>(n, x.len()));
+        let len = x.len() / E::CHUNKS;
+        let x = &x[..len * E::CHUNKS];
+        // Where E is A widened, of which there are more.
+        let apart = A::CHUNKS / E::CHUNKS;
+        let w: [_; N] = std::array::from_fn(|n| self.w.row::<E>(n, len));
+        let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<A>(n, len / apart));
         let acc = s.by_parts(
             #[inline(always)]
             |part| {
                 let mut acc = [[s.part(s.splat(0.0), part); N]; M];
-                for j in 0..x.len() {
-                    let mut b = [s.part(s.splat(0.0), part); N];
-                    for n in 0..N {
-                        if part + 1 == S::PARTS {
-                            s.prefetch(&ahead[n][j]);
-                        }
-                        b[n] = s.part(E::load(s, &w[n][j]), part);
-                    }
-                    for m in 0..M {
-                        let a = s.part(s.load(&x[j][m]), part);
+                for j in 0..len {
+                    for i in 0..E::CHUNKS {
+                        let x = &x[j * E::CHUNKS + i];
+                        let mut b = [s.part(s.splat(0.0), part); N];
                         for n in 0..N {
-                            acc[m][n] = s.fma_part(a, b[n], acc[m][n]);
+                            if part + 1 == S::PARTS && i == 0 && j % apart == 0 {
+                                s.prefetch(&ahead[n][j / apart]);
+                            }
+                            b[n] = s.part(E::load(s, &w[n][j], i), part);
+                        }
+                        for m in 0..M {
+                            let a = s.part(s.load(&x[m]), part);
+                            for n in 0..N {
+                                acc[m][n] = E::mul_add(s, a, b[n], acc[m][n]);
+                            }
                         }
                     }
                 }
@@ -293,7 +305,7 @@ pub(crate) fn plain_tile<S: Simd, E: Element, const M: usize, const N: usize>(
     let (x, w) = (x.map(|x| &x[..len]), w.map(|w| &w[..len]));
     let mut acc = [[s.splat(0.0); N]; M];
     for j in 0..len {
-        let b: [S::F; N] = std::array::from_fn(|n| E::load(s, &w[n][j]));
+        let b: [S::F; N] = std::array::from_fn(|n| E::load(s, &w[n][j], 0));
         for m in 0..M {
             let a = s.load(&x[m][j]);
             for n in 0..N {

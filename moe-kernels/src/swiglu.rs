@@ -9,10 +9,10 @@ use moe_core::{Error as CoreError, Experts, GroupedRows, Result as CoreResult, S
 use ndarray::ArrayViewMut2;
 
 use crate::grouped::{Group, Product, products};
-use crate::pack::{pack, pack_with};
+use crate::pack::{Layout, pack, pack_with};
 use crate::schedule::enter;
 use crate::simd::Chunk;
-use crate::{Backend, Error, Result, WeightMatrix};
+use crate::{Activations, Backend, Error, Result, WeightMatrix};
 
 /// The matrices of one expert, as checkpoints name them.
 #[derive(Clone, Debug)]
@@ -32,6 +32,7 @@ pub struct SwiGluExperts {
     dim: usize,
     hidden: usize,
     backend: Backend,
+    activations: Activations,
 }
 
 impl SwiGluExperts {
@@ -53,7 +54,12 @@ impl SwiGluExperts {
                 }
             }
         }
-        Ok(Self { experts, dim, hidden, backend })
+        Ok(Self { experts, dim, hidden, backend, activations: Activations::F32 })
+    }
+
+    /// The same bank with another kind of products.
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// Width of the hidden rows, H.
@@ -81,8 +87,8 @@ impl Experts for SwiGluExperts {
         CoreError::check_shape("expert offsets", &[self.experts.len() + 1], &[rows.offsets().len()])?;
         CoreError::check_shape("expert input", &[count, self.dim], &[count, dim])?;
         CoreError::check_shape("expert output", &[count, self.dim], out.shape())?;
-        swiglu(self.backend, self.hidden, |e| &self.experts[e], rows, scratch, out);
-        Ok(())
+        swiglu(self.backend, self.activations, self.hidden, |e| &self.experts[e], rows, scratch, out)
+            .map_err(CoreError::experts)
     }
 }
 
@@ -91,18 +97,23 @@ impl Experts for SwiGluExperts {
 ///
 /// All experts have H = `hidden`; rows and `out` are `[R, D]`, `out` is overwritten. Only experts with rows are asked for.
 ///
+/// # Errors
+///
+/// Those of [`WeightMatrix::check`], of the experts asked for: none with [`Activations::F32`].
+///
 /// # Panics
 ///
 /// If a weight's shape does not fit.
 #[track_caller]
 pub fn swiglu<'w>(
     backend: Backend,
+    activations: Activations,
     hidden: usize,
     weights: impl Fn(usize) -> &'w SwiGluWeights + Sync,
     rows: GroupedRows<'_>,
     scratch: &mut Scratch,
     out: ArrayViewMut2<'_, f32>,
-) {
+) -> Result<()> {
     let (count, dim) = rows.rows().dim();
     assert_eq!(out.dim(), (count, dim), "shape of the output");
     let SwiGluScratch { groups, packed, panels } = scratch.of();
@@ -119,15 +130,21 @@ pub fn swiglu<'w>(
             "shapes of expert {}",
             group.expert
         );
+        for (matrix, w) in [("w1", w1), ("w2", w2), ("w3", w3)] {
+            let expert = group.expert;
+            w.check(activations).map_err(|e| Error::Expert { expert, matrix, source: Box::new(e) })?;
+        }
     }
+    let layout = Layout::of(activations, backend);
     let activated = |e: usize| Product::Activated(&weights(e).w1, &weights(e).w3);
     let plain = |e: usize| Product::Plain(&weights(e).w2);
     enter(|| {
-        let x = pack(packed, groups, rows.rows());
+        let x = pack(layout, packed, groups, rows.rows());
         let h = products(backend, x, groups, hidden, activated, panels);
-        let h = pack_with(packed, groups, hidden, |group, m, j, to| h.copy_chunk(group, m, j, to));
+        let h = pack_with(layout, packed, groups, hidden, |group, m, j, to| h.copy_chunk(group, m, j, to));
         products(backend, h, groups, dim, plain, panels).copy_to(out);
     });
+    Ok(())
 }
 
 /// What the bank keeps between calls.

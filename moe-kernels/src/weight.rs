@@ -1,8 +1,13 @@
 //! A weight matrix where it lies.
 
-use bytes::Bytes;
+use std::sync::{Arc, OnceLock};
 
-use crate::{Dtype, Error, Result, element};
+use bytes::Bytes;
+use half::bf16;
+use moe_core::numerics::BF16_LEAST;
+use rayon::prelude::*;
+
+use crate::{Activations, Dtype, Error, Result, element};
 
 /// How a row of a weight matrix is stored. Block-quantised formats will stand beside the plain one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +51,8 @@ pub struct WeightMatrix {
     stride: usize,
     rows: usize,
     columns: usize,
+    /// Where the first weight is that bfloat16 activations do not allow, once that was asked.
+    too_small: Arc<OnceLock<Option<usize>>>,
 }
 
 impl WeightMatrix {
@@ -60,7 +67,7 @@ impl WeightMatrix {
         let expected = stride.and_then(|stride| stride.checked_mul(rows));
         match (stride, expected) {
             (Some(stride), Some(expected)) if expected == bytes.len() => {
-                Ok(Self { bytes, format, stride, rows, columns })
+                Ok(Self { bytes, format, stride, rows, columns, too_small: Arc::default() })
             }
             _ => {
                 let expected = expected.map_or_else(|| "too many".to_owned(), |n| n.to_string());
@@ -125,6 +132,29 @@ impl WeightMatrix {
         &self.bytes[i * self.stride..(i + 1) * self.stride]
     }
 
+    /// Whether products of this kind can be made with it: reads the matrix the first time it is asked for bfloat16, and
+    /// remembers the answer for this matrix and its clones.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotBf16`], [`Error::TooSmall`].
+    pub fn check(&self, activations: Activations) -> Result<()> {
+        if activations == Activations::F32 {
+            return Ok(());
+        }
+        if self.format != WeightFormat::Plain(Dtype::Bf16) {
+            return Err(Error::NotBf16 { rows: self.rows, columns: self.columns, format: self.format });
+        }
+        match *self.too_small.get_or_init(|| first_too_small(&self.bytes)) {
+            None => Ok(()),
+            Some(at) => Err(Error::TooSmall {
+                row: at / self.columns,
+                column: at % self.columns,
+                value: bf16::from_le_bytes([self.bytes[2 * at], self.bytes[2 * at + 1]]).to_f32(),
+            }),
+        }
+    }
+
     /// Widens row `i` into `to`, which has one place a column.
     ///
     /// # Panics
@@ -142,4 +172,19 @@ impl std::fmt::Debug for WeightMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "WeightMatrix({} x {} {})", self.rows, self.columns, self.format)
     }
+}
+
+/// Index of the first bfloat16 that is neither zero nor at least [`BF16_LEAST`] in magnitude.
+fn first_too_small(bytes: &[u8]) -> Option<usize> {
+    const PIECE: usize = 1 << 16;
+    let least = (BF16_LEAST.to_bits() >> 16) as u16;
+    // Zero wraps around, and is large.
+    let too_small = |b: &[u8; 2]| (u16::from_le_bytes(*b) & 0x7fff).wrapping_sub(1) < least - 1;
+    let find = |(n, piece): (usize, &[u8])| {
+        let (values, _) = piece.as_chunks();
+        // Without an early exit the check runs at the speed of memory.
+        let any = values.iter().fold(false, |any, b| any | too_small(b));
+        any.then(|| n * PIECE / 2 + values.iter().position(too_small).unwrap_or(0))
+    };
+    bytes.par_chunks(PIECE).enumerate().filter_map(find).min()
 }

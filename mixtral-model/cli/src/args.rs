@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use mixtral_model::Sampling;
-use moe_kernels::{Backend, Dtype};
+use moe_kernels::{Activations, Backend, Dtype};
 use moe_router::RouterSpec;
 
 /// Run a Mixtral model on the CPU.
@@ -35,6 +35,9 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
     #[arg(help = backend_help())]
     pub(crate) backend: Option<Backend>,
+    /// What products do to their activations: f32 is exact, bf16 rounds them and wants bf16 weights
+    #[arg(long, global = true, value_name = "KIND", default_value_t)]
+    pub(crate) activations: Activations,
     /// Element type of cached keys and values; f32 is exact, the others take half the memory
     #[arg(long, global = true, value_name = "TYPE", value_enum, default_value_t)]
     pub(crate) kv_type: KvType,

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use mixtral_model::{Access, Checkpoint, Config, Model, Sampling, Session, SessionOptions, Tokenizer};
+use mixtral_model::{
+    Access, Checkpoint, Compute, Config, Model, Sampling, Session, SessionOptions, Tokenizer,
+};
 
 use crate::args::Common;
 use crate::failure::{Result, warn};
@@ -76,7 +78,8 @@ impl Common {
                 n => warn(&format!("{n} tensors are not used, {first} the first of them")),
             }
         }
-        Ok(Model::load(config, &checkpoint, self.backend.unwrap_or_default())?)
+        let compute = Compute { backend: self.backend.unwrap_or_default(), activations: self.activations };
+        Ok(Model::load(config, &checkpoint, compute)?)
     }
 
     /// Loads the tokenizer of a model.

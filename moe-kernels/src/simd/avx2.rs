@@ -105,6 +105,18 @@ fn widen_bf16(eight: __m128i) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(eight)))
 }
 
+#[inline]
+#[target_feature(enable = "avx2")]
+fn high_halves(lanes: __m256) -> __m256 {
+    _mm256_and_ps(lanes, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low_halves(lanes: __m256) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(lanes)))
+}
+
 /// The two halves of 32 bytes.
 #[inline(always)]
 fn halves(from: &[u8; 32]) -> (&[u8; 16], &[u8; 16]) {
@@ -164,6 +176,18 @@ impl Simd for Avx2 {
     fn fma_part(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: `self` exists only where FMA was detected (`Avx2::new`).
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn high_halves(self, lanes: __m256) -> __m256 {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { high_halves(lanes) }
+    }
+
+    #[inline(always)]
+    fn low_halves(self, lanes: __m256) -> __m256 {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { low_halves(lanes) }
     }
 
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! AVX-512: sixteen lanes in one register.
+//! AVX-512: sixteen lanes in one register, with or without instructions for pairs of bfloat16.
 
 use std::arch::x86_64::*;
 
@@ -6,28 +6,34 @@ use moe_core::numerics::{LANES, ROUND_MAGIC};
 
 use super::{Kernel, Simd};
 
-/// Exists only where AVX-512 F and DQ were detected.
+/// Exists only where AVX-512 F, VL, BW and DQ were detected, and BF16 if so said.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
 /// Lanes 0 to 15.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes(__m512);
 
-impl Avx512 {
-    /// `Some` where the processor has AVX-512 F and DQ.
+impl Avx512<false> {
+    /// `Some` where the processor has AVX-512 F, VL, BW and DQ.
     pub(crate) fn new() -> Option<Self> {
         let detected = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq");
         detected.then_some(Self(()))
+    }
+
+    /// The same with BF16, where the processor has that too.
+    pub(crate) fn with_bf16(self) -> Option<Avx512<true>> {
+        is_x86_feature_detected!("avx512bf16").then_some(Avx512(()))
     }
 
     /// Runs a kernel compiled for these instructions.
     ///
     /// # Safety
     ///
-    /// The processor must have AVX-512 F and DQ, which the existence of `self` shows.
+    /// The processor must have AVX-512 F, VL, BW and DQ, which the existence of `self` shows.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
     pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
@@ -37,9 +43,37 @@ impl Avx512 {
     ///
     /// # Safety
     ///
-    /// The processor must have AVX-512 F, BW and DQ, which the existence of `self` shows.
+    /// As for [`run`](Self::run).
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
+    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+}
+
+impl Avx512<true> {
+    /// The same instructions without BF16.
+    pub(crate) fn without_bf16(self) -> Avx512<false> {
+        Avx512(())
+    }
+
+    /// Runs a kernel compiled for these instructions.
+    ///
+    /// # Safety
+    ///
+    /// The processor must have AVX-512 F, VL, BW, DQ and BF16, which the existence of `self` shows.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
+    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    /// The same, never inlined.
+    ///
+    /// # Safety
+    ///
+    /// As for [`run`](Self::run).
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
     unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
@@ -100,7 +134,30 @@ fn widen_bf16(sixteen: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(sixteen)))
 }
 
-impl Avx512 {
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn high_halves(lanes: __m512) -> __m512 {
+    let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+    _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(lanes), upper))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn low_halves(lanes: __m512) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(lanes)))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn fma_pairs(a: __m512, b: __m512, c: __m512) -> __m512 {
+    // SAFETY: both types are 64 bytes of which any bits are values.
+    let a = unsafe { std::mem::transmute::<__m512, __m512bh>(a) };
+    // SAFETY: as above.
+    let b = unsafe { std::mem::transmute::<__m512, __m512bh>(b) };
+    _mm512_dpbf16_ps(c, a, b)
+}
+
+impl<const BF16: bool> Avx512<BF16> {
     #[inline(always)]
     fn load_32_bytes(self, from: &[u8; 32]) -> __m256i {
         // SAFETY: `self` exists only where AVX-512 F, and so AVX, was detected; `from` is 32 readable bytes, and no
@@ -109,7 +166,7 @@ impl Avx512 {
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = Lanes;
     type Part = Lanes;
     const PARTS: usize = 1;
@@ -136,6 +193,29 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn high_halves(self, lanes: Lanes) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        Lanes(unsafe { high_halves(lanes.0) })
+    }
+
+    #[inline(always)]
+    fn low_halves(self, lanes: Lanes) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        Lanes(unsafe { low_halves(lanes.0) })
+    }
+
+    #[inline(always)]
+    fn fma_pairs(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        if BF16 {
+            // SAFETY: this `self` exists only where BF16 was detected (`Avx512::with_bf16`).
+            Lanes(unsafe { fma_pairs(a.0, b.0, c.0) })
+        } else {
+            let c = self.fma(self.high_halves(a), self.high_halves(b), c);
+            self.fma(self.low_halves(a), self.low_halves(b), c)
+        }
+    }
+
+    #[inline(always)]
     fn by_parts<const M: usize, const N: usize>(
         self,
         f: impl Fn(usize) -> [[Lanes; N]; M],
@@ -145,8 +225,13 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn apart<K: Kernel>(self, kernel: K) -> K::Output {
-        // SAFETY: `self` exists only where AVX-512 F, BW and DQ were detected (`new`).
-        unsafe { self.run_apart(kernel) }
+        if BF16 {
+            // SAFETY: `self` exists only where all of these were detected (`with_bf16`).
+            unsafe { Avx512::<true>(()).run_apart(kernel) }
+        } else {
+            // SAFETY: `self` exists only where all of these were detected (`new`).
+            unsafe { Avx512::<false>(()).run_apart(kernel) }
+        }
     }
 
     #[inline(always)]

@@ -105,6 +105,16 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn part(self, lanes: Self::F, i: usize) -> Self::Part;
     /// [`fma`](Self::fma) on a part.
     fn fma_part(self, a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part;
+    /// The upper halves of lanes, the lower ones zero: of pairs of bfloat16, those with odd index.
+    fn high_halves(self, lanes: Self::Part) -> Self::Part;
+    /// The lower halves of lanes in the place of the upper ones: of pairs of bfloat16, those with even index.
+    fn low_halves(self, lanes: Self::Part) -> Self::Part;
+    /// The products of pairs of bfloat16 added to c: that of the upper halves first, each rounded once.
+    #[inline(always)]
+    fn fma_pairs(self, a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part {
+        let c = self.fma_part(self.high_halves(a), self.high_halves(b), c);
+        self.fma_part(self.low_halves(a), self.low_halves(b), c)
+    }
     /// Computes a tile of chains part by part, so that more chains than half the registers fit: `f(i)` is part i of all.
     fn by_parts<const M: usize, const N: usize>(
         self,

@@ -79,6 +79,14 @@ impl Simd for Portable {
         self.fma(a, b, c)
     }
 
+    fn high_halves(self, lanes: [f32; LANES]) -> [f32; LANES] {
+        lanes.map(|v| f32::from_bits(v.to_bits() & 0xffff_0000))
+    }
+
+    fn low_halves(self, lanes: [f32; LANES]) -> [f32; LANES] {
+        lanes.map(|v| f32::from_bits(v.to_bits() << 16))
+    }
+
     fn by_parts<const M: usize, const N: usize>(
         self,
         f: impl Fn(usize) -> [[[f32; LANES]; N]; M],

@@ -53,7 +53,9 @@ impl Given {
         let checked = parts.and_then(|parts| Ok((parts.check(tensor)?, parts)));
         let (offsets, mut parts) = checked.map_err(|reason| Failure::not_as_expected(&name, reason))?;
         // Each its own number unless they have some, or all would draw alike.
-        parts.sequence_ids.get_or_insert_with(|| (0..offsets.len().saturating_sub(1).max(1) as u64).collect());
+        parts
+            .sequence_ids
+            .get_or_insert_with(|| (0..offsets.len().saturating_sub(1).max(1) as u64).collect());
         let padding = parts.mask.as_ref().map(|mask| mask.iter().map(|real| !real).collect());
         Ok(Self { name, parts, padding, offsets })
     }

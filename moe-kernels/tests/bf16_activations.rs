@@ -1,0 +1,192 @@
+//! Products with bfloat16 activations: every backend against the definition, bit for bit, and what they refuse.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use moe_core::{Experts, GroupedRows, Scratch, numerics};
+use moe_kernels::{
+    Activations, Backend, Dtype, Error, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix,
+};
+use ndarray::{Array2, ArrayView2};
+use support::{Values, bits};
+
+/// `x · wᵀ` by the definition.
+fn product(x: ArrayView2<'_, f32>, w: &WeightMatrix) -> Array2<f32> {
+    let mut row = vec![0.0; w.columns()];
+    let mut y = Array2::zeros((x.nrows(), w.rows()));
+    for n in 0..w.rows() {
+        w.widen_row(n, &mut row);
+        for (x, mut y) in x.rows().into_iter().zip(y.rows_mut()) {
+            y[n] = numerics::dot_bf16(&x.to_vec(), &row);
+        }
+    }
+    y
+}
+
+fn weights(values: &mut Values, rows: usize, columns: usize) -> WeightMatrix {
+    // None is too small: pseudo-random values are multiples of 2^-23.
+    WeightMatrix::rounded(&values.take(rows * columns), Dtype::Bf16, rows, columns).unwrap()
+}
+
+fn linear(x: &Array2<f32>, w: &WeightMatrix, backend: Backend) -> Result<Array2<f32>, Error> {
+    let mut y = Array2::from_elem((x.nrows(), w.rows()), f32::NAN);
+    Linear::new(w.clone(), backend).with_activations(Activations::Bf16).forward(
+        x.view(),
+        &mut LinearScratch::default(),
+        y.view_mut(),
+    )?;
+    Ok(y)
+}
+
+#[test]
+fn linear_is_the_definition() {
+    let mut values = Values::new(31);
+    for (tokens, inner, outer) in [
+        (1, 1, 1),
+        (1, 1031, 53),
+        (2, 64, 70),
+        (3, 100, 5),
+        (4, 2080, 31),
+        (5, 32, 64),
+        (7, 1060, 40),
+        (11, 7, 9),
+        (23, 1090, 50),
+        (131, 40, 65),
+        (140, 1100, 52),
+        (260, 17, 3),
+    ] {
+        let w = weights(&mut values, outer, inner);
+        let mut x = Array2::from_shape_vec((tokens, inner), values.take(tokens * inner)).unwrap();
+        // Large, tiny, too tiny, and zeros of either sign.
+        for (i, v) in x.iter_mut().enumerate() {
+            *v *= [1.0, 1e4, 1.0, 3e-17, 1.0, 1e-20, 1.0, 0.0, -0.0, 1.0, 1e30][i % 11];
+        }
+        let expected = product(x.view(), &w);
+        for backend in Backend::available() {
+            let y = linear(&x, &w, backend).unwrap();
+            assert_eq!(bits(&y), bits(&expected), "{tokens} x {inner} x {outer} {backend}");
+        }
+    }
+}
+
+/// Products near the least there are, whose sums cancel: what an instruction that takes denormals for zero must not meet.
+#[test]
+fn the_smallest_allowed_products_are_exact() {
+    let least = numerics::BF16_LEAST;
+    let tokens = 3;
+    let factors = [1.0, 1.0078125, -1.0, -1.0078125, 1.5, -1.9921875];
+    let w: Vec<f32> = (0..5 * 96).map(|i| least * factors[(i * 5 + i / 7) % 6]).collect();
+    let w = WeightMatrix::rounded(&w, Dtype::Bf16, 5, 96).unwrap();
+    let x = Array2::from_shape_fn((tokens, 96), |(t, i)| least * factors[(i + t) % 6]);
+    let expected = product(x.view(), &w);
+    assert!(expected.iter().any(|v| *v != 0.0));
+    for backend in Backend::available() {
+        assert_eq!(bits(&linear(&x, &w, backend).unwrap()), bits(&expected), "{backend}");
+    }
+}
+
+#[test]
+fn experts_are_the_definition() {
+    let mut values = Values::new(32);
+    for (dim, hidden, groups) in [
+        (5, 3, vec![2, 0, 1]),
+        (70, 1060, vec![0, 0, 6, 30]),
+        (1030, 33, vec![1, 2, 3, 4, 5]),
+        (33, 97, vec![140, 1]),
+    ] {
+        let bank: Vec<_> = (0..groups.len())
+            .map(|_| SwiGluWeights {
+                w1: weights(&mut values, hidden, dim),
+                w2: weights(&mut values, dim, hidden),
+                w3: weights(&mut values, hidden, dim),
+            })
+            .collect();
+        let rows: usize = groups.iter().sum();
+        let x = Array2::from_shape_vec((rows, dim), values.take(rows * dim)).unwrap();
+        let offsets: Vec<usize> = std::iter::once(0)
+            .chain(groups.iter().scan(0, |at, n| {
+                Some({
+                    *at += n;
+                    *at
+                })
+            }))
+            .collect();
+        let mut expected = Array2::zeros((rows, dim));
+        for (e, group) in offsets.windows(2).enumerate() {
+            let rows = ndarray::s![group[0]..group[1], ..];
+            let mut h = product(x.slice(rows), &bank[e].w1);
+            h.zip_mut_with(&product(x.slice(rows), &bank[e].w3), |g, u| *g = numerics::silu(*g) * u);
+            expected.slice_mut(rows).assign(&product(h.view(), &bank[e].w2));
+        }
+        for backend in Backend::available() {
+            let experts =
+                SwiGluExperts::new(bank.clone(), backend).unwrap().with_activations(Activations::Bf16);
+            let mut y = Array2::from_elem((rows, dim), f32::NAN);
+            let grouped = GroupedRows::new(x.view(), &offsets).unwrap();
+            experts.forward(grouped, &mut Scratch::default(), y.view_mut()).unwrap();
+            assert_eq!(bits(&y), bits(&expected), "{dim} x {hidden} {groups:?} {backend}");
+        }
+    }
+}
+
+/// Rounding x to 8 bits changes a dot product by at most 2⁻⁹ of the sum of its terms' magnitudes, besides rounding in f32.
+#[test]
+fn the_error_is_that_of_rounding() {
+    let mut values = Values::new(33);
+    let (tokens, inner, outer) = (9, 3000, 20);
+    let w = weights(&mut values, outer, inner);
+    let x = Array2::from_shape_vec((tokens, inner), values.take(tokens * inner)).unwrap();
+    let y = linear(&x, &w, Backend::best()).unwrap();
+    let mut row = vec![0.0; inner];
+    let mut worst = 0.0f64;
+    for n in 0..outer {
+        w.widen_row(n, &mut row);
+        for t in 0..tokens {
+            let terms =
+                x.row(t).iter().zip(&row).map(|(x, w)| f64::from(*x) * f64::from(*w)).collect::<Vec<_>>();
+            let (exact, size) = (terms.iter().sum::<f64>(), terms.iter().map(|t| t.abs()).sum::<f64>());
+            worst = worst.max((f64::from(y[[t, n]]) - exact).abs() / size);
+        }
+    }
+    assert!(worst < 2f64.powi(-9) * 1.01, "{worst}");
+    assert!(worst > 1e-6, "they are rounded: {worst}");
+}
+
+#[test]
+fn refuses_other_weights() {
+    let x = Array2::zeros((2, 40));
+    let w = WeightMatrix::from_f32(&[0.0; 120], 3, 40).unwrap();
+    let error = linear(&x, &w, Backend::best()).unwrap_err().to_string();
+    assert_eq!(error, "3 x 40 matrix: expected bf16 weights for bf16 activations, found f32");
+
+    let mut values = vec![0.5; 120];
+    values[40 + 7] = -numerics::BF16_LEAST;
+    let fine = WeightMatrix::rounded(&values, Dtype::Bf16, 3, 40).unwrap();
+    linear(&x, &fine, Backend::best()).unwrap();
+    values[40 + 7] *= 0.99;
+    values[50] = 1e-30;
+    let w = WeightMatrix::rounded(&values, Dtype::Bf16, 3, 40).unwrap();
+    let error = linear(&x, &w, Backend::best()).unwrap_err();
+    assert!(matches!(error, Error::TooSmall { row: 1, column: 7, .. }), "{error}");
+    Linear::new(w.clone(), Backend::best())
+        .forward(x.view(), &mut LinearScratch::default(), Array2::zeros((2, 3)).view_mut())
+        .unwrap();
+
+    let square = WeightMatrix::rounded(&[0.5; 9], Dtype::Bf16, 3, 3).unwrap();
+    let small = WeightMatrix::rounded(&[1e-30; 9], Dtype::Bf16, 3, 3).unwrap();
+    let expert = |w3: &WeightMatrix| SwiGluWeights { w1: square.clone(), w2: square.clone(), w3: w3.clone() };
+    let experts = SwiGluExperts::new(vec![expert(&square), expert(&small)], Backend::best()).unwrap();
+    let experts = experts.with_activations(Activations::Bf16);
+    let x = Array2::zeros((1, 3));
+    let run = |offsets: &[usize]| {
+        let rows = GroupedRows::new(x.view(), offsets).unwrap();
+        experts.forward(rows, &mut Scratch::default(), Array2::zeros((1, 3)).view_mut())
+    };
+    run(&[0, 1, 1]).expect("an expert without rows is not asked");
+    let error = run(&[0, 0, 1]).unwrap_err().to_string();
+    assert!(
+        error.contains("expert 1 w3: row 0, column 0: expected a weight of zero or at least 2^-56"),
+        "{error}"
+    );
+}
