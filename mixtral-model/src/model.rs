@@ -250,6 +250,7 @@ impl Model {
             layer.o.forward(attended.view(), linear, delta.view_mut()).map_err(at("o_proj"))?;
             hidden += &delta;
             check_finite(hidden.view(), Some(n), "attention")?;
+            observer.attended(n);
 
             // hidden += moe(norm(hidden))
             vector::rms_norm(backend, hidden.view(), &layer.moe_norm, eps, normed.view_mut());

@@ -7,6 +7,11 @@ use ndarray::ArrayView2;
 
 /// Is told what a forward pass does, layer by layer. `()` looks away.
 pub trait Observer: Send {
+    /// A layer's attention is done: its output has joined the residual stream.
+    fn attended(&mut self, layer: usize) {
+        let _ = layer;
+    }
+
     /// A layer has routed its tokens.
     fn routed(&mut self, routed: &Routed<'_>) {
         let _ = routed;
@@ -24,6 +29,12 @@ impl Observer for () {}
 
 /// Perhaps an observer.
 impl<O: Observer> Observer for Option<O> {
+    fn attended(&mut self, layer: usize) {
+        if let Some(observer) = self {
+            observer.attended(layer);
+        }
+    }
+
     fn routed(&mut self, routed: &Routed<'_>) {
         if let Some(observer) = self {
             observer.routed(routed);
@@ -37,6 +48,11 @@ impl<O: Observer> Observer for Option<O> {
 
 /// Two observers side by side.
 impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn attended(&mut self, layer: usize) {
+        self.0.attended(layer);
+        self.1.attended(layer);
+    }
+
     fn routed(&mut self, routed: &Routed<'_>) {
         self.0.routed(routed);
         self.1.routed(routed);
@@ -49,6 +65,10 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 }
 
 impl<O: Observer + ?Sized> Observer for &mut O {
+    fn attended(&mut self, layer: usize) {
+        (**self).attended(layer);
+    }
+
     fn routed(&mut self, routed: &Routed<'_>) {
         (**self).routed(routed);
     }

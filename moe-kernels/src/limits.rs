@@ -42,11 +42,7 @@ impl<const PAIRS: bool> Kernel for Chains<PAIRS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
-        if S::WIDE {
-            chains::<S, CHAINS, PAIRS>(s, a, b, ROUNDS)
-        } else {
-            chains::<S, CHAINS, PAIRS>(s, a, b, ROUNDS)
-        }
+        chains::<S, CHAINS, PAIRS>(s, a, b, ROUNDS)
     }
 }
 

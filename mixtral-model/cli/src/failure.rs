@@ -13,6 +13,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Model(#[from] mixtral_model::Error),
     #[error(transparent)]
+    Kernels(#[from] moe_kernels::Error),
+    #[error(transparent)]
     Routing(#[from] moe_core::Error),
     /// Something to read, a file or standard input.
     #[error("{name}")]

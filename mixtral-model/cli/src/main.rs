@@ -1,6 +1,7 @@
 //! The `mixtral` command: [`args`] says what it takes, and each subcommand has a module of its name.
 
 mod args;
+mod bench;
 mod chat;
 mod failure;
 mod generate;
@@ -44,5 +45,6 @@ fn run(args: &Args) -> Result<()> {
         Command::Tokenize(args) => tokenize::run(common, args),
         Command::Logits(args) => logits::run(common, args, &interrupt),
         Command::Route(args) => route::run(args),
+        Command::Bench(args) => bench::run(common, args, &interrupt),
     })
 }

@@ -1,0 +1,53 @@
+//! `mixtral bench`: [`layer`] times a layer, [`model`] a model; [`limits`] is what they are compared with.
+
+mod layer;
+mod limits;
+mod model;
+
+use crate::args::{Bench, Common};
+use crate::failure::Result;
+use crate::interrupt::Interrupt;
+use crate::output::Output;
+
+pub(crate) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<()> {
+    let text = match args.layer {
+        Some(shape) => layer::run(common, args, shape, interrupt)?,
+        None => model::run(common, args, interrupt)?,
+    };
+    Ok(Output::new().text(&text)?)
+}
+
+/// The median of some figures, and the least and the greatest.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    least: f64,
+    median: f64,
+    greatest: f64,
+}
+
+impl Spread {
+    /// Of at least one figure.
+    fn of(figures: &[f64]) -> Self {
+        let mut sorted = figures.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
+        Self { least: at(0), median: at(sorted.len() / 2), greatest: at(sorted.len().saturating_sub(1)) }
+    }
+}
+
+/// Rounds for a batch of so many tokens.
+fn rounds(args: &Bench, tokens: usize) -> usize {
+    args.rounds.map_or(if tokens <= 32 { 9 } else { 5 }, usize::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Spread;
+
+    #[test]
+    fn median_least_and_greatest() {
+        let Spread { least, median, greatest } = Spread::of(&[3.0, 1.0, 2.0, 10.0, 0.5]);
+        assert_eq!((least, median, greatest), (0.5, 2.0, 10.0));
+        assert_eq!(Spread::of(&[7.0]).median, 7.0);
+    }
+}

@@ -1,0 +1,267 @@
+//! A model: reading prompts, and continuing sessions together.
+
+use std::fmt::Write as _;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use mixtral_model::{Kind, Model, Observer, Report, Step, Wanted, Workspace};
+use moe_core::Routed;
+use moe_core::numerics::uniform;
+use ndarray::ArrayView2;
+use serde::Serialize;
+
+use super::limits::{Limits, busy_seconds};
+use super::{Spread, rounds};
+use crate::args::{Bench, Common};
+use crate::failure::Result;
+use crate::interrupt::Interrupt;
+
+/// Tokens that a session holds before it is continued.
+const BEFORE: usize = 16;
+
+/// One kind of pass.
+#[derive(Serialize)]
+struct Pass {
+    case: &'static str,
+    sessions: usize,
+    /// Of the pass, all sessions together.
+    tokens: usize,
+    threads: usize,
+    seconds: f64,
+    seconds_min: f64,
+    seconds_max: f64,
+    tokens_per_s: f64,
+    /// Distinct experts with tokens in a layer, on average.
+    experts_touched: f64,
+    /// Of the seconds.
+    attention: f64,
+    router: f64,
+    experts: f64,
+    head: f64,
+    /// Of the threads' time, where the system tells; the rest they waited.
+    busy: Option<f64>,
+    /// Of all matrices but the gates'.
+    share_of_fma_peak: f64,
+    /// Weights that the pass needs, over a plain read.
+    share_of_bandwidth: f64,
+}
+
+pub(super) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<String> {
+    let model = common.load()?;
+    let report = Report::new(model.config(), &common.source().checkpoint(common.access())?)?;
+    let mut bench = ModelBench { common, args, interrupt, model: &model, report: &report, limits: None };
+    let mut passes = Vec::new();
+    for tokens in args.tokens.iter().map(|n| n.get()) {
+        passes.push(bench.prompt(tokens)?);
+    }
+    for sessions in args.sessions.iter().map(|n| n.get()) {
+        passes.push(bench.together(sessions)?);
+    }
+    if args.json {
+        return Ok(serde_json::to_string_pretty(&passes).map_err(std::io::Error::other)? + "\n");
+    }
+    Ok(table(&model, &passes))
+}
+
+struct ModelBench<'a> {
+    common: &'a Common,
+    args: &'a Bench,
+    interrupt: &'a Interrupt,
+    model: &'a Model,
+    report: &'a Report,
+    limits: Option<Limits>,
+}
+
+impl ModelBench<'_> {
+    /// Reading a prompt of so many tokens, of which the last one's logits are wanted.
+    fn prompt(&mut self, tokens: usize) -> Result<Pass> {
+        self.measure("prompt", 1, tokens, 0)
+    }
+
+    /// A token more for each of so many sessions.
+    fn together(&mut self, sessions: usize) -> Result<Pass> {
+        self.measure("together", sessions, 1, BEFORE)
+    }
+
+    fn measure(&mut self, case: &'static str, count: usize, tokens: usize, before: usize) -> Result<Pass> {
+        let compute = self.model.compute();
+        let limits = self.limits.get_or_insert_with(|| Limits::new(compute.backend, compute.activations));
+        let mut workspace = Workspace::new();
+        let mut sessions = Vec::new();
+        let (mut seconds, mut parts, mut busy) = (Vec::new(), Parts::default(), 0.0);
+        let rounds = rounds(self.args, count * tokens);
+        // The first round makes room.
+        for round in 0..=rounds {
+            if before == 0 || round == 0 {
+                sessions = (0..count).map(|_| self.common.session(self.model)).collect::<Result<Vec<_>>>()?;
+            }
+            let ids = |s: usize, count: usize| -> Vec<u32> {
+                let vocabulary = self.model.config().vocab_size as f32;
+                let place = |t| [s as u64, round as u64, t as u64];
+                (0..count).map(|t| (uniform(count as u64, &place(t)) * vocabulary) as u32).collect()
+            };
+            if before > 0 && round == 0 {
+                for (s, session) in sessions.iter_mut().enumerate() {
+                    let ids = ids(s, before);
+                    let step = Step::new(session, &ids).wanted(Wanted::None);
+                    self.model.forward(&mut [step], &mut workspace, &mut self.interrupt.clone())?;
+                }
+            }
+            let ids: Vec<_> = (0..count).map(|s| ids(s, tokens)).collect();
+            let mut steps: Vec<_> = sessions.iter_mut().zip(&ids).map(|(s, ids)| Step::new(s, ids)).collect();
+            let worked = busy_seconds();
+            let mut clock = (Clock::new(), self.interrupt.clone());
+            let begun = Instant::now();
+            self.model.forward(&mut steps, &mut workspace, &mut clock)?;
+            let elapsed = begun.elapsed().as_secs_f64();
+            if round > 0 {
+                parts.add(&clock.0.finish());
+                busy += busy_seconds().zip(worked).map_or(f64::NAN, |(after, before)| after - before);
+                seconds.push(elapsed);
+                limits.measure();
+            }
+        }
+        let (peak, read) = limits.take();
+        let spread = Spread::of(&seconds);
+        let (all, layers) = (seconds.iter().sum::<f64>(), self.model.config().layers);
+        let threads = rayon::current_num_threads();
+        let touched = parts.touched as f64 / (layers * rounds) as f64;
+        let busy = busy / (all * threads as f64);
+        Ok(Pass {
+            case,
+            sessions: count,
+            tokens: count * tokens,
+            threads,
+            seconds: spread.median,
+            seconds_min: spread.least,
+            seconds_max: spread.greatest,
+            tokens_per_s: (count * tokens) as f64 / spread.median,
+            experts_touched: touched,
+            attention: parts.attention / all,
+            router: parts.router / all,
+            experts: parts.experts / all,
+            head: parts.head / all,
+            // Schedulers count in milliseconds.
+            busy: Some(busy).filter(|busy| busy.is_finite() && spread.median > 0.02),
+            share_of_fma_peak: self.flops(count, count * tokens) / spread.median / peak,
+            share_of_bandwidth: self.bytes(touched) / spread.median / read,
+        })
+    }
+
+    /// Operations of the matrices, of which the head's are needed for one token a session.
+    fn flops(&self, sessions: usize, tokens: usize) -> f64 {
+        let config = self.model.config();
+        let experts =
+            self.parameters(Kind::Experts) * config.experts_per_token as f64 / config.experts as f64;
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        2.0 * (tokens as f64 * (self.parameters(Kind::Attention) + experts) + sessions as f64 * head)
+    }
+
+    /// Bytes of weights that a pass reads, where so many experts of a layer have tokens.
+    fn bytes(&self, touched: f64) -> f64 {
+        let needed = |kind: Kind| match kind {
+            Kind::Experts => touched / self.model.config().experts as f64,
+            // A token reads a row of it, but for a head that it is too.
+            Kind::Embedding if !self.model.config().tie_embeddings => 0.0,
+            _ => 1.0,
+        };
+        self.report.kinds.iter().map(|kind| kind.bytes as f64 * needed(kind.kind)).sum()
+    }
+
+    fn parameters(&self, kind: Kind) -> f64 {
+        self.report.kinds.iter().filter(|k| k.kind == kind).map(|k| k.parameters as f64).sum()
+    }
+}
+
+/// Seconds by part of the model.
+#[derive(Clone, Default)]
+struct Parts {
+    attention: f64,
+    router: f64,
+    experts: f64,
+    head: f64,
+    /// Experts with tokens, over the layers.
+    touched: usize,
+}
+
+impl Parts {
+    fn add(&mut self, other: &Self) {
+        self.attention += other.attention;
+        self.router += other.router;
+        self.experts += other.experts;
+        self.head += other.head;
+        self.touched += other.touched;
+    }
+}
+
+/// Times a pass: what ends at an event began at the one before.
+struct Clock {
+    last: Instant,
+    parts: Parts,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { last: Instant::now(), parts: Parts::default() }
+    }
+
+    fn lap(&mut self) -> f64 {
+        let now = Instant::now();
+        (now - std::mem::replace(&mut self.last, now)).as_secs_f64()
+    }
+
+    /// After the pass: what is left is the head's.
+    fn finish(mut self) -> Parts {
+        self.parts.head += self.lap();
+        self.parts
+    }
+}
+
+impl Observer for Clock {
+    fn attended(&mut self, _: usize) {
+        self.parts.attention += self.lap();
+    }
+
+    fn routed(&mut self, routed: &Routed<'_>) {
+        self.parts.router += self.lap();
+        self.parts.touched += routed.plan.expert_offsets().windows(2).filter(|w| w[0] < w[1]).count();
+        self.lap();
+    }
+
+    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
+        self.parts.experts += self.lap();
+        ControlFlow::Continue(())
+    }
+}
+
+fn table(model: &Model, passes: &[Pass]) -> String {
+    let mut text = String::new();
+    let compute = model.compute();
+    let threads = rayon::current_num_threads();
+    let _ = writeln!(text, "{} activations, {}, {threads} threads", compute.activations, compute.backend);
+    let _ = writeln!(
+        text,
+        "                 milliseconds  tokens/s  experts  attention  router  experts  head   busy  of peak  of read"
+    );
+    for p in passes {
+        let what = match p.case {
+            "prompt" => format!("prompt of {}", p.tokens),
+            _ => format!("sessions: {}", p.sessions),
+        };
+        let busy = p.busy.map_or("-".to_owned(), |busy| format!("{:.0} %", busy * 100.0));
+        let _ = writeln!(
+            text,
+            "{what:<16} {:>12.2} {:>9.1} {:>8.1} {:>8.0} % {:>5.0} % {:>6.0} % {:>3.0} % {busy:>6} {:>6.0} % {:>6.0} %",
+            p.seconds * 1e3,
+            p.tokens_per_s,
+            p.experts_touched,
+            p.attention * 100.0,
+            p.router * 100.0,
+            p.experts * 100.0,
+            p.head * 100.0,
+            p.share_of_fma_peak * 100.0,
+            p.share_of_bandwidth * 100.0,
+        );
+    }
+    text
+}
