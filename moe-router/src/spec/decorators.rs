@@ -24,7 +24,8 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
                 Kind::Word(&["choices", "tokens"]),
                 "choices",
                 "what the factor multiplies: choices or tokens an expert",
-            ),
+            )
+            .only("with factor", |s| s.has("factor")),
             PLACES,
             ROUNDING,
             LEAST,
@@ -122,7 +123,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         settings: &[
             Setting::optional("ratio", Kind::Single, "the least, as a share of the token's greatest weight"),
             Setting::optional("weight", Kind::Single, "the least, in place of a ratio"),
-            Setting::or("keep", Kind::Whole, "1", "first choices that always stay"),
+            Setting::or("keep", Kind::Whole, "1", "first choices that always stay; one does in any case"),
         ],
         build: skip_light,
     },
