@@ -120,8 +120,6 @@ proptest! {
 fn every_example_builds_routes_and_keeps_its_promises() {
     let logits = Array2::from_shape_fn((20, 16), |(t, e)| ((7 * t + 5 * e * e) % 23) as f32 / 8.0 - 1.0);
     let (ids, noise) = ((0..20).collect::<Vec<u32>>(), vec![0.5; 20 * 16]);
-    let rows = TokenRows::new(&noise, 16).unwrap();
-    let context = TokenContext::new().with_token_ids(&ids).with_noise_logits(rows);
     for entry in RouterSpec::catalogue() {
         let spec: RouterSpec = entry.example.parse().unwrap_or_else(|e| panic!("{}: {e}", entry.name));
         assert_eq!(spec.to_string(), entry.example, "examples are canonical");
@@ -137,6 +135,8 @@ fn every_example_builds_routes_and_keeps_its_promises() {
         assert_eq!(router.locality(), promised, "{}", entry.name);
         let experts = if entry.name == "threshold" { 8 } else { 16 };
         let logits = logits.slice(ndarray::s![.., ..experts]);
+        let rows = TokenRows::new(&noise[..20 * experts], experts).unwrap();
+        let context = TokenContext::new().with_token_ids(&ids).with_noise_logits(rows);
         let mut out = Assignments::new();
         out.reset(20, experts).unwrap();
         router.route(&RouteInput::new(logits, context).unwrap(), &mut out).unwrap();
