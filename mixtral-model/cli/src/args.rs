@@ -250,7 +250,7 @@ pub(crate) struct Logits {
 ///   mask          T bits: 1 if the token is real, 0 if it is padding
 ///   positions     T whole numbers: places in the sequence, for draws [default: 0, 1, ...]
 ///   sequences     S whole numbers: lengths of the sequences [default: all tokens are one]
-///   sequence_ids  S whole numbers: a name for each sequence, for draws [default: 0]
+///   sequence_ids  S whole numbers: a name for each sequence, for draws [default: 0, 1, ...]
 ///   bias          E numbers, for the router that takes a selection bias
 ///   noise         numbers in place of draws: [T, E] normal for gaussian-noise and learned-noise,
 ///                 [T, E] uniform in 0..1 for jitter and random-second, [T, 2 E + 2] for

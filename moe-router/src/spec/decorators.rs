@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         name: "capped",
         about: "as far as experts have places",
         paper: "2006.16668 (GShard); 2101.03961 (Switch); 2106.05974 (V-MoE)",
-        locality: "batch; causal with places, turn=token",
+        locality: "batch; causal with places, turn=token, by position",
         may_drop: true,
         decorates: true,
         constructor: "Capped::new(inner, capacity)?",
@@ -114,7 +114,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "skip-light",
         about: "without choices that weigh little beside the greatest",
-        paper: "2402.14800 (NAEE)",
+        paper: "2402.14800 (NAEE); 2202.08906 (ST-MoE)",
         locality: "inner",
         may_drop: false,
         decorates: true,

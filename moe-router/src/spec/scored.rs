@@ -106,7 +106,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "deepseek-v4",
         about: "square root of softplus, chosen with a bias",
-        paper: "DeepSeek-V4",
+        paper: "2606.19348 (DeepSeek-V4)",
         locality: "token",
         may_drop: false,
         decorates: false,
@@ -120,7 +120,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "afmoe",
         about: "sigmoid, chosen with a bias",
-        paper: "AFMoE (Arcee)",
+        paper: "2602.17004 (AFMoE)",
         locality: "token",
         may_drop: false,
         decorates: false,
