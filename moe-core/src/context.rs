@@ -243,9 +243,12 @@ impl<'a> RouteInput<'a> {
     ///
     /// # Errors
     ///
-    /// If the context does not fit T tokens.
+    /// If the context does not fit T tokens, or its noise logits E experts, whether or not the router looks at them.
     pub fn new(logits: ArrayView2<'a, f32>, context: TokenContext<'a>) -> Result<Self> {
         context.check(logits.nrows())?;
+        if let Some(rows) = context.noise_logits {
+            Error::check_shape("noise logits", logits.shape(), &[rows.tokens(), rows.columns()])?;
+        }
         Ok(Self { logits, context })
     }
 

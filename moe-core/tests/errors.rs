@@ -5,7 +5,8 @@ mod common;
 
 use common::{Best, FirstColumns, Fixed, Linear, forward, layer, matrix};
 use moe_core::{
-    Assignments, Error, Expert, LinearGate, MoeLayer, PerExpert, Result, Stage, TokenContext, Workspace,
+    Assignments, Error, Expert, LinearGate, MoeLayer, PerExpert, Result, Stage, TokenContext, TokenRows,
+    Workspace,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
@@ -38,6 +39,10 @@ fn shapes() {
     assert_eq!(found, "layer output: expected shape [3, 4], found [2, 4]");
     let found = run(TokenContext::new().with_positions(&[0]), matrix(0, 2, 4).view());
     assert_eq!(found, "positions: expected 2 entries, found 1");
+    // Whether or not the router looks at them.
+    let noise_logits = TokenContext::new().with_noise_logits(TokenRows::new(&[0.0; 6], 3).unwrap());
+    let found = run(noise_logits, matrix(0, 2, 4).view());
+    assert_eq!(found, "noise logits: expected shape [2, 2], found [2, 3]");
     let found = run(TokenContext::new().with_sequences(&[0, 1]), matrix(0, 2, 4).view());
     assert_eq!(found, "sequence offsets: expected an ascending list from 0 to 2, found [0, 1]");
 }

@@ -3,9 +3,10 @@
 //! `cargo run --release -p moe-router --example custom_router`
 
 use moe_core::{
-    Assignments, Expert, LinearGate, Locality, MoeLayer, PerExpert, Result, RouteInput, Router, TokenContext,
-    Workspace, numerics,
+    Assignments, Expert, LinearGate, Locality, MoeLayer, PerExpert, Result, RouteInput, Routed, Router,
+    TokenContext, Workspace, numerics,
 };
+use moe_router::metrics::TemporalLocality;
 use moe_router::{Capacity, Capped, Renormalized, TopK};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
@@ -69,24 +70,27 @@ fn main() -> Result<()> {
     let mut y = Array2::zeros((TOKENS, DIM));
     let mut workspace = Workspace::new();
     println!("{TOKENS} tokens, {EXPERTS} experts\n");
-    println!("router                 locality  rows  dropped  max/mean  entropy  load");
+    println!("router                 locality  rows  dropped  max/mean  entropy  again  load");
     for (name, router) in routers {
+        // A metric is told of every routing: how often a token's first expert is that of the token before.
+        let mut again = TemporalLocality::default();
         layer.forward_with(
             router,
             hidden.view(),
             TokenContext::new(),
             &mut workspace,
-            &mut (),
+            &mut |routed: &Routed<'_>| again.add(routed),
             y.view_mut(),
         )?;
         let (plan, locality) = (workspace.plan(), format!("{:?}", router.locality()));
         let s = plan.stats();
         println!(
-            "{name:<22} {locality:<8} {:>5} {:>7.1}% {:>9.2} {:>8.3}  {:?}",
+            "{name:<22} {locality:<8} {:>5} {:>7.1}% {:>9.2} {:>8.3} {:>5.0}%  {:?}",
             plan.rows(),
             100.0 * s.drop_rate,
             s.max_over_mean,
             s.entropy,
+            100.0 * again.first.rate(),
             s.load
         );
     }

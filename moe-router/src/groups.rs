@@ -44,12 +44,14 @@ impl ExpertGroups {
     }
 
     fn new(groups: usize, kept: usize, by: GroupScore) -> Result<Self> {
+        let wrong = |expected, found: usize| {
+            Err(Error::Router { setting: "expert groups", expected, found: found.to_string() })
+        };
+        if groups == 0 {
+            return wrong("at least 1 group".into(), groups);
+        }
         if kept == 0 || kept > groups {
-            return Err(Error::Router {
-                setting: "expert groups",
-                expected: format!("from 1 to {groups} groups kept"),
-                found: kept.to_string(),
-            });
+            return wrong(format!("from 1 to {groups} groups kept"), kept);
         }
         Ok(Self { groups, kept, by })
     }

@@ -12,8 +12,8 @@
 //! | [`ScoredTopK`], p-norm | DBRX | token | no | `ScoredTopK::dbrx(4, Some(1.0))?` |
 //! | [`ScoredTopK`], softmax, device-limited | DeepSeek-V2, [2405.04434] | token | no | `ScoredTopK::deepseek_v2(6, 16.0)?.within(ExpertGroups::by_best(8, 3)?)` |
 //! | [`ScoredTopK`], sigmoid, bias, node-limited | DeepSeek-V3, [2412.19437] | token | no | `ScoredTopK::deepseek_v3(8, bias, ExpertGroups::by_two_best(8, 4)?, 2.5)?` |
-//! | [`ScoredTopK`], √softplus, bias | DeepSeek-V4 | token | no | `ScoredTopK::deepseek_v4(6, bias, 1.5)?` |
-//! | [`ScoredTopK`], sigmoid, bias | AFMoE | token | no | `ScoredTopK::afmoe(8, bias, 2.826)?` |
+//! | [`ScoredTopK`], √softplus, bias | DeepSeek-V4, [2606.19348] | token | no | `ScoredTopK::deepseek_v4(6, bias, 1.5)?` |
+//! | [`ScoredTopK`], sigmoid, bias | AFMoE, [2602.17004] | token | no | `ScoredTopK::afmoe(8, bias, 2.826)?` |
 //! | | MiniMax-M2, Laguna | token | no | `ScoredTopK::minimax_m2(8, bias)?`, `ScoredTopK::laguna(8, bias)?` |
 //! | | LFM2-MoE | token | no | `ScoredTopK::lfm2(4, 1.0)?.with_bias(bias)?` |
 //! | [`ScoredTopK`], softmax, bias | ERNIE 4.5 | token | no | `ScoredTopK::ernie_4_5(6, bias, 1e-12)?` |
@@ -114,7 +114,9 @@
 //! [2412.14711]: https://arxiv.org/abs/2412.14711
 //! [2412.19437]: https://arxiv.org/abs/2412.19437
 //! [2509.01322]: https://arxiv.org/abs/2509.01322
+//! [2602.17004]: https://arxiv.org/abs/2602.17004
 //! [2603.11535]: https://arxiv.org/abs/2603.11535
+//! [2606.19348]: https://arxiv.org/abs/2606.19348
 #![forbid(unsafe_code)]
 
 // Training and measuring.

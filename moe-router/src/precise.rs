@@ -34,6 +34,11 @@ pub(crate) fn softplus(x: f64) -> f64 {
     x.max(0.0) + libm::log1p(libm::exp(-x.abs()))
 }
 
+/// `ln softplus(x)`, which is x within rounding where exp(x) is below 2⁻⁵³.
+pub(crate) fn log_softplus(x: f64) -> f64 {
+    if x < -37.0 { x } else { libm::log(softplus(x)) }
+}
+
 /// `Σ -p ln p`, where 0 ln 0 is 0.
 pub(crate) fn entropy(p: impl IntoIterator<Item = f64>) -> f64 {
     p.into_iter().filter(|&p| p > 0.0).map(|p| -p * libm::log(p)).sum()
@@ -66,16 +71,20 @@ pub(crate) fn normal_tail(x: f64) -> f64 {
     normal_density(x) / (1..=100).rev().fold(x, |fraction, n| x + f64::from(n) / fraction)
 }
 
+/// Chances and probabilities that count as 0: slopes by smaller ones, which are up to n/x, would overflow.
+const NEGLIGIBLE: f64 = 1e-290;
+
 /// The squared coefficient of variation `var(x) / mean(x)²` (population variance), and its derivative by each x.
 ///
-/// Both are 0 where there is no value, or all are 0.
+/// Both are 0 where there is no value, or none is above [`NEGLIGIBLE`].
 pub(crate) fn cv_squared(x: &[f64]) -> (f64, Vec<f64>) {
     let n = x.len() as f64;
     let mean = x.iter().sum::<f64>() / n;
-    if x.iter().all(|&v| v == 0.0) {
+    if x.iter().all(|&v| v <= NEGLIGIBLE) {
         return (0.0, vec![0.0; x.len()]);
     }
-    let value = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n / (mean * mean);
+    // The square of a small mean would be 0.
+    let value = x.iter().map(|v| ((v - mean) / mean).powi(2)).sum::<f64>() / n;
     let slope = |v: f64| 2.0 / (n * mean) * ((v - mean) / mean - value);
     (value, x.iter().map(|&v| slope(v)).collect())
 }
@@ -120,6 +129,9 @@ mod tests {
         // A multiple of all changes nothing.
         assert!([1.0, 2.0, 3.0].iter().zip(&slope).map(|(x, d)| x * d).sum::<f64>().abs() < 1e-15);
         assert_eq!(cv_squared(&[0.0; 4]), (0.0, vec![0.0; 4]));
+        assert_eq!(cv_squared(&[1e-300; 4]), (0.0, vec![0.0; 4]));
+        let (small, slope) = cv_squared(&[1e-280, 2e-280, 3e-280]);
+        assert!((small - 1.0 / 6.0).abs() < 1e-15 && slope.iter().all(|d| d.is_finite()));
         assert_eq!(cv_squared(&[]), (0.0, vec![]));
     }
 
@@ -127,6 +139,8 @@ mod tests {
     fn both_ends() {
         assert_eq!(softplus(-1e4), 0.0);
         assert_eq!(softplus(1e4), 1e4);
+        assert_eq!([log_softplus(-1e4), log_softplus(1.0)], [-1e4, softplus(1.0).ln()]);
+        assert!((log_softplus(-37.0) / -37.0 - 1.0).abs() < 1e-15);
         assert!((softplus(-40.0) / (-40f64).exp() - 1.0).abs() < 1e-15);
         assert_eq!(log_sum_exp([1e4, 1e4].into_iter()), 1e4 + 2f64.ln());
         assert_eq!([sigmoid(-1e4), sigmoid(0.0), sigmoid(1e4)], [0.0, 0.5, 1.0]);

@@ -12,6 +12,10 @@ use crate::select;
 /// its softmax over the unmasked ones. For the second choice the first one is out, and m is the maximum of the rest. The two
 /// weights come of two softmaxes and do not sum to 1. A NaN is chosen last.
 ///
+/// Where the first choice leaves nothing but logits of negative infinity, the second is the lowest expert of those, with
+/// weight 0, as such an expert has in every router under softmax. (The reference divides 0 by 0: its weight is NaN.) A token
+/// that has no other logits at all has NaN for both, which sealing refuses.
+///
 /// In [training](Self::sampling) each choice is drawn from that softmax: the greatest of `s - ln x` over the unmasked, x
 /// exponential with mean 1. Its weight is its softmax again, times 0.3333 unless it is the greatest s or a uniform number is
 /// above 0.75. (That factor belongs to the midpoint method of the backward pass, which is not computed here.)
@@ -68,6 +72,9 @@ impl SparseMixer {
             let keys = free.map(|(e, &s)| select::key(s, e));
             keys.max().map_or(0, select::index)
         };
+        if taken.is_some() && scores.iter().all(|&s| s == f32::NEG_INFINITY) {
+            return (best(scores), 0.0);
+        }
         if !self.sampling {
             let choice = best(scores);
             numerics::softmax(p);

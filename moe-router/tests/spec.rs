@@ -120,8 +120,6 @@ proptest! {
 fn every_example_builds_routes_and_keeps_its_promises() {
     let logits = Array2::from_shape_fn((20, 16), |(t, e)| ((7 * t + 5 * e * e) % 23) as f32 / 8.0 - 1.0);
     let (ids, noise) = ((0..20).collect::<Vec<u32>>(), vec![0.5; 20 * 16]);
-    let rows = TokenRows::new(&noise, 16).unwrap();
-    let context = TokenContext::new().with_token_ids(&ids).with_noise_logits(rows);
     for entry in RouterSpec::catalogue() {
         let spec: RouterSpec = entry.example.parse().unwrap_or_else(|e| panic!("{}: {e}", entry.name));
         assert_eq!(spec.to_string(), entry.example, "examples are canonical");
@@ -137,6 +135,8 @@ fn every_example_builds_routes_and_keeps_its_promises() {
         assert_eq!(router.locality(), promised, "{}", entry.name);
         let experts = if entry.name == "threshold" { 8 } else { 16 };
         let logits = logits.slice(ndarray::s![.., ..experts]);
+        let rows = TokenRows::new(&noise[..20 * experts], experts).unwrap();
+        let context = TokenContext::new().with_token_ids(&ids).with_noise_logits(rows);
         let mut out = Assignments::new();
         out.reset(20, experts).unwrap();
         router.route(&RouteInput::new(logits, context).unwrap(), &mut out).unwrap();
@@ -295,6 +295,22 @@ fn errors_point_at_what_is_wrong() {
         ("expert-choice:capacity=1e999", 23, "expected a number, found \"1e999\""),
         ("expert-choice", 0, "one of capacity, places (capacity), found neither"),
         ("expert-choice:capacity=1,places=2", 0, "one of capacity, places (capacity), found both"),
+        (
+            "scored:k=2,score=sigmoid, epsilon = 1",
+            26,
+            "expected epsilon only with divide=sum or divide=at-least, found \"epsilon = 1\"",
+        ),
+        ("scored:k=2,score=softmax,divide=norm,epsilon=1", 37, "only with divide=sum or divide=at-least"),
+        ("scored:p=2,k=2,score=softmax,divide=sum", 7, "expected p only with divide=norm, found \"p=2\""),
+        ("scored:k=2,score=sigmoid,group-score=two-best", 25, "group-score only with groups above 1"),
+        ("hash:seed=1,table=[0,1]", 5, "expected seed only without table, found \"seed=1\""),
+        ("hash:table=[0,1],seed=1", 17, "expected seed only without table, found \"seed=1\""),
+        ("capped(relu):places=2,of=tokens", 22, "expected of only with factor, found \"of=tokens\""),
+        ("capped(relu):rounding=down,places=2", 13, "expected rounding only without places"),
+        ("jitter(expert-choice:places=2,rounding=down):epsilon=0", 30, "rounding only without places"),
+        ("capped-expert-choice:places=2,most=1,rounding=half-even", 37, "rounding only without places"),
+        ("deepseek-v3:k=2,groups=0", 0, "expected at least 1 group (expert groups), found 0"),
+        ("deepseek-v2:k=2,groups=4,kept=0", 0, "expected from 1 to 4 groups kept (expert groups), found 0"),
         ("capped", 6, "expected \"(\" and another router, found the end"),
         ("capped(", 7, "expected the name of a router"),
         ("capped(top-k:k=2", 16, "expected \")\", found the end"),
@@ -318,6 +334,36 @@ fn errors_point_at_what_is_wrong() {
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
+}
+
+/// What is as by default does what it would do anyway.
+#[test]
+fn defaults_may_be_written_out() {
+    for (text, canonical) in [
+        (
+            "scored:k=2,score=sigmoid,divide=nothing,epsilon=0,p=1,group-score=best",
+            "scored:k=2,score=sigmoid",
+        ),
+        ("hash:seed=0,table=[1]", "hash:table=[1]"),
+        ("capped(relu):places=2,of=choices,rounding=up", "capped(relu):places=2"),
+    ] {
+        assert_eq!(text.parse::<RouterSpec>().unwrap().to_string(), canonical);
+    }
+}
+
+/// A condition names settings that there are.
+#[test]
+fn conditions_are_of_the_same_router() {
+    let mut conditions = 0;
+    for entry in RouterSpec::catalogue() {
+        for when in entry.settings.iter().filter_map(Setting::condition) {
+            let others: Vec<&str> = when.split([' ', '=']).collect();
+            let named = entry.settings.iter().any(|s| others.contains(&s.name));
+            assert!(named, "{}: only {when}", entry.name);
+            conditions += 1;
+        }
+    }
+    assert_eq!(conditions, 8);
 }
 
 #[test]

@@ -254,7 +254,7 @@ pub(crate) struct Logits {
 ///   mask          T bits: 1 if the token is real, 0 if it is padding
 ///   positions     T whole numbers: places in the sequence, for draws [default: 0, 1, ...]
 ///   sequences     S whole numbers: lengths of the sequences [default: all tokens are one]
-///   sequence_ids  S whole numbers: a name for each sequence, for draws [default: 0]
+///   sequence_ids  S whole numbers: a name for each sequence, for draws [default: 0, 1, ...]
 ///   bias          E numbers, for the router that takes a selection bias
 ///   noise         numbers in place of draws: [T, E] normal for gaussian-noise and learned-noise,
 ///                 [T, E] uniform in 0..1 for jitter and random-second, [T, 2 E + 2] for
@@ -262,9 +262,9 @@ pub(crate) struct Logits {
 ///   noise_logits  [T, E] numbers, for learned-noise
 ///
 /// In JSON, [T, E] is a list of T lists, a number may be "nan", "inf" or "-inf", a bit true or false,
-/// and there are no other keys. In safetensors, numbers are F32, F16 or BF16, whole numbers any
+/// and there are no other keys. In safetensors, numbers are F64, F32, F16 or BF16, whole numbers any
 /// integers, bits integers or BOOL; other tensors are not looked at, so that FILE may be what
-/// `mixtral logits --out` wrote.
+/// `mixtral logits --out` wrote. Numbers are taken as f32: one too great for that is an error.
 ///
 /// With --json, "assignments" are each token's kept choices, best first, in token order, and
 /// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.
@@ -296,6 +296,9 @@ pub(crate) struct Route {
     /// Seed of routers that draw
     #[arg(long, short, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// The layer whose logits these are, for routers that draw: each layer draws its own numbers
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) layer: usize,
     /// List the routers, what they do, their settings and where they are from
     #[arg(long, conflicts_with_all = ["logits", "router"])]
     pub(crate) list: bool,

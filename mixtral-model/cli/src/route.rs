@@ -23,7 +23,7 @@ pub(crate) fn run(args: &Route) -> Result<()> {
     }
     let router = spec.build()?;
 
-    let input = given.input(args.seed)?;
+    let input = given.input(args.seed, args.layer)?;
     let (mut assignments, mut plan) = (Assignments::new(), RoutingPlan::new());
     assignments.reset(input.tokens(), input.experts())?;
     router.route(&input, &mut assignments).map_err(|error| given.blame(error))?;

@@ -22,7 +22,8 @@
 //! [`Renormalized`](crate::Renormalized) (NLLB) is `.normalized(Normalizer::SumAtLeast { floor: f32::EPSILON })`,
 //! and `over_refused_too` if it stands inside a capacity. Under [`Perturbed`](crate::Perturbed) the gradient is by the noisy logits.
 //!
-//! A bias that takes part in the choice alone has no gradient. Everything is computed in f64 from the f32 logits.
+//! The weights of [`Hash`](struct@crate::Hash) and [`RandomChoice`](crate::RandomChoice) are constants, and a bias that takes part
+//! in the choice alone has no gradient. Everything is computed in f64 from the f32 logits.
 
 mod sparse_mixer;
 mod weighting;

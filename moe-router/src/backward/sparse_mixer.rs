@@ -13,6 +13,8 @@ use crate::precise::softmax;
 /// one that is not the greatest is at times a third of `p[c]`, so that on average it is Heun's third-order rule: then this
 /// is an estimator, and the factor stays out of the backward.
 ///
+/// A second choice among nothing but logits of negative infinity, whose weight is the constant 0, sends nothing back.
+///
 /// [2409.12136]: https://arxiv.org/abs/2409.12136
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SparseMixer {
@@ -41,7 +43,12 @@ impl SparseMixer {
         let mut gradient = Array2::zeros(logits.raw_dim());
         for (t, row) in logits.rows().into_iter().enumerate() {
             for (slot, (&c, &u)) in chosen[t].iter().zip(&upstream[t]).enumerate() {
-                let p = self.probabilities(row, (slot == 1).then_some(chosen[t][0]));
+                let taken = (slot == 1).then_some(chosen[t][0]);
+                let nothing_left = |(e, &l): (usize, &f32)| Some(e) == taken || l == f32::NEG_INFINITY;
+                if taken.is_some() && row.indexed_iter().all(nothing_left) {
+                    continue;
+                }
+                let p = self.probabilities(row, taken);
                 let u = f64::from(u) * p[c];
                 p.iter().enumerate().for_each(|(e, p)| gradient[[t, e]] -= u * p);
                 gradient[[t, c]] += u;

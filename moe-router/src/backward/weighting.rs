@@ -3,15 +3,17 @@
 use moe_core::{Error, Result, RoutingPlan};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
-use crate::precise::{sigmoid, softmax, softplus, widened};
+use crate::precise::{log_softplus, log_sum_exp, sigmoid, softmax, softplus, widened};
 use crate::{Normalizer, Score};
 
 /// How weights are made of logits once the experts are chosen: `wₑ = scale · normalized(score(l))ₑ`.
 ///
 /// [`TopK::weighting`](crate::TopK::weighting) and [`ScoredTopK::weighting`](crate::ScoredTopK::weighting) give that of a router.
 /// [`Score`] and [`Normalizer`] are the router's own, computed here in f64. Where a normaliser divides by 0, weights and
-/// gradients are not finite. `√softplus` has the derivative 0 where it is 0, its limit (PyTorch gives NaN); the infinite norm's is
-/// shared out among equal greatest scores.
+/// gradients are not finite. Where weights are ratios of scores that are not negative, they are made of logarithms, so that
+/// only scores of 0 proper, as of logits of negative infinity, divide by 0: sigmoids of -1000 still have their ratio.
+/// `√softplus` has the derivative 0 where it is 0, its limit (PyTorch gives NaN); the infinite norm's is shared out among equal
+/// greatest scores.
 ///
 /// ```
 /// use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
@@ -139,6 +141,10 @@ impl Weighting {
 
     /// The weights of a token's chosen experts.
     pub(crate) fn of_token(&self, row: ArrayView1<'_, f32>, chosen: &[usize]) -> Vec<f64> {
+        if let Some(p) = self.ratio_norm() {
+            let (w, _) = ratios(&self.logarithms(row, chosen), p);
+            return w.into_iter().map(|w| self.scale * w).collect();
+        }
         let (mut s, _) = self.scores(row, chosen);
         if self.normalizer == Normalizer::Softmax {
             let logits = std::mem::take(&mut s);
@@ -160,9 +166,18 @@ impl Weighting {
         if chosen.is_empty() {
             return;
         }
+        let logit = |e: usize| f64::from(row[e]);
+        if let Some(p) = self.ratio_norm() {
+            // w = scale s / N:  ∂L/∂(ln sⱼ) = scale (uⱼ wⱼ - Nⱼ Σ u w),  Nⱼ = ∂(ln N)/∂(ln sⱼ).
+            let (w, slopes) = ratios(&self.logarithms(row, chosen), p);
+            let mean = dot(upstream, &w);
+            for (((&e, w), slope), u) in chosen.iter().zip(&w).zip(&slopes).zip(upstream) {
+                add(e, self.scale * (u * w - slope * mean) * self.slope_of_logarithm(logit(e)));
+            }
+            return;
+        }
         let (s, all) = self.scores(row, chosen);
         let g = self.by_score(&s, upstream);
-        let logit = |e: usize| f64::from(row[e]);
         let each = chosen.iter().zip(s.iter().zip(&g));
         match self.score {
             Score::Logit => each.for_each(|(&e, (_, g))| add(e, *g)),
@@ -197,6 +212,37 @@ impl Weighting {
         upstream.iter().enumerate().map(|(j, u)| self.scale * (u - slope(j) * mean) / divisor).collect()
     }
 
+    /// The order of the norm that scores are divided by, where a common factor of them changes no weight and none is negative.
+    fn ratio_norm(&self) -> Option<f64> {
+        match self.normalizer {
+            _ if self.score == Score::Logit => None,
+            Normalizer::Sum { epsilon: 0.0 } | Normalizer::SumAtLeast { floor: 0.0 } => Some(1.0),
+            Normalizer::Norm { p } => Some(p.into()),
+            _ => None,
+        }
+    }
+
+    /// `ln s` of the scores of the chosen.
+    fn logarithms(&self, row: ArrayView1<'_, f32>, chosen: &[usize]) -> Vec<f64> {
+        let total = if self.score == Score::Softmax { log_sum_exp(widened(row)) } else { 0.0 };
+        let logarithm = |l: f64| match self.score {
+            Score::Sigmoid => -softplus(-l),
+            Score::SqrtSoftplus => log_softplus(l) / 2.0,
+            // A NaN and a positive infinity anywhere in the row make it NaN.
+            Score::Softmax | Score::Logit => l - total,
+        };
+        chosen.iter().map(|&e| logarithm(row[e].into())).collect()
+    }
+
+    /// `∂(ln s)/∂l`, but for what is the same for all experts.
+    fn slope_of_logarithm(&self, l: f64) -> f64 {
+        match self.score {
+            Score::Sigmoid => sigmoid(-l),
+            Score::SqrtSoftplus => libm::exp(-softplus(-l) - log_softplus(l)) / 2.0,
+            Score::Softmax | Score::Logit => 1.0,
+        }
+    }
+
     /// The scores of the chosen; and of all, where they are made of all.
     fn scores(&self, row: ArrayView1<'_, f32>, chosen: &[usize]) -> (Vec<f64>, Vec<f64>) {
         let mut all = vec![];
@@ -229,6 +275,22 @@ impl Weighting {
             }
         }
     }
+}
+
+/// Of scores s > 0 given as `ln s`: `s / ‖s‖` by the norm of order p, and `∂(ln ‖s‖)/∂(ln s) = (s / ‖s‖)ᵖ`.
+fn ratios(logarithms: &[f64], p: f64) -> (Vec<f64>, Vec<f64>) {
+    let top = logarithms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let of_top: Vec<f64> = logarithms.iter().map(|s| libm::exp(s - top)).collect();
+    if p == f64::INFINITY {
+        let greatest = of_top.iter().filter(|&&s| s == 1.0).count() as f64;
+        let slopes = of_top.iter().map(|&s| if s == 1.0 { 1.0 / greatest } else { 0.0 }).collect();
+        return (of_top, slopes);
+    }
+    let mut slopes: Vec<f64> = logarithms.iter().map(|s| libm::exp(p * (s - top))).collect();
+    let sum: f64 = slopes.iter().sum();
+    slopes.iter_mut().for_each(|s| *s /= sum);
+    let norm = libm::pow(sum, 1.0 / p);
+    (of_top.into_iter().map(|s| s / norm).collect(), slopes)
 }
 
 /// `(Σ |s|ᵖ)^(1/p)` and its derivatives, `sign(s) (|s| / norm)^(p - 1)`.

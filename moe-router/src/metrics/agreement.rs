@@ -4,7 +4,7 @@ use moe_core::Routed;
 
 use super::Proportion;
 use crate::asked::{Asked, present};
-use crate::precise::{softmax, widened};
+use crate::precise::{log_sum_exp, widened};
 
 /// How far a routing is from another of the same tokens: two routers, two engines, two checkpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -29,7 +29,6 @@ impl Agreement {
     pub fn add(&mut self, a: &Routed<'_>, b: &Routed<'_>) {
         assert_eq!(a.logits.dim(), b.logits.dim(), "two routings of the same tokens and experts");
         let (asked_a, asked_b) = (Asked::of(a.plan), Asked::of(b.plan));
-        let (mut p, mut q) = (vec![], vec![]);
         for t in present(&a.input(), 0..a.plan.tokens()) {
             let (x, y) = (asked_a.experts(t), asked_b.experts(t));
             let common = x.iter().filter(|e| y.contains(e)).count();
@@ -39,13 +38,11 @@ impl Agreement {
             self.overlap += if either == 0 { 1.0 } else { common as f64 / either as f64 };
 
             let (row_a, row_b) = (a.logits.row(t), b.logits.row(t));
-            softmax(widened(row_a), &mut p);
-            softmax(widened(row_b), &mut q);
-            self.kl += divergence(&p, &q);
+            self.kl += divergence(widened(row_a), widened(row_b));
             if !x.is_empty() {
-                softmax(x.iter().map(|&e| f64::from(row_a[e])), &mut p);
-                softmax(x.iter().map(|&e| f64::from(row_b[e])), &mut q);
-                self.kl_over_chosen += divergence(&p, &q);
+                let of_chosen = |e: &usize| (f64::from(row_a[*e]), f64::from(row_b[*e]));
+                let both = x.iter().map(of_chosen);
+                self.kl_over_chosen += divergence(both.clone().map(|l| l.0), both.map(|l| l.1));
             }
         }
     }
@@ -76,8 +73,15 @@ impl Agreement {
     }
 }
 
-/// `Σ p ln(p / q)`: never negative, infinite where q is 0 and p is not.
-fn divergence(p: &[f64], q: &[f64]) -> f64 {
-    let terms = p.iter().zip(q).filter(|(p, _)| **p > 0.0).map(|(p, q)| p * libm::log(p / q));
-    terms.sum::<f64>().max(0.0)
+/// `Σ p ln(p / q)` of the softmaxes p and q of two rows of logits: never negative, infinite where q is 0 and p is not.
+fn divergence(a: impl Iterator<Item = f64> + Clone, b: impl Iterator<Item = f64> + Clone) -> f64 {
+    let (of_a, of_b) = (log_sum_exp(a.clone()), log_sum_exp(b.clone()));
+    let term = |(a, b): (f64, f64)| {
+        let p = libm::exp(a - of_a);
+        // In logarithms: q may underflow where ln q does not.
+        if p == 0.0 { 0.0 } else { p * ((a - of_a) - (b - of_b)) }
+    };
+    let sum: f64 = a.zip(b).map(term).sum();
+    // Written so that NaN stays.
+    if sum < 0.0 { 0.0 } else { sum }
 }

@@ -53,7 +53,11 @@ pub struct Setting {
     pub about: &'static str,
     pub(super) kind: Kind,
     default: Default,
+    only: Option<Condition>,
 }
+
+/// Other settings without which a setting would do nothing, in words and as a test.
+type Condition = (&'static str, fn(Settings<'_>) -> bool);
 
 #[derive(Clone, Copy, Debug)]
 enum Default {
@@ -65,12 +69,12 @@ enum Default {
 impl Setting {
     /// One that must be given.
     pub(super) const fn required(name: &'static str, kind: Kind, about: &'static str) -> Self {
-        Self { name, about, kind, default: Default::Required }
+        Self { name, about, kind, default: Default::Required, only: None }
     }
 
     /// One that may be left out, and is then not there.
     pub(super) const fn optional(name: &'static str, kind: Kind, about: &'static str) -> Self {
-        Self { name, about, kind, default: Default::Absent }
+        Self { name, about, kind, default: Default::Absent, only: None }
     }
 
     /// One with a value if it is left out.
@@ -80,7 +84,22 @@ impl Setting {
         default: &'static str,
         about: &'static str,
     ) -> Self {
-        Self { name, about, kind, default: Default::Text(default) }
+        Self { name, about, kind, default: Default::Text(default), only: None }
+    }
+
+    /// The same, refused where it would do nothing; `when` completes "only".
+    pub(super) const fn only(self, when: &'static str, holds: fn(Settings<'_>) -> bool) -> Self {
+        Self { only: Some((when, holds)), ..self }
+    }
+
+    /// Beside which other settings it may be given, if not beside any: `with divide=norm`, `without places`.
+    pub fn condition(&self) -> Option<&'static str> {
+        self.only.map(|(when, _)| when)
+    }
+
+    /// Whether it does something beside these.
+    pub(super) fn applies(&self, settings: Settings<'_>) -> bool {
+        self.only.is_none_or(|(_, holds)| holds(settings))
     }
 
     /// Whether it must be given.
@@ -128,7 +147,8 @@ pub(super) const SCALE: Setting = Setting::or("scale", Kind::Single, "1.0", "mul
 pub(super) const PLACES: Setting =
     Setting::optional("places", Kind::Whole, "the places of an expert, in place of a factor");
 pub(super) const ROUNDING: Setting =
-    Setting::or("rounding", Kind::Word(&["up", "down", "half-even"]), "up", "of fractional places");
+    Setting::or("rounding", Kind::Word(&["up", "down", "half-even"]), "up", "of fractional places")
+        .only("without places", |s| !s.has("places"));
 pub(super) const LEAST: Setting = Setting::or("min", Kind::Whole, "0", "fewest places of an expert");
 pub(super) const MULTIPLE: Setting =
     Setting::or("multiple", Kind::Whole, "1", "what places are rounded up to a multiple of");

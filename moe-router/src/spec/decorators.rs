@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         name: "capped",
         about: "as far as experts have places",
         paper: "2006.16668 (GShard); 2101.03961 (Switch); 2106.05974 (V-MoE)",
-        locality: "batch; causal with places, turn=token",
+        locality: "batch; causal with places, turn=token, by position",
         may_drop: true,
         decorates: true,
         constructor: "Capped::new(inner, capacity)?",
@@ -24,7 +24,8 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
                 Kind::Word(&["choices", "tokens"]),
                 "choices",
                 "what the factor multiplies: choices or tokens an expert",
-            ),
+            )
+            .only("with factor", |s| s.has("factor")),
             PLACES,
             ROUNDING,
             LEAST,
@@ -113,7 +114,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "skip-light",
         about: "without choices that weigh little beside the greatest",
-        paper: "2402.14800 (NAEE)",
+        paper: "2402.14800 (NAEE); 2202.08906 (ST-MoE)",
         locality: "inner",
         may_drop: false,
         decorates: true,
@@ -122,7 +123,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         settings: &[
             Setting::optional("ratio", Kind::Single, "the least, as a share of the token's greatest weight"),
             Setting::optional("weight", Kind::Single, "the least, in place of a ratio"),
-            Setting::or("keep", Kind::Whole, "1", "first choices that always stay"),
+            Setting::or("keep", Kind::Whole, "1", "first choices that always stay; one does in any case"),
         ],
         build: skip_light,
     },

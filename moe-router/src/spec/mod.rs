@@ -27,7 +27,8 @@ use settings::{Settings, Value};
 /// Decorators have another router in brackets, at most 16 in each other. Spaces may stand between the parts. Names, settings,
 /// defaults and what they mean are the [catalogue](Self::catalogue)'s. A spec that was parsed has settings that the routers
 /// themselves accept, so that [`build`](Self::build) succeeds; whether they fit a layer (its number of experts, say) shows
-/// when it routes. Settings that cost time have a limit, so that a text from outside cannot keep a machine busy.
+/// when it routes. A setting that would do nothing beside the others, such as `p` without `divide=norm`, is an error, unless it is
+/// as by default. Settings that cost time have a limit, so that a text from outside cannot keep a machine busy.
 ///
 /// `Display` writes the canonical form: settings in the order of the catalogue, without those that are as by default. It
 /// parses back to an equal spec. With the feature `serde`, a spec is that string.

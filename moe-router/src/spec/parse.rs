@@ -1,10 +1,11 @@
 //! From text to spec, left to right, without backing up.
 
+use std::ops::Range;
 use std::str::FromStr;
 
 use moe_core::Error;
 
-use super::settings::{Value, one_of};
+use super::settings::{Settings, Value, one_of};
 use super::{RouterEntry, RouterSpec, SpecError, catalogue};
 use crate::Dense;
 
@@ -73,25 +74,43 @@ impl<'t> Parser<'t> {
 
     fn settings(&mut self, spec: &mut RouterSpec) -> Result<(), SpecError> {
         let entry = spec.entry;
-        let mut given = vec![false; entry.settings.len()];
+        // Where each setting begins and ends, if it is there.
+        let mut given: Vec<Option<Range<usize>>> = vec![None; entry.settings.len()];
         let mut more = self.take(':');
         while more {
+            self.spaces();
+            let start = self.at;
             let (i, value) = self.setting(entry, &given)?;
-            given[i] = true;
+            given[i] = Some(start..self.at);
             spec.values[i] =
                 Some(value).filter(|value| entry.settings[i].default_value().as_ref() != Some(value));
             more = self.take(',');
         }
-        let missing =
-            entry.settings.iter().zip(given).find(|(setting, given)| setting.is_required() && !given);
-        match missing {
-            Some((setting, _)) => Err(self.unexpected(&format!("the setting {setting} of {}", entry.name))),
-            None => Ok(()),
+        let missing = entry
+            .settings
+            .iter()
+            .zip(&given)
+            .find(|(setting, given)| setting.is_required() && given.is_none());
+        if let Some((setting, _)) = missing {
+            return Err(self.unexpected(&format!("the setting {setting} of {}", entry.name)));
         }
+        // One that is as by default does what it would do anyway.
+        let settings = Settings { entry, values: &spec.values };
+        for ((setting, given), value) in entry.settings.iter().zip(given).zip(&spec.values) {
+            if let (Some(given), Some(_), false) = (given, value, setting.applies(settings)) {
+                let when = setting.condition().unwrap_or_default();
+                let expected = format!("{} only {when}", setting.name);
+                return Err(SpecError::new(given.start, expected, quote(&self.text[given])));
+            }
+        }
+        Ok(())
     }
 
-    fn setting(&mut self, entry: &RouterEntry, given: &[bool]) -> Result<(usize, Value), SpecError> {
-        self.spaces();
+    fn setting(
+        &mut self,
+        entry: &RouterEntry,
+        given: &[Option<Range<usize>>],
+    ) -> Result<(usize, Value), SpecError> {
         let start = self.at;
         let name = self.word("():,=");
         let Some(i) = entry.settings.iter().position(|setting| setting.name == name) else {
@@ -104,7 +123,7 @@ impl<'t> Parser<'t> {
                 _ => SpecError::new(start, expected, quote(name)),
             });
         };
-        if given[i] {
+        if given[i].is_some() {
             return Err(SpecError::new(start, "each setting once", format!("{name} again")));
         }
         if !self.take('=') {

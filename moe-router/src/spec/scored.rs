@@ -39,15 +39,20 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
                 Kind::Word(&["best", "two-best"]),
                 "best",
                 "of a group: its best score, or the sum of its two best",
-            ),
+            )
+            .only("with groups above 1", |s| s.whole("groups") > 1),
             Setting::or(
                 "divide",
                 Kind::Word(&["nothing", "softmax", "sum", "at-least", "norm"]),
                 "nothing",
                 "what weights are divided by",
             ),
-            Setting::or("epsilon", Kind::Single, "0.0", "added to a sum; the floor of at-least"),
-            Setting::or("p", Kind::Single, "1.0", "of the norm"),
+            Setting::or("epsilon", Kind::Single, "0.0", "added to a sum; the floor of at-least")
+                .only("with divide=sum or divide=at-least", |s| {
+                    ["sum", "at-least"].contains(&s.word("divide"))
+                }),
+            Setting::or("p", Kind::Single, "1.0", "of the norm")
+                .only("with divide=norm", |s| s.word("divide") == "norm"),
             SCALE,
         ],
         build: |s, _| Ok(Box::new(scored(s)?)),
@@ -101,7 +106,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "deepseek-v4",
         about: "square root of softplus, chosen with a bias",
-        paper: "DeepSeek-V4",
+        paper: "2606.19348 (DeepSeek-V4)",
         locality: "token",
         may_drop: false,
         decorates: false,
@@ -115,7 +120,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
         name: "afmoe",
         about: "sigmoid, chosen with a bias",
-        paper: "AFMoE (Arcee)",
+        paper: "2602.17004 (AFMoE)",
         locality: "token",
         may_drop: false,
         decorates: false,

@@ -124,7 +124,8 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         constructor: "Hash::new(seed)",
         example: "hash",
         settings: &[
-            Setting::or("seed", Kind::Whole, "0", "of a random function"),
+            Setting::or("seed", Kind::Whole, "0", "of a random function")
+                .only("without table", |s| !s.has("table")),
             Setting::optional("table", Kind::Wholes, "the expert of each id, in place of a random function"),
         ],
         build: |s, _| {

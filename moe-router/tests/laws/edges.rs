@@ -49,6 +49,28 @@ fn many_experts_all_chosen() {
     }
 }
 
+/// The laws of `quantities`, for every router at the width of DeepSeek-V3.
+#[test]
+fn two_hundred_and_fifty_six_experts() {
+    let logits =
+        Array2::from_shape_fn((12, 256), |(t, e)| ((t * 256 + e) * 7919 % 1024) as f32 / 128.0 - 4.0);
+    for listed in routers(256) {
+        let plan = route(&*listed.router, logits.view(), TokenContext::new());
+        assert!(plan.row_weights().iter().all(|w| w.is_finite() && *w >= 0.0), "{}", listed.name);
+        let k = listed.k.unwrap_or(1);
+        assert!(listed.k.is_none() || plan.rows() + plan.refused().len() == 12 * k, "{}", listed.name);
+        if let Some(capacity) = listed.capacity {
+            let places = capacity.places(12, 12 * k, 256).unwrap();
+            assert!((0..256).all(|e| plan.expert_rows(e).len() <= places), "{}", listed.name);
+        }
+        for t in (0..12).filter(|&t| listed.sums_to_one && plan.choices(t).len() == k) {
+            let sum: f32 = plan.choices(t).map(|c| c.weight).sum();
+            // As `quantities::SUM_BOUND`, for up to 256 weights.
+            assert!((sum - 1.0).abs() <= 2.0 * 3.0 * 256.0 / 16_777_216.0, "{}: {sum}", listed.name);
+        }
+    }
+}
+
 #[test]
 fn equal_scores_go_to_the_lower_index() {
     let logits = array![[1.0, 2.0, 2.0, 1.0], [0.0, -0.0, 0.0, -0.0], [2.0, 1.0, 2.0, 2.0]];

@@ -349,3 +349,24 @@ fn sparse_mixer_needs_its_draws() {
     assert!(error(&sampling, one.view(), TokenContext::new()).contains("at least 2 experts, found 1"));
     assert!(SparseMixer::new(f32::NAN).is_err());
 }
+
+/// A second choice among nothing but masked experts has weight 0, as a masked expert has under softmax.
+#[test]
+fn sparse_mixer_with_one_expert_open() {
+    const OUT: f32 = f32::NEG_INFINITY;
+    let router = SparseMixer::new(0.01).unwrap();
+    let logits = array![[1.0, OUT, OUT, OUT], [OUT, OUT, -3.0, OUT], [OUT, 0.0, OUT, 1.0]];
+    for router in [router, router.sampling()] {
+        let plan = route(&router, logits.view(), TokenContext::new());
+        let of = |t| plan.choices(t).map(|c| (c.expert, c.weight)).collect::<Vec<_>>();
+        assert_eq!(of(0), [(0, 1.0), (1, 0.0)]);
+        assert_eq!(of(1), [(2, 1.0), (0, 0.0)]);
+        assert_eq!(of(2).iter().map(|c| c.0).sum::<usize>(), 4);
+    }
+    // Nothing at all is open: no weight.
+    let closed = array![[OUT, OUT, OUT]];
+    let mut out = Assignments::new();
+    out.reset(1, 3).unwrap();
+    router.route(&RouteInput::new(closed.view(), TokenContext::new()).unwrap(), &mut out).unwrap();
+    assert!(RoutingPlan::new().seal(&out).is_err());
+}

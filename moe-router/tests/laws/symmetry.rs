@@ -26,8 +26,52 @@ fn separated(router: &dyn Router, logits: &Array2<f32>) -> bool {
     scores.rows().into_iter().chain(scores.columns()).all(|lane| apart(lane.to_vec())) && apart(best)
 }
 
+/// Routers that a constant added to a token's logits may change: those by sigmoid, softplus, the logit itself or a share of it, the
+/// one that hashes words made of logits, and those whose sums then round otherwise (noise, Sinkhorn). All others are softmax routers.
+const SEES_SHIFTS: [&str; 16] = [
+    "deepseek-v3",
+    "deepseek-v4",
+    "afmoe",
+    "minimax",
+    "lfm2",
+    "llama 4",
+    "cohere 2",
+    "relu",
+    "threshold",
+    "base",
+    "sparse mixer",
+    "jitter",
+    "hash",
+    "noisy",
+    "noisy second",
+    "sinkhorn",
+];
+
 proptest! {
     #![proptest_config(config())]
+
+    /// Logits in eighths and whole constants, so that no difference of logits rounds: the same bits.
+    #[test]
+    fn softmax_routers_see_no_constant(batch in batches(), constants in proptest::array::uniform24(-100i8..100)) {
+        let eighths = batch.logits.mapv(|l| (8.0 * l).round() / 8.0);
+        let mut shifted = eighths.clone();
+        for (mut row, c) in shifted.rows_mut().into_iter().zip(constants) {
+            row += f32::from(c);
+        }
+        let mut looked_at = 0;
+        for listed in batch.routers() {
+            if SEES_SHIFTS.iter().any(|name| listed.name == *name || listed.name.starts_with(&format!("{name} "))) {
+                continue;
+            }
+            let plan = route(&*listed.router, eighths.view(), batch.padded());
+            let moved = route(&*listed.router, shifted.view(), batch.padded());
+            for t in 0..batch.tokens() {
+                prop_assert_eq!(decisions(&moved, t), decisions(&plan, t), "{}: token {}", &listed.name, t);
+            }
+            looked_at += 1;
+        }
+        prop_assert!(looked_at >= 40, "{}", looked_at);
+    }
 
     #[test]
     fn permuting_tokens_permutes_decisions(batch in batches(), seed: u64) {

@@ -1,7 +1,7 @@
 //! Every gradient against differences of the value, in f64.
 
 use moe_core::{RouteInput, Routed};
-use moe_router::backward::Weighting;
+use moe_router::backward::{SparseMixer, Weighting};
 use moe_router::losses::{
     Affinity, CommunicationBalance, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance,
     ZLoss,
@@ -233,6 +233,39 @@ fn infinite_norms_by_hand() {
     assert!(distance < BOUND, "{distance}");
 }
 
+/// Scores that are 0 in f64, whose ratios are not: weights and gradients are those of the ratios.
+#[test]
+fn ratios_of_scores_too_small_to_divide() {
+    let far = Batch::plain(ndarray::array![[-1000.0f32, -1001.0, -1000.5, 0.0]], &[&[0, 1, 2]]);
+    let plan = far.plan();
+    let divided = |score, normalizer| Weighting::new(score).normalized(normalizer).unwrap();
+    for score in [Score::Softmax, Score::Sigmoid, Score::SqrtSoftplus] {
+        for normalizer in [
+            Normalizer::Sum { epsilon: 0.0 },
+            Normalizer::SumAtLeast { floor: 0.0 },
+            Normalizer::Norm { p: 0.5 },
+            Normalizer::Norm { p: 2.0 },
+            Normalizer::Norm { p: f32::INFINITY },
+        ] {
+            let weighting = divided(score, normalizer);
+            let weights = weighting.weights(far.logits.view(), &plan);
+            // √ makes half of a distance of logits.
+            let by = if score == Score::SqrtSoftplus { 0.5 } else { 1.0 };
+            let ratio = weights[1] / weights[0];
+            assert!((ratio.ln() + by).abs() < 1e-12, "{score:?} {normalizer:?}: {weights:?}");
+            let of = |l: ArrayView2<'_, f32>| weighting.weights(l, &plan)[1];
+            let gradient = weighting.gradient(far.logits.view(), &plan, &[0.0, 1.0, 0.0]);
+            let off = distance(&far.logits, &gradient, of);
+            assert!(off < BOUND, "{score:?} {normalizer:?}: {off}");
+            assert!(gradient[[0, 0]] < -0.01, "{gradient}");
+        }
+    }
+    // Scores of 0 exactly are no ratio.
+    let closed = Batch::plain(ndarray::array![[f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0]], &[&[0, 1]]);
+    let weighting = divided(Score::Sigmoid, Normalizer::Sum { epsilon: 0.0 });
+    assert!(weighting.weights(closed.logits.view(), &closed.plan()).iter().all(|w| w.is_nan()));
+}
+
 /// A score of exactly 0 has derivative 0, not NaN.
 #[test]
 fn the_far_end_of_softplus() {
@@ -241,4 +274,14 @@ fn the_far_end_of_softplus() {
     let gradient = weighting.gradient(batch.logits.view(), &batch.plan(), &[1.0, 2.0]);
     assert_eq!(gradient[[0, 0]], 0.0);
     assert!(gradient[[0, 1]].is_finite());
+}
+
+/// SparseMixer's second choice has the constant weight 0 where the first leaves nothing open.
+#[test]
+fn sparse_mixer_with_one_expert_open() {
+    const OUT: f32 = f32::NEG_INFINITY;
+    let logits = ndarray::array![[1.0, OUT, OUT], [1.0, OUT, 0.995]];
+    let gradient = SparseMixer::new(0.01).gradient(logits.view(), &[[0, 1], [0, 2]], &[[1.0, 1.0]; 2]);
+    assert!(gradient.row(0).iter().all(|&d| d == 0.0), "{gradient}");
+    assert!(gradient[[1, 0]] > 0.2 && gradient[[1, 1]] == 0.0, "{gradient}");
 }

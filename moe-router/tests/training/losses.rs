@@ -246,6 +246,40 @@ fn layers_of_different_length() {
     assert!((loss.value() - 2.0 * (1.0 / 16.0 + 9.0 / 16.0)).abs() < 1e-15);
 }
 
+/// Sigmoids of these logits are 0 in f64; their shares are not.
+#[test]
+fn sigmoids_too_small_to_divide() {
+    let by = std::f32::consts::LN_2;
+    let balance = |logits: Array2<f32>| {
+        let batch = Batch::plain(logits, &[&[0]]);
+        let plan = batch.plan();
+        let loss = SequenceBalance::of(&batch.routed(&plan), Affinity::Sigmoid);
+        let devices = DeviceBalance::of(&batch.routed(&plan), Affinity::Sigmoid, &[0, 1]);
+        assert_eq!((loss.value(), loss.gradient()), (devices.value(), devices.gradient()));
+        (loss.value(), loss.gradient())
+    };
+    assert_eq!(balance(array![[-1000.0, -1000.0]]), (1.0, array![[0.5, -0.5]]));
+    assert_eq!(balance(array![[-3e38, -3e38]]).0, 1.0);
+    // 2σ₀/(σ₀ + σ₁) with σ₀ = 2σ₁, but for the rounding of the logit.
+    let (value, gradient) = balance(array![[-128.0 + by, -128.0]]);
+    assert!((value - 4.0 / 3.0).abs() < 1e-5, "{value}");
+    assert!((gradient[[0, 0]] - 4.0 / 9.0).abs() < 1e-5, "{gradient}");
+    // A masked expert has no share, and no pull.
+    assert_eq!(balance(array![[-1000.0, f32::NEG_INFINITY]]), (2.0, array![[0.0, 0.0]]));
+}
+
+/// The chance of every expert is some 1e-200, whose square is 0.
+#[test]
+fn chances_too_small_to_square() {
+    let batch = Batch::plain(array![[0.0, -0.5, 0.25]], &[&[0]]);
+    let noisy = array![[30.0f32, 30.0, 30.0]];
+    let load = Load::of(&batch.input(), noisy.view(), 1, 1.0);
+    let gradient = load.gradient();
+    assert!(load.chances()[0].iter().all(|&c| 0.0 < c && c < 1e-180), "{:?}", load.chances());
+    assert!((1.0..=2.0).contains(&load.value()), "{}", load.value());
+    assert!(gradient.logits.iter().all(|d| d.is_finite() && d.abs() > 1e-9), "{gradient:?}");
+}
+
 #[test]
 fn of_nothing() {
     let empty = Batch::plain(Array2::zeros((0, 3)), &[]);

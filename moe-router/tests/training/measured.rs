@@ -2,6 +2,7 @@
 
 use moe_router::losses::{Entropy, ZLoss};
 use moe_router::metrics::{Agreement, CoActivation, Confidence, Proportion, TemporalLocality, Transitions};
+use ndarray::array;
 use proptest::prelude::*;
 
 use crate::batch::{Batch, batches, config};
@@ -30,6 +31,19 @@ fn agreement(a: &Batch, b: &Batch) -> Agreement {
     let mut agreement = Agreement::default();
     agreement.add(&a.routed(&a.plan()), &b.routed(&b.plan()));
     agreement
+}
+
+/// q is 0 in f64, its logarithm is not; a logit of negative infinity is.
+#[test]
+fn divergence_from_what_is_all_but_impossible() {
+    let of = |logits| Batch::plain(logits, &[&[0, 1]]);
+    let kl = |a: &Batch, b: &Batch| (agreement(a, b).kl(), agreement(a, b).kl_over_chosen());
+    let (sure, other) = (of(array![[0.0f32, -2000.0]]), of(array![[-1000.0f32, 0.0]]));
+    assert_eq!(kl(&sure, &other), (1000.0, 1000.0));
+    let closed = |logit: f32| of(array![[logit, 0.0]]);
+    assert_eq!(kl(&sure, &closed(f32::NEG_INFINITY)).0, f64::INFINITY);
+    assert_eq!(kl(&closed(f32::NEG_INFINITY), &closed(f32::NEG_INFINITY)), (0.0, 0.0));
+    assert!(kl(&sure, &closed(f32::NAN)).0.is_nan());
 }
 
 proptest! {

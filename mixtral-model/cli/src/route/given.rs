@@ -66,9 +66,9 @@ impl Given {
     }
 
     /// All but the bias.
-    pub(super) fn input(&self, seed: u64) -> Result<RouteInput<'_>> {
+    pub(super) fn input(&self, seed: u64, layer: usize) -> Result<RouteInput<'_>> {
         let parts = &self.parts;
-        let mut context = TokenContext::new().with_sequences(&self.offsets).with_seed(seed);
+        let mut context = TokenContext::new().with_sequences(&self.offsets).with_seed(seed).at_layer(layer);
         context.token_ids = parts.token_ids.as_deref();
         context.padding = self.padding.as_deref();
         context.positions = parts.positions.as_deref().unwrap_or(&[]);
@@ -124,6 +124,28 @@ impl Parts {
         }
         Ok(offsets)
     }
+}
+
+/// Rows of numbers in f32, or the name of one that is finite and f32 has not.
+fn narrowed_rows(
+    name: &str,
+    (rows, columns): (usize, usize),
+    numbers: impl Iterator<Item = f64>,
+) -> Result<Array2<f32>, String> {
+    let place = |i| format!("{name}: row {}, column {}", i / columns, i % columns);
+    Array2::from_shape_vec((rows, columns), narrowed(numbers, place)?)
+        .map_err(|error| format!("{name}: {error}"))
+}
+
+/// Numbers in f32; `place` names one that is finite and becomes infinite. NaN and infinities stay, for routers to judge.
+fn narrowed(numbers: impl Iterator<Item = f64>, place: impl Fn(usize) -> String) -> Result<Vec<f32>, String> {
+    let number = |(i, x): (usize, f64)| match x as f32 {
+        y if y.is_infinite() && x.is_finite() => {
+            Err(format!("{}: expected a number of f32, found {x:e}", place(i)))
+        }
+        y => Ok(y),
+    };
+    numbers.enumerate().map(number).collect()
 }
 
 /// The header's length comes first, then the header, a JSON object. Read as a length, the start of a JSON file is far beyond

@@ -26,6 +26,7 @@ struct ListedSetting {
     values: String,
     required: bool,
     default: Option<&'static str>,
+    only: Option<&'static str>,
 }
 
 impl From<&RouterEntry> for Listed {
@@ -37,6 +38,7 @@ impl From<&RouterEntry> for Listed {
             values: s.values(),
             required: s.is_required(),
             default: s.default(),
+            only: s.condition(),
         };
         let settings = entry.settings.iter().map(setting).collect();
         Self { name, about, paper, locality, may_drop, decorates, example, settings }
@@ -72,6 +74,8 @@ fn write_entry(text: &mut String, entry: &RouterEntry) {
             || if setting.is_required() { "required".to_owned() } else { "none by default".to_owned() },
             |default| format!("{default} by default"),
         );
-        let _ = writeln!(text, "      {:<12} {} ({}, {kind})", setting.name, setting.about, setting.values());
+        let only = setting.condition().map(|when| format!("; only {when}")).unwrap_or_default();
+        let (name, about, values) = (setting.name, setting.about, setting.values());
+        let _ = writeln!(text, "      {name:<12} {about} ({values}, {kind}{only})");
     }
 }

@@ -188,6 +188,8 @@ fn the_list() {
         }
         for setting in entry["settings"].as_array().unwrap() {
             assert!(text.contains(setting["about"].as_str().unwrap()), "{setting}");
+            let only = setting["only"].as_str().map(|when| format!("; only {when})"));
+            assert!(only.is_none_or(|only| text.contains(&only)), "{setting}");
         }
     }
 }
@@ -213,7 +215,28 @@ fn errors() {
     for (content, router, message) in [
         ("", "relu", "EOF while parsing"),
         ("{}", "relu", "missing field `logits`"),
-        ("[]", "relu", "line 1 column 2"),
+        ("[]", "relu", "invalid type: sequence, expected an object {\"logits\": [[...]], ...}"),
+        (
+            "[[[1, 2]], null, null, null, null, null, null, null, null]",
+            "relu",
+            "expected an object {\"logits\"",
+        ),
+        ("7", "relu", "invalid type: integer `7`, expected an object {\"logits\": [[...]], ...}"),
+        (
+            r#"{"logits": [[1, 2], [3, 1e39]]}"#,
+            "relu",
+            "logits: row 1, column 1: expected a number of f32, found 1e39",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "noise": [[-3.5e38, 1]]}"#,
+            "relu",
+            "noise: row 0, column 0: expected a number of f32, found -3.5e38",
+        ),
+        (
+            r#"{"logits": [[1, 2]], "bias": [0, 1e40]}"#,
+            "afmoe:k=1",
+            "bias: entry 1: expected a number of f32, found 1e40",
+        ),
         (r#"{"logits": []}"#, "relu", "logits: expected at least one token and one expert, found [0, 0]"),
         (r#"{"logits": [[], []]}"#, "relu", "found [2, 0]"),
         (r#"{"logits": [[1, 2], [3]]}"#, "relu", "logits: row 1: expected 2 numbers as in row 0, found 1"),
@@ -305,6 +328,44 @@ fn errors() {
     }
     let said = run("route --logits no/such/file --router relu", &[]);
     assert!(said.status == Some(1) && said.err.contains("no/such/file: No such file"), "{said:?}");
+}
+
+/// Tokens whose sigmoids all are 0 in f64.
+#[test]
+fn losses_of_logits_far_below_zero() {
+    let report = routed(&json!({"logits": [[-1000, -1000]]}), "top-k:k=1");
+    assert_eq!(report["losses"]["sequence_balance_sigmoid"], 1.0);
+    assert_eq!(report["losses"]["sequence_balance"], 1.0);
+}
+
+#[test]
+fn masked_logits_are_routed() {
+    let report = routed(&json!({"logits": [["-inf", 1, "-inf"], [1, "-inf", 2]]}), "top-k:k=2");
+    let expected: Vec<(u64, u64)> = vec![(0, 1), (0, 0), (1, 2), (1, 0)];
+    let found = assignments(&report);
+    assert_eq!(found.iter().map(|a| (a.0, a.1)).collect::<Vec<_>>(), expected);
+    assert_eq!([found[0].2, found[1].2], [1.0, 0.0]);
+    let report = routed(&json!({"logits": [[1, "-inf", "-inf", "-inf"]]}), "sparse-mixer");
+    assert_eq!(assignments(&report), [(0, 0, 1.0), (0, 1, 0.0)]);
+}
+
+/// Each layer draws its own numbers, and the same each time.
+#[test]
+fn draws_are_of_a_layer() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), json!({ "logits": vec![vec![0; 8]; 16] }).to_string()).unwrap();
+    let drawn = |line: &str| {
+        output(
+            &format!("route --json --logits {{}} --router random:k=2{line}"),
+            &[file.path().to_str().unwrap()],
+        )
+    };
+    assert_eq!(drawn(""), drawn(" --layer 0"));
+    assert_eq!(drawn(" --layer 3"), drawn(" --layer 3"));
+    assert_ne!(drawn(" --layer 3"), drawn(""));
+    assert_ne!(drawn(" --layer 3"), drawn(" --layer 4"));
+    let said = run("route --logits x --router relu --layer -1", &[]);
+    assert_eq!(said.status, Some(2), "{said:?}");
 }
 
 #[test]

@@ -31,12 +31,20 @@ fn safetensors_are_json_in_another_form() {
     let bias: Vec<u8> = [0.0f32, 1.0, 0.0].iter().flat_map(|x| x.to_le_bytes()).collect();
     let content = json!({"logits": logits, "token_ids": [7, 9], "mask": [1, 0], "bias": [0, 1, 0]});
     let expected = routed(&content, "capped(afmoe:k=1):factor=1.0");
-    for (dtype, data) in [("F32", f32s.clone()), ("F16", f16s), ("BF16", bf16s)] {
+    let f64s: Vec<u8> = numbers.iter().flat_map(|&x| f64::from(x).to_le_bytes()).collect();
+    let wide_bias: Vec<u8> = [0.0f64, 1.0, 0.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let short_ids: Vec<u8> = [7i32, 9].iter().flat_map(|x| x.to_le_bytes()).collect();
+    for (dtype, data, of_bias, bias, of_ids, ids) in [
+        ("F64", f64s, "F64", &wide_bias, "U64", &ids),
+        ("F32", f32s.clone(), "F32", &bias, "I64", &ids),
+        ("F16", f16s, "F64", &wide_bias, "I32", &short_ids),
+        ("BF16", bf16s, "F32", &bias, "U32", &short_ids),
+    ] {
         let file = tensors(&[
             ("logits", dtype, &[2, 3], data),
-            ("token_ids", "I64", &[2], ids.clone()),
+            ("token_ids", of_ids, &[2], ids.clone()),
             ("mask", "U8", &[2], vec![1, 0]),
-            ("bias", "F32", &[3], bias.clone()),
+            ("bias", of_bias, &[3], bias.clone()),
         ]);
         let said = route(&file, "capped(afmoe:k=1):factor=1.0");
         assert_eq!(said.status, Some(0), "{}", said.err);
@@ -115,11 +123,37 @@ fn what_is_wrong_with_a_tensor() {
     let alone: [(Vec<u8>, &str); 5] = [
         (tensors(&[("x", "F32", &[2, 3], ones.clone())]), "expected a tensor logits, found x"),
         (tensors(&[("logits", "F32", &[6], ones.clone())]), "expected shape [tokens, experts], found [6]"),
-        (tensors(&[("logits", "I32", &[2, 3], ones.clone())]), "expected F32, F16 or BF16, found I32"),
+        (
+            tensors(&[("logits", "I32", &[2, 3], ones.clone())]),
+            "logits: expected F64, F32, F16 or BF16, found I32",
+        ),
         (tensors(&[("logits", "F32", &[0, 3], vec![])]), "expected at least one token and one expert"),
         (tensors(std::slice::from_ref(&logits))[..40].to_vec(), "eader"),
     ];
-    let beside: [(Tensor<'_>, &str); 17] = [
+    let wide = |list: &[f64]| list.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let too_great = tensors(&[("logits", "F64", &[2, 2], wide(&[1.0, f64::NEG_INFINITY, -1e39, 0.0]))]);
+    let too_great = (too_great, "logits: row 1, column 0: expected a number of f32, found -1e39");
+    let beside: [(Tensor<'_>, &str); 22] = [
+        (
+            ("token_ids", "U64", &[2], whole(&[1, -1])),
+            "token_ids: entry 1: expected 0 or more, below 2^32, found 18446744073709551615",
+        ),
+        (
+            ("token_ids", "BOOL", &[2], vec![0, 1]),
+            "token_ids: expected I64, U64, I32, U32, I16, U16, I8 or U8, found BOOL",
+        ),
+        (
+            ("mask", "F32", &[2], ones[..8].to_vec()),
+            "mask: expected BOOL, I64, U64, I32, U32, I16, U16, I8 or U8, found F32",
+        ),
+        (
+            ("bias", "F64", &[3], wide(&[0.0, 1.0, 1e300])),
+            "bias: entry 2: expected a number of f32, found 1e300",
+        ),
+        (
+            ("noise", "F64", &[2, 1], wide(&[0.0, -1e300])),
+            "noise: row 1, column 0: expected a number of f32, found -1e300",
+        ),
         (
             ("token_ids", "I64", &[2], whole(&[1, -1])),
             "token_ids: entry 1: expected 0 or more, below 2^32, found -1",
@@ -130,7 +164,7 @@ fn what_is_wrong_with_a_tensor() {
         ),
         (
             ("token_ids", "F32", &[2], ones[..8].to_vec()),
-            "token_ids: expected whole numbers, such as I64, found F32",
+            "token_ids: expected I64, U64, I32, U32, I16, U16, I8 or U8, found F32",
         ),
         (
             ("positions", "I64", &[3], whole(&[1, 2, 3])),
@@ -155,7 +189,7 @@ fn what_is_wrong_with_a_tensor() {
         ),
         (
             ("sequences", "F32", &[2], ones[..8].to_vec()),
-            "sequences: expected whole numbers, such as I64, found F32",
+            "sequences: expected I64, U64, I32, U32, I16, U16, I8 or U8, found F32",
         ),
         (
             ("sequence_ids", "I64", &[2], whole(&[1, 1])),
@@ -167,14 +201,14 @@ fn what_is_wrong_with_a_tensor() {
         ),
         (("bias", "F32", &[2], ones[..8].to_vec()), "bias: expected 3 entries, one an expert, found 2"),
         (("noise", "F32", &[6], ones.clone()), "noise: expected shape [tokens, columns], found [6]"),
-        (("noise", "I64", &[2, 1], whole(&[1, 2])), "noise: expected F32, F16 or BF16, found I64"),
+        (("noise", "I64", &[2, 1], whole(&[1, 2])), "noise: expected F64, F32, F16 or BF16, found I64"),
         (("noise", "F32", &[3, 2], ones.clone()), "noise: expected 2 rows of some columns, found [3, 2]"),
         (("noise_logits", "F32", &[3, 2], ones.clone()), "noise_logits: expected [2, 3], found [3, 2]"),
     ];
     let beside = beside.map(|(tensor, message)| (tensors(&[logits.clone(), tensor]), message));
     let noise = tensors(&[logits, ("noise", "F32", &[2, 2], ones[..16].to_vec())]);
     let columns = (noise, "noise: expected 3 numbers a token, found 2");
-    for (file, message) in alone.into_iter().chain(beside).chain([columns]) {
+    for (file, message) in alone.into_iter().chain(beside).chain([columns, too_great]) {
         let path = tempfile::NamedTempFile::new().unwrap();
         fs::write(path.path(), file).unwrap();
         let path = path.path().to_str().unwrap();

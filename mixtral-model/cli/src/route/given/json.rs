@@ -3,13 +3,14 @@
 use std::fmt;
 
 use ndarray::Array2;
-use serde::de::{Deserialize, Deserializer, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Unexpected, Visitor};
 
 use super::Parts;
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Json {
+struct Keys {
     logits: Vec<Vec<Number>>,
     token_ids: Option<Vec<u32>>,
     mask: Option<Vec<Bit>>,
@@ -21,8 +22,29 @@ struct Json {
     noise_logits: Option<Vec<Vec<Number>>>,
 }
 
+/// An object with these keys. The derived impl would take an array of their values too.
+struct Object(Keys);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Objects;
+        impl<'de> Visitor<'de> for Objects {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object {\"logits\": [[...]], ...}")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object, A::Error> {
+                Keys::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_any(Objects)
+    }
+}
+
 pub(super) fn parts(bytes: &[u8]) -> Result<Parts, String> {
-    let json: Json = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let Object(json) = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     Ok(Parts {
         logits: matrix("logits", json.logits)?,
         token_ids: json.token_ids,
@@ -30,7 +52,7 @@ pub(super) fn parts(bytes: &[u8]) -> Result<Parts, String> {
         positions: json.positions,
         sequences: json.sequences,
         sequence_ids: json.sequence_ids,
-        bias: json.bias.map(|bias| bias.iter().map(|number| number.0).collect()),
+        bias: json.bias.map(bias).transpose()?,
         noise: json.noise.map(|rows| matrix("noise", rows)).transpose()?,
         noise_logits: json.noise_logits.map(|rows| matrix("noise_logits", rows)).transpose()?,
     })
@@ -42,13 +64,16 @@ fn matrix(name: &str, rows: Vec<Vec<Number>>) -> Result<Array2<f32>, String> {
         let (expected, found) = (shape.1, row.len());
         return Err(format!("{name}: row {t}: expected {expected} numbers as in row 0, found {found}"));
     }
-    let numbers: Vec<f32> = rows.into_iter().flatten().map(|number| number.0).collect();
-    Array2::from_shape_vec(shape, numbers).map_err(|error| format!("{name}: {error}"))
+    super::narrowed_rows(name, shape, rows.iter().flatten().map(|number| number.0))
+}
+
+fn bias(numbers: Vec<Number>) -> Result<Vec<f32>, String> {
+    super::narrowed(numbers.iter().map(|number| number.0), |e| format!("bias: entry {e}"))
 }
 
 /// A number, or one of the words that JSON has none for.
 #[derive(Clone, Copy)]
-struct Number(f32);
+struct Number(f64);
 
 impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -61,22 +86,22 @@ impl<'de> Deserialize<'de> for Number {
             }
 
             fn visit_f64<E>(self, x: f64) -> Result<Number, E> {
-                Ok(Number(x as f32))
+                Ok(Number(x))
             }
 
             fn visit_u64<E>(self, n: u64) -> Result<Number, E> {
-                Ok(Number(n as f32))
+                Ok(Number(n as f64))
             }
 
             fn visit_i64<E>(self, n: i64) -> Result<Number, E> {
-                Ok(Number(n as f32))
+                Ok(Number(n as f64))
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Number, E> {
                 match text {
-                    "nan" => Ok(Number(f32::NAN)),
-                    "inf" => Ok(Number(f32::INFINITY)),
-                    "-inf" => Ok(Number(f32::NEG_INFINITY)),
+                    "nan" => Ok(Number(f64::NAN)),
+                    "inf" => Ok(Number(f64::INFINITY)),
+                    "-inf" => Ok(Number(f64::NEG_INFINITY)),
                     _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
                 }
             }

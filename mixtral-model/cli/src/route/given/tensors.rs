@@ -5,7 +5,7 @@ use ndarray::Array2;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use super::Parts;
+use super::{Parts, narrowed, narrowed_rows};
 
 /// `logits` is the logits' name.
 pub(super) fn parts(bytes: &[u8], logits: &str) -> Result<Parts, String> {
@@ -34,12 +34,12 @@ fn matrix(name: &str, view: &TensorView<'_>, columns: &str) -> Result<Array2<f32
     let &[rows, of_row] = view.shape() else {
         return Err(format!("{name}: expected shape [tokens, {columns}], found {:?}", view.shape()));
     };
-    Array2::from_shape_vec((rows, of_row), floats(name, view)?).map_err(|error| format!("{name}: {error}"))
+    narrowed_rows(name, (rows, of_row), floats(name, view)?.into_iter())
 }
 
 fn bias(view: &TensorView<'_>) -> Result<Vec<f32>, String> {
     require_list("bias", "an expert", view)?;
-    floats("bias", view)
+    narrowed(floats("bias", view)?.into_iter(), |e| format!("bias: entry {e}"))
 }
 
 fn mask(view: &TensorView<'_>) -> Result<Vec<bool>, String> {
@@ -48,7 +48,7 @@ fn mask(view: &TensorView<'_>) -> Result<Vec<bool>, String> {
         0 | 1 => Ok(n == 1),
         _ => Err(format!("mask: entry {t}: expected 1 for a real token, 0 for padding, found {n}")),
     };
-    integers("mask", view)?.iter().enumerate().map(bit).collect()
+    bits(view)?.iter().enumerate().map(bit).collect()
 }
 
 /// A list of whole numbers that are not negative and not too great.
@@ -73,15 +73,18 @@ fn require_list(name: &str, of: &str, view: &TensorView<'_>) -> Result<(), Strin
     }
 }
 
-fn floats(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>, String> {
+fn floats(name: &str, view: &TensorView<'_>) -> Result<Vec<f64>, String> {
     let data = view.data();
     Ok(match view.dtype() {
-        Dtype::F32 => each(data, f32::from_le_bytes),
+        Dtype::F64 => each(data, f64::from_le_bytes),
+        Dtype::F32 => each(data, |b| f32::from_le_bytes(b).into()),
         Dtype::F16 => each(data, |b| f16::from_le_bytes(b).into()),
         Dtype::BF16 => each(data, |b| bf16::from_le_bytes(b).into()),
-        other => return Err(format!("{name}: expected F32, F16 or BF16, found {other:?}")),
+        other => return Err(format!("{name}: expected F64, F32, F16 or BF16, found {other:?}")),
     })
 }
+
+const INTEGERS: &str = "I64, U64, I32, U32, I16, U16, I8 or U8";
 
 fn integers(name: &str, view: &TensorView<'_>) -> Result<Vec<i128>, String> {
     let data = view.data();
@@ -93,9 +96,18 @@ fn integers(name: &str, view: &TensorView<'_>) -> Result<Vec<i128>, String> {
         Dtype::I16 => each(data, |b| i16::from_le_bytes(b).into()),
         Dtype::U16 => each(data, |b| u16::from_le_bytes(b).into()),
         Dtype::I8 => each(data, |b| i8::from_le_bytes(b).into()),
-        Dtype::U8 | Dtype::BOOL => each(data, |[b]| b.into()),
-        other => return Err(format!("{name}: expected whole numbers, such as I64, found {other:?}")),
+        Dtype::U8 => each(data, |[b]| b.into()),
+        other => return Err(format!("{name}: expected {INTEGERS}, found {other:?}")),
     })
+}
+
+fn bits(view: &TensorView<'_>) -> Result<Vec<i128>, String> {
+    match view.dtype() {
+        Dtype::BOOL => Ok(each(view.data(), |[b]| b.into())),
+        other => {
+            integers("mask", view).map_err(|_| format!("mask: expected BOOL, {INTEGERS}, found {other:?}"))
+        }
+    }
 }
 
 fn each<T, const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> T) -> Vec<T> {
