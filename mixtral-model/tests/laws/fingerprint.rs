@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use mixtral_model::{Checkpoint, Config, Model, SessionOptions, Tokenizer};
-use moe_kernels::Backend;
+use mixtral_model::{Checkpoint, Compute, Config, Model, SessionOptions, Tokenizer};
+use moe_kernels::{Activations, Backend};
 
 use crate::tiny::read;
 
@@ -18,6 +18,9 @@ fn fingerprint(bits: &[u32]) -> u64 {
 /// Logits `[300, 2048]` of the first 300 tokens of the held-out text, which is more than the sliding window of 256.
 const DEMO: u64 = 0xa24d_dca3_80d2_8d1d;
 
+/// The same with bf16 activations.
+const DEMO_BF16_ACTIVATIONS: u64 = 0x1229_40fb_9a01_2d42;
+
 #[test]
 fn demo_logits() {
     let dir = Path::new("demo");
@@ -27,13 +30,15 @@ fn demo_logits() {
     let tokenizer =
         Tokenizer::from_sentencepiece(include_bytes!("../../cli/demo/tokenizer.model"), dir).unwrap();
     let ids = &tokenizer.encode_with_bos(include_str!("../../cli/demo/heldout.txt"))[..300];
-    for backend in Backend::available() {
-        let model = Model::load(config.clone(), &checkpoint, backend).unwrap();
-        for threads in [1, 2] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let bits = pool.install(|| read(&model, ids, &[100, 1, 199], SessionOptions::default(), &mut ()));
-            let found = fingerprint(&bits);
-            assert_eq!(found, DEMO, "{backend}, {threads} threads: {found:#018x}");
+    for (activations, expected) in [(Activations::F32, DEMO), (Activations::Bf16, DEMO_BF16_ACTIVATIONS)] {
+        for backend in Backend::available() {
+            let model = Model::load(config.clone(), &checkpoint, Compute { backend, activations }).unwrap();
+            for (threads, pieces) in [(1, [100, 1, 199]), (2, [7, 292, 1])] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let bits = pool.install(|| read(&model, ids, &pieces, SessionOptions::default(), &mut ()));
+                let found = fingerprint(&bits);
+                assert_eq!(found, expected, "{activations}, {backend}, {threads} threads: {found:#018x}");
+            }
         }
     }
 }

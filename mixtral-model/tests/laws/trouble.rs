@@ -3,11 +3,11 @@
 use std::ops::ControlFlow;
 
 use mixtral_model::{
-    Config, Ended, Error, Event, GenerateOptions, Model, Observer, SessionOptions, Step, Wanted, Workspace,
-    generate,
+    Compute, Config, Ended, Error, Event, GenerateOptions, Model, Observer, SessionOptions, Step, Wanted,
+    Workspace, generate,
 };
 use moe_core::Stage;
-use moe_kernels::Backend;
+use moe_kernels::{Activations, Backend, Dtype};
 use ndarray::ArrayView2;
 
 use crate::tiny::{Shape, bits, read};
@@ -214,4 +214,34 @@ fn ends_of_a_generation() {
         });
     assert_eq!(end.unwrap().ended, Ended::Stopped);
     assert_eq!(session.position(), 0);
+}
+
+#[test]
+fn bf16_activations_want_bf16_weights_that_are_not_too_small() {
+    let load = |dtype, spoil: &dyn Fn(&str, &mut [f32])| {
+        let shape = Shape { dtype, ..Shape::plain() };
+        let compute = Compute { activations: Activations::Bf16, ..Compute::default() };
+        Model::load(shape.config(), &shape.checkpoint(spoil), compute)
+    };
+    let error = load(Dtype::F16, &|_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("expected bf16 elements, as for bf16 activations, found f16"), "{error}");
+    assert!(error.starts_with("tiny.safetensors: "), "{error}");
+
+    let every: Vec<u32> = (0..61).collect();
+    for (tensor, named) in [
+        ("model.layers.1.self_attn.k_proj.weight", "layer 1, k_proj: row 0, column 2: expected"),
+        (
+            "model.layers.0.block_sparse_moe.experts.1.w2.weight",
+            "layer 0, experts: expert 1 w2: row 0, column 2",
+        ),
+        ("lm_head.weight", "lm_head: row 0, column 2: expected"),
+    ] {
+        let spoil = |name: &str, values: &mut [f32]| {
+            if name == tensor {
+                values[2] = 1e-20;
+            }
+        };
+        let error = forward(&load(Dtype::Bf16, &spoil).unwrap(), &every).unwrap_err().to_string();
+        assert!(error.starts_with(named), "{error}");
+    }
 }

@@ -33,7 +33,7 @@ struct Pass {
     tokens_per_s: f64,
     /// Distinct experts with tokens in a layer, on average.
     experts_touched: f64,
-    /// Of the seconds.
+    /// Of the time of all parts.
     attention: f64,
     router: f64,
     experts: f64,
@@ -123,10 +123,10 @@ impl ModelBench<'_> {
         }
         let (peak, read) = limits.take();
         let spread = Spread::of(&seconds);
-        let (all, layers) = (seconds.iter().sum::<f64>(), self.model.config().layers);
+        let (all, layers) = (parts.seconds(), self.model.config().layers);
         let threads = rayon::current_num_threads();
         let touched = parts.touched as f64 / (layers * rounds) as f64;
-        let busy = busy / (all * threads as f64);
+        let busy = busy / (seconds.iter().sum::<f64>() * threads as f64);
         Ok(Pass {
             case,
             sessions: count,
@@ -185,6 +185,10 @@ struct Parts {
 }
 
 impl Parts {
+    fn seconds(&self) -> f64 {
+        self.attention + self.router + self.experts + self.head
+    }
+
     fn add(&mut self, other: &Self) {
         self.attention += other.attention;
         self.router += other.router;

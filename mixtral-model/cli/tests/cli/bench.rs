@@ -1,0 +1,90 @@
+//! `mixtral bench`.
+
+use serde_json::Value;
+
+use crate::{output, run};
+
+fn array(line: &str) -> Vec<Value> {
+    let Value::Array(cases) = serde_json::from_str(&output(line, &[])).unwrap() else {
+        panic!("{line}: no array")
+    };
+    cases
+}
+
+/// A figure that can be one.
+#[track_caller]
+fn positive(case: &Value, key: &str) -> f64 {
+    let value = case[key].as_f64().unwrap_or_else(|| panic!("{key}: {case}"));
+    assert!(value > 0.0 && value.is_finite(), "{key}: {value}");
+    value
+}
+
+#[test]
+fn a_layer() {
+    for (kind, dtype, bytes) in [("f32", "f32", 4.0), ("f32", "f16", 2.0), ("bf16", "bf16", 2.0)] {
+        let cases = array(&format!(
+            "bench --layer 48x80x4x2 --dtype {dtype} --activations {kind} --tokens 1,37 --rounds 1 --json -j 1"
+        ));
+        assert_eq!(cases.len(), 2);
+        for (case, tokens) in cases.iter().zip([1, 37]) {
+            assert_eq!(case["case"], "48x80x4x2");
+            assert_eq!((&case["dtype"], &case["activations"]), (&dtype.into(), &kind.into()));
+            assert_eq!((case["tokens"].as_u64(), case["threads"].as_u64()), (Some(tokens), Some(1)));
+            let seconds = positive(case, "seconds");
+            let flops = 6.0 * 48.0 * 80.0 * 2.0 * tokens as f64 / 1e9;
+            assert!((positive(case, "gflops") * seconds / flops - 1.0).abs() < 1e-6, "{case}");
+            let touched = positive(case, "experts_touched");
+            assert!(if tokens == 1 { touched == 2.0 } else { touched == 4.0 }, "{case}");
+            let weights = touched * 3.0 * 48.0 * 80.0 * bytes / 1e9;
+            assert!((positive(case, "gbytes_per_s") * seconds / weights - 1.0).abs() < 1e-6, "{case}");
+            positive(case, "share_of_fma_peak");
+            positive(case, "share_of_bandwidth");
+        }
+    }
+    let table = output("bench --layer 48x80x4x2 --tokens 3 --rounds 1", &[]);
+    assert!(table.starts_with("layer 48x80x4x2, bf16 weights, f32 activations, "), "{table}");
+    assert_eq!(table.lines().count(), 3);
+}
+
+#[test]
+fn a_model() {
+    let passes = array("bench --tokens 1,9 --sessions 1,3 --rounds 2 --json");
+    let what =
+        |p: &Value| (p["case"].clone(), p["sessions"].as_u64().unwrap(), p["tokens"].as_u64().unwrap());
+    let expected = [("prompt", 1, 1), ("prompt", 1, 9), ("together", 1, 1), ("together", 3, 3)];
+    assert_eq!(passes.iter().map(what).collect::<Vec<_>>(), expected.map(|(c, s, t)| (c.into(), s, t)));
+    for pass in &passes {
+        let parts: f64 =
+            ["attention", "router", "experts", "head"].iter().map(|part| positive(pass, part)).sum();
+        assert!((0.5..=1.001).contains(&parts), "{pass}");
+        let touched = positive(pass, "experts_touched");
+        assert!((2.0..=8.0).contains(&touched), "{pass}");
+        positive(pass, "tokens_per_s");
+        positive(pass, "share_of_fma_peak");
+        positive(pass, "share_of_bandwidth");
+    }
+    assert_eq!(output("bench --tokens 2 --sessions 2 --rounds 1", &[]).lines().count(), 4);
+}
+
+#[test]
+fn what_cannot_be_measured() {
+    for (line, reason) in [
+        ("bench --layer 4096x14336x8", "expected four numbers"),
+        ("bench --layer 0x1x1x1", "expected four numbers"),
+        ("bench --layer 99999999999x1x1x1", "expected four numbers"),
+        ("bench --layer 8x8x4x5", "expected at most 4 experts a token"),
+        ("bench --layer 8x8x4x2 --tokens 0", "--tokens"),
+        (
+            "bench --layer 8x8x4x2 --dtype f16 --activations bf16",
+            "expected bf16 for bf16 activations, found f16",
+        ),
+        ("bench --dtype f16", "--layer"),
+        ("bench --activations f8", "expected one of f32, bf16, found \"f8\""),
+        ("bench --tokens 99999 --sessions 1", "context: expected at most"),
+    ] {
+        let said = run(line, &[]);
+        assert_ne!(said.status, Some(0), "{line}");
+        assert!(said.err.contains(reason) && said.out.is_empty(), "{line}: {}", said.err);
+        assert!(!said.err.contains("panicked"), "{line}: {}", said.err);
+    }
+}
