@@ -1,7 +1,8 @@
 //! A sparse layer against dense ones of equal active and of equal total parameters.
 //!
-//! `cargo bench` runs a quick set; a filter such as `cargo bench -- 1024x3584` picks from it. Throughput counts useful
-//! floating-point operations of the sparse layer, so that bars of one group compare.
+//! `cargo bench --bench sparse_vs_dense` runs a quick set; a filter such as `-- 1024x3584` picks from it, and a filter that
+//! begins with `full`, as in `-- full/4096`, picks from all shapes and batch sizes. Throughput counts useful floating-point
+//! operations of the sparse layer, so that bars of one group compare.
 
 use std::time::Duration;
 
@@ -11,11 +12,26 @@ use moe_core::{MoeLayer, Scratch, TokenContext, Workspace};
 use moe_kernels::{Backend, Dtype};
 use ndarray::Array2;
 
-const SHAPES: [Shape; 2] = [
-    Shape { dim: 256, hidden: 128, experts: 8, chosen: 2 },
-    Shape { dim: 1024, hidden: 3584, experts: 8, chosen: 2 },
+const QUICK: [Shape; 2] = [shape(256, 128, 8, 2), shape(1024, 3584, 8, 2)];
+const QUICK_TOKENS: [usize; 3] = [1, 32, 256];
+
+const FULL: [Shape; 10] = [
+    shape(256, 128, 8, 2),
+    shape(1024, 3584, 8, 1),
+    shape(1024, 3584, 8, 2),
+    shape(1024, 3584, 8, 4),
+    shape(1024, 1792, 16, 4),
+    shape(1024, 896, 32, 4),
+    shape(1024, 896, 64, 4),
+    shape(2048, 1024, 64, 4),
+    shape(2048, 7168, 8, 2),
+    shape(4096, 14336, 8, 2),
 ];
-const TOKENS: [usize; 3] = [1, 32, 256];
+const FULL_TOKENS: [usize; 8] = [1, 2, 4, 8, 32, 128, 512, 2048];
+
+const fn shape(dim: usize, hidden: usize, experts: usize, chosen: usize) -> Shape {
+    Shape { dim, hidden, experts, chosen }
+}
 
 fn forward(layer: &MoeLayer, x: &Array2<f32>, workspace: &mut Workspace, y: &mut Array2<f32>) {
     layer
@@ -24,8 +40,18 @@ fn forward(layer: &MoeLayer, x: &Array2<f32>, workspace: &mut Workspace, y: &mut
 }
 
 fn sparse_vs_dense(c: &mut Criterion) {
-    for shape in SHAPES {
-        let mut group = c.benchmark_group(shape.name());
+    // The filter, as criterion sees it: shapes that it leaves out are not even made.
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let full = filter.strip_prefix("full");
+    let (shapes, counts): (&[Shape], &[usize]) =
+        if full.is_some() { (&FULL, &FULL_TOKENS) } else { (&QUICK, &QUICK_TOKENS) };
+    for &shape in shapes {
+        let name = if full.is_some() { format!("full/{}", shape.name()) } else { shape.name() };
+        let wanted = filter.split('/').take(1 + usize::from(full.is_some())).collect::<Vec<_>>().join("/");
+        if !name.contains(&wanted) {
+            continue;
+        }
+        let mut group = c.benchmark_group(name);
         group
             .warm_up_time(Duration::from_millis(500))
             .measurement_time(Duration::from_secs(2))
@@ -37,7 +63,7 @@ fn sparse_vs_dense(c: &mut Criterion) {
             ("dense of equal active", bank(shape.dense_of_equal_active(), Dtype::Bf16, backend)),
             ("dense of equal total", bank(shape.dense_of_equal_total(), Dtype::Bf16, backend)),
         ];
-        for count in TOKENS {
+        for &count in counts {
             let x = tokens(count, shape.dim);
             let (mut y, mut workspace, mut scratch) =
                 (Array2::zeros(x.dim()), Workspace::new(), Scratch::default());

@@ -96,7 +96,7 @@ fn a_config_changed_after_reading_is_checked() {
 
 /// A model in which one tensor has one bad value.
 fn spoilt(tensor: &'static str, value: f32) -> Model {
-    let shape = Shape { dtype: moe_kernels::Dtype::F32, tied: false, ..Shape::plain() };
+    let shape = Shape { dtype: Dtype::F32, tied: false, ..Shape::plain() };
     let spoil = |name: &str, values: &mut [f32]| {
         if name == tensor {
             values[0] = value;
