@@ -25,6 +25,7 @@ mod product;
 mod schedule;
 mod simd;
 mod swiglu;
+mod tile;
 pub mod vector;
 mod weight;
 

@@ -11,10 +11,11 @@ use moe_core::numerics::LANES;
 use crate::WeightMatrix;
 use crate::element::Element;
 use crate::pack::{BLOCK_CHUNKS, PackedRows, TILE_ROWS};
-use crate::simd::{Chunk, Kernel, Simd};
+use crate::simd::{Chunk, Simd};
+use crate::tile::{OUT_STRIDE, StoredRows, Tile};
 
 /// Weight rows, and so output columns, of a panel: the unit of parallel work. A multiple of what every tile has.
-pub(crate) const PANEL: usize = 48;
+pub(crate) const PANEL: usize = OUT_STRIDE;
 /// Chunks of one row of a panel's output.
 pub(crate) const PANEL_CHUNKS: usize = PANEL / LANES;
 /// Rows of x that one sweep over a panel's weights serves. A multiple of [`TILE_ROWS`].
@@ -121,11 +122,11 @@ impl Panel<'_> {
         next: (usize, usize),
     ) {
         let last = self.x.blocks() - 1;
-        let w = WeightRows::of::<E>(self.w, columns.start, b);
+        let w = block_of::<E>(self.w, columns.start, b);
         // The last block may be shorter than the others.
         let ahead =
             if next.0 + columns.len() <= self.w.rows() && (next.1 < last || b == last && next.1 == last) {
-                WeightRows::of::<E>(self.w, next.0, next.1)
+                block_of::<E>(self.w, next.0, next.1)
             } else {
                 w
             };
@@ -135,7 +136,7 @@ impl Panel<'_> {
             for (n, to) in columns.clone().zip(buffer.chunks_exact_mut(row)) {
                 widen::<S, E>(s, self.w, n, b, to);
             }
-            let wide = WeightRows { bytes: bytemuck::cast_slice(buffer), stride: row * size_of::<Chunk>() };
+            let wide = StoredRows { bytes: bytemuck::cast_slice(buffer), stride: row * size_of::<Chunk>() };
             if ragged {
                 self.tiles::<S, E::Widened, E::Widened, N>(s, columns, b, wide, wide);
             } else {
@@ -152,8 +153,8 @@ impl Panel<'_> {
         s: S,
         columns: Range<usize>,
         b: usize,
-        w: WeightRows<'_>,
-        ahead: WeightRows<'_>,
+        w: StoredRows<'_>,
+        ahead: StoredRows<'_>,
     ) {
         let mut m = self.rows.start;
         while m < self.rows.end {
@@ -175,32 +176,11 @@ impl Panel<'_> {
     }
 }
 
-/// Weight rows over one block: row i begins `i · stride` bytes in.
-#[derive(Clone, Copy)]
-struct WeightRows<'a> {
-    bytes: &'a [u8],
-    stride: usize,
-}
-
-impl<'a> WeightRows<'a> {
-    /// Block `b` of the rows from `n` on.
-    #[inline(always)]
-    fn of<E: Element>(w: &'a WeightMatrix, n: usize, b: usize) -> Self {
-        let stride = w.stride();
-        Self { bytes: &w.bytes()[n * stride + b * BLOCK_CHUNKS * size_of::<E::Stored>()..], stride }
-    }
-
-    /// The rows from `n` on.
-    #[inline(always)]
-    fn from(self, n: usize) -> Self {
-        Self { bytes: &self.bytes[n * self.stride..], stride: self.stride }
-    }
-
-    /// The first `len` chunks of row `n`.
-    #[inline(always)]
-    fn row<E: Element>(self, n: usize, len: usize) -> &'a [E::Stored] {
-        &E::chunks(&self.bytes[n * self.stride..]).0[..len]
-    }
+/// Block `b` of the weight rows from `n` on.
+#[inline(always)]
+fn block_of<E: Element>(w: &WeightMatrix, n: usize, b: usize) -> StoredRows<'_> {
+    let stride = w.stride();
+    StoredRows { bytes: &w.bytes()[n * stride + b * BLOCK_CHUNKS * size_of::<E::Stored>()..], stride }
 }
 
 /// Widens block `b` of a weight row, padded with zeros where it ends within a chunk.
@@ -220,98 +200,4 @@ fn widen<S: Simd, E: Element>(s: S, w: &WeightMatrix, n: usize, b: usize, to: &m
             s.store(E::load(s, &tail, i), to);
         }
     }
-}
-
-/// Adds the products of M rows of x and N weight rows over one block to `out`.
-struct Tile<'a, E, A, const M: usize, const N: usize> {
-    /// The chunks of M rows, in turn.
-    x: &'a [Chunk],
-    w: WeightRows<'a>,
-    /// Weights to ask for meanwhile, as many.
-    ahead: WeightRows<'a>,
-    out: &'a mut [f32],
-    types: PhantomData<(E, A)>,
-}
-
-impl<E: Element, A: Element, const M: usize, const N: usize> Kernel for Tile<'_, E, A, M, N> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (x, _) = self.x.as_chunks::<M>();
-        let len = x.len() / E::CHUNKS;
-        let x = &x[..len * E::CHUNKS];
-        // Where E is A widened, of which there are more.
-        let apart = A::CHUNKS / E::CHUNKS;
-        let w: [_; N] = std::array::from_fn(|n| self.w.row::<E>(n, len));
-        let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<A>(n, len / apart));
-        let acc = s.by_parts(
-            #[inline(always)]
-            |part| {
-                let mut acc = [[s.part(s.splat(0.0), part); N]; M];
-                for j in 0..len {
-                    for i in 0..E::CHUNKS {
-                        let x = &x[j * E::CHUNKS + i];
-                        let mut b = [s.part(s.splat(0.0), part); N];
-                        for n in 0..N {
-                            if part + 1 == S::PARTS && i == 0 && j % apart == 0 {
-                                s.prefetch(&ahead[n][j / apart]);
-                            }
-                            b[n] = s.part(E::load(s, &w[n][j], i), part);
-                        }
-                        for m in 0..M {
-                            let a = s.part(s.load(&x[m]), part);
-                            for n in 0..N {
-                                acc[m][n] = E::mul_add(s, a, b[n], acc[m][n]);
-                            }
-                        }
-                    }
-                }
-                acc
-            },
-        );
-        let out = &mut self.out[..(M - 1) * PANEL + N];
-        add_sums(s, acc, |m, n, sum| out[m * PANEL + n] += sum);
-    }
-}
-
-/// Hands out the tree sums of a tile.
-#[inline(always)]
-fn add_sums<S: Simd, const M: usize, const N: usize>(
-    s: S,
-    acc: [[S::F; N]; M],
-    mut add: impl FnMut(usize, usize, f32),
-) {
-    let flat = |i: usize| acc[i.min(M * N - 1) / N][i.min(M * N - 1) % N];
-    let mut i = 0;
-    while i < M * N {
-        let four = s.tree_sum4([flat(i), flat(i + 1), flat(i + 2), flat(i + 3)]);
-        for k in 0..4.min(M * N - i) {
-            add((i + k) / N, (i + k) % N, four[k]);
-        }
-        i += 4;
-    }
-}
-
-/// Adds one K block of plain rows: `sums[m][n] += x[m] · w[n]`. All have equal lengths.
-#[inline(always)]
-pub(crate) fn plain_tile<S: Simd, E: Element, const M: usize, const N: usize>(
-    s: S,
-    x: [&[Chunk]; M],
-    w: [&[E::Stored]; N],
-    sums: &mut [[f32; N]; M],
-) {
-    let len = x[0].len();
-    let (x, w) = (x.map(|x| &x[..len]), w.map(|w| &w[..len]));
-    let mut acc = [[s.splat(0.0); N]; M];
-    for j in 0..len {
-        let b: [S::F; N] = std::array::from_fn(|n| E::load(s, &w[n][j], 0));
-        for m in 0..M {
-            let a = s.load(&x[m][j]);
-            for n in 0..N {
-                acc[m][n] = s.fma(a, b[n], acc[m][n]);
-            }
-        }
-    }
-    add_sums(s, acc, |m, n, sum| sums[m][n] += sum);
 }
