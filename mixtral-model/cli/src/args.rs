@@ -42,8 +42,14 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "TYPE", value_enum, default_value_t)]
     pub(crate) kv_type: KvType,
     /// Read weights into memory instead of mapping their files
-    #[arg(long, global = true)]
+    #[arg(long, global = true, conflicts_with_all = ["prefault", "lock"])]
     pub(crate) read: bool,
+    /// Bring all pages of mapped weights into memory before anything else
+    #[arg(long, global = true)]
+    pub(crate) prefault: bool,
+    /// Keep all pages of mapped weights in memory
+    #[arg(long, global = true)]
+    pub(crate) lock: bool,
     /// Most positions of a sequence [default: the model's own limit]
     #[arg(long, global = true, value_name = "N", value_parser = one_or_more)]
     pub(crate) context: Option<NonZeroUsize>,

@@ -63,7 +63,12 @@ impl Common {
     }
 
     pub(crate) fn access(&self) -> Access {
-        if self.read { Access::Read } else { Access::Map }
+        match (self.read, self.prefault, self.lock) {
+            (true, ..) => Access::Read,
+            (_, _, true) => Access::Lock,
+            (_, true, _) => Access::Prefault,
+            _ => Access::Map,
+        }
     }
 
     /// Loads the model, with a warning of what in its files it has no use for.

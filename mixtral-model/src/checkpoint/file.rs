@@ -43,9 +43,9 @@ impl WeightFile {
         let data = (LENGTH_BYTES + header_len) as u64;
         let entries = header::parse(&text, len - data, &path)?;
         let source = match access {
-            Access::Map => {
+            Access::Map | Access::Prefault | Access::Lock => {
                 let len = usize::try_from(len).map_err(|_| io(io::ErrorKind::FileTooLarge.into()))?;
-                Source::Shared(map::map(&file, len).map_err(io)?)
+                Source::Shared(map::map(&file, len, access).map_err(io)?)
             }
             Access::Read => Source::File(Mutex::new(file)),
         };
@@ -79,15 +79,19 @@ impl WeightFile {
 }
 
 fn read(file: &Mutex<File>, offset: u64, len: usize) -> io::Result<Bytes> {
-    let mut bytes = Vec::new();
-    bytes.try_reserve_exact(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
     // A panic elsewhere cannot leave the file in a state that the seek below does not repair.
     let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     file.seek(SeekFrom::Start(offset))?;
-    let read = (&mut *file).take(len as u64).read_to_end(&mut bytes)?;
-    if read < len {
-        let what = format!("{len} bytes expected at offset {offset}, {read} found");
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
-    }
-    Ok(bytes.into())
+    map::memory(len, |bytes| {
+        file.read_exact(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                let what = format!("{len} bytes expected at offset {offset}, fewer found");
+                io::Error::new(error.kind(), what)
+            }
+            _ => error,
+        })
+    })
 }

@@ -147,7 +147,7 @@ fn read_and_mapped_from_the_directory_as_from_the_bytes() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo");
     let ids = tokenizer().encode_with_bos("Call me Ishmael.");
     let expected = logits(&demo(Backend::best()), &ids, &[ids.len()], &mut ());
-    for access in [Access::Map, Access::Read] {
+    for access in [Access::Map, Access::Prefault, Access::Read] {
         let checkpoint = Checkpoint::open(&dir, access).unwrap();
         let model = Model::load(Config::from_dir(&dir).unwrap(), &checkpoint, Backend::best()).unwrap();
         let found = logits(&model, &ids, &[ids.len()], &mut ());

@@ -42,7 +42,11 @@ fn the_same_seed_gives_the_same_text_everywhere() {
             );
         }
     }
-    for line in ["generate {} -n 40 --model {}", "generate {} -n 40 --read --model {}"] {
+    for line in [
+        "generate {} -n 40 --model {}",
+        "generate {} -n 40 --read --model {}",
+        "generate {} -n 40 --prefault --model {}",
+    ] {
         assert_eq!(output(line, &["Alice was", demo.to_str().unwrap()]), expected, "{line}");
     }
     let mut portable = mixtral("generate {} -n 40", &["Alice was"]);
