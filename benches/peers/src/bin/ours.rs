@@ -1,0 +1,124 @@
+//! The experts of `moe-kernels`, on weights that lie in the mapped file.
+
+use std::path::Path;
+use std::time::Instant;
+
+use mixtral_model::{Access, Checkpoint};
+use moe_core::{Assignments, Experts, GroupedRows, RoutingPlan, Scratch, combine, gather};
+use moe_kernels::{Backend, SwiGluExperts, SwiGluWeights, WeightMatrix, limits};
+use ndarray::{Array2, ArrayView2};
+use peers::{Case, Contestant, Result, arguments, serve};
+
+/// Bytes to read for the bandwidth: several times what caches hold.
+const READ: usize = 256 << 20;
+
+fn main() -> Result<()> {
+    let (directory, options) = arguments()?;
+    let (activations, backend) = match *options.iter().map(String::as_str).collect::<Vec<_>>() {
+        [activations] => (activations, Backend::best()),
+        [activations, backend] => (activations, backend.parse()?),
+        _ => return Err("ours DIRECTORY ACTIVATIONS [BACKEND]".into()),
+    };
+    if activations != "f32" {
+        return Err(format!("no products with {activations} activations").into());
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    serve(&directory, &format!("moe-kernels {version}, {backend}"), &mut Ours::load(&directory, backend)?)
+}
+
+struct Ours {
+    backend: Backend,
+    /// Every matrix, to be read for the bandwidth, and which is next.
+    matrices: Vec<WeightMatrix>,
+    next: usize,
+    experts: SwiGluExperts,
+    case: Option<Case>,
+    assignments: Assignments,
+    plan: RoutingPlan,
+    scratch: Scratch,
+    /// `[R, D]`.
+    rows: Array2<f32>,
+    /// `[R, D]`.
+    outputs: Array2<f32>,
+    /// `[T, D]`.
+    y: Array2<f32>,
+}
+
+impl Ours {
+    fn load(directory: &Path, backend: Backend) -> Result<Self> {
+        let checkpoint = Checkpoint::open(directory, Access::Map)?;
+        let matrix = |expert: usize, name: &str| -> Result<WeightMatrix> {
+            let name = format!("model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight");
+            let tensor = checkpoint.tensor(&name)?;
+            let &[rows, columns] = tensor.shape else { return Err(format!("{name} is no matrix").into()) };
+            Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, rows, columns)?)
+        };
+        let bank = (0..checkpoint.entries().len() / 3)
+            .map(|e| Ok(SwiGluWeights { w1: matrix(e, "w1")?, w2: matrix(e, "w2")?, w3: matrix(e, "w3")? }))
+            .collect::<Result<Vec<_>>>()?;
+        let matrices = bank.iter().flat_map(|e| [&e.w1, &e.w2, &e.w3]).cloned().collect();
+        Ok(Self {
+            backend,
+            matrices,
+            next: 0,
+            experts: SwiGluExperts::new(bank, backend)?,
+            case: None,
+            assignments: Assignments::new(),
+            plan: RoutingPlan::new(),
+            scratch: Scratch::default(),
+            rows: Array2::default((0, 0)),
+            outputs: Array2::default((0, 0)),
+            y: Array2::default((0, 0)),
+        })
+    }
+}
+
+impl Contestant for Ours {
+    fn prepare(&mut self, case: &Case) -> Result<()> {
+        let (tokens, rows, dim) = (case.tokens, case.tokens * case.chosen, self.experts.dim());
+        if self.y.dim() != (tokens, dim) || self.rows.nrows() != rows {
+            self.rows = Array2::zeros((rows, dim));
+            self.outputs = Array2::zeros((rows, dim));
+            self.y = Array2::zeros((tokens, dim));
+        }
+        self.case = Some(case.clone());
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let case = self.case.as_ref().ok_or("no case")?;
+        let x = ArrayView2::from_shape(self.y.dim(), &case.x)?;
+        self.assignments.reset(case.tokens, self.experts.experts())?;
+        for (token, expert, weight) in case.assignments() {
+            self.assignments.assign(token, expert, weight);
+        }
+        self.plan.seal(&self.assignments)?;
+        gather(&self.plan, x, self.rows.view_mut());
+        let grouped = GroupedRows::new(self.rows.view(), self.plan.expert_offsets())?;
+        self.experts.forward(grouped, &mut self.scratch, self.outputs.view_mut())?;
+        combine(&self.plan, self.outputs.view(), true, self.y.view_mut());
+        Ok(())
+    }
+
+    fn output(&self) -> Result<Vec<f32>> {
+        Ok(self.y.iter().copied().collect())
+    }
+
+    /// The peak of f32 fused multiply-adds, and a plain read of the weights where they lie, other ones each time.
+    fn limits(&mut self) -> Result<(f64, f64)> {
+        let peak = limits::fma_peak(self.backend);
+        let (mut bytes, mut seconds) = (0, 0.0);
+        for _ in 0..self.matrices.len() {
+            let matrix = self.matrices[self.next].bytes();
+            self.next = (self.next + 1) % self.matrices.len();
+            let begun = Instant::now();
+            limits::read_bandwidth(self.backend, matrix);
+            seconds += begun.elapsed().as_secs_f64();
+            bytes += matrix.len();
+            if bytes >= READ {
+                break;
+            }
+        }
+        Ok((peak, bytes as f64 / seconds))
+    }
+}
