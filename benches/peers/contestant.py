@@ -30,10 +30,15 @@ class Tensor:
         return np.frombuffer(self.map, dtype, int(np.prod(self.shape)), self.begin).reshape(self.shape)
 
 
-def open_tensors(path: Path) -> dict[str, Tensor]:
+def open_tensors(path: Path, access: str = "map") -> dict[str, Tensor]:
+    """The tensors of a file that is mapped, or read into memory of its own (`read`)."""
     with open(path, "rb") as file:
-        # Copy-on-write, for libraries that insist on memory they may write to.
-        map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if access == "read":
+            map = mmap.mmap(-1, path.stat().st_size)
+            file.readinto(map)
+        else:
+            # Copy-on-write, for libraries that insist on memory they may write to.
+            map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     length = int.from_bytes(map[:8], "little")
     header = json.loads(map[8 : 8 + length])
     header.pop("__metadata__", None)
@@ -65,8 +70,8 @@ class Layer:
         return self.down.shape[2]
 
     @classmethod
-    def open(cls, directory: Path) -> "Layer":
-        tensors = open_tensors(directory / "model.safetensors")
+    def open(cls, directory: Path, access: str = "map") -> "Layer":
+        tensors = open_tensors(directory / "model.safetensors", access)
         experts = len(tensors) // 3
         w1, w2 = (tensors[f"model.layers.0.block_sparse_moe.experts.0.{name}.weight"] for name in ("w1", "w2"))
         hidden, dim = w1.shape
@@ -108,10 +113,10 @@ class Contestant(Protocol):
 
 
 def serve(load: Callable[[Layer, int], tuple[str, Contestant]]) -> None:
-    """Answers lines until there are no more; the program's arguments are the directory and the number of threads."""
-    directory, threads = Path(sys.argv[1]), int(sys.argv[2])
+    """Answers lines until there are no more; the program's arguments are the directory, `map` or `read`, and the threads."""
+    directory, access, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     inputs = open_tensors(directory / "inputs.safetensors")
-    description, contestant = load(Layer.open(directory), threads)
+    description, contestant = load(Layer.open(directory, access), threads)
     print("ready", description, flush=True)
     for line in sys.stdin:
         try:

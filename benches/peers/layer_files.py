@@ -1,7 +1,11 @@
 """What every contestant is given, and what the right answer is."""
 
+import ctypes
 import json
-from collections.abc import Iterator
+import mmap
+import os
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,11 +36,10 @@ class Shape:
 def write_weights(path: Path, shape: Shape, dtype: str) -> None:
     """A checkpoint of one layer: w1 and w3 of each expert side by side, then every w2. Rows are scaled to keep values of order 1."""
     dim, hidden, experts = shape.dim, shape.hidden, shape.experts
-    up = [(f"{e}.{name}", (hidden, dim)) for e in range(experts) for name in ("w1", "w3")]
-    down = [(f"{e}.w2", (dim, hidden)) for e in range(experts)]
-    entries = {
-        f"model.layers.0.block_sparse_moe.experts.{name}.weight": (dtype.upper(), matrix) for name, matrix in up + down
-    }
+    order = [(e, name, (hidden, dim)) for e in range(experts) for name in ("w1", "w3")]
+    order += [(e, "w2", (dim, hidden)) for e in range(experts)]
+    prefix = "model.layers.0.block_sparse_moe.experts"
+    entries = {f"{prefix}.{e}.{name}.weight": (dtype.upper(), matrix) for e, name, matrix in order}
     header = safetensors_header(entries)
     if path.exists() and path.stat().st_size == len(header) + BYTES[dtype] * experts * shape.expert_elements:
         return
@@ -45,7 +48,7 @@ def write_weights(path: Path, shape: Shape, dtype: str) -> None:
     unfinished = path.with_suffix(".part")
     with open(unfinished, "wb") as file:
         file.write(header)
-        for _, (rows, columns) in up + down:
+        for _, _, (rows, columns) in order:
             scale = np.float32(2 * np.sqrt(3 / columns))
             for begin in range(0, rows, 512):
                 values = random.random((min(512, rows - begin), columns), np.float32)
@@ -53,7 +56,19 @@ def write_weights(path: Path, shape: Shape, dtype: str) -> None:
     unfinished.rename(path)
 
 
-def safetensors_header(entries: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
+def keep_in_memory(path: Path) -> mmap.mmap:
+    """Maps the file so that its pages stay where they are as long as the result lives, if the system allows it."""
+    with open(path, "rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    memory = np.frombuffer(pages, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlock(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.nbytes)) != 0:
+        why = os.strerror(ctypes.get_errno())
+        print(f"{path} may leave memory while it is used ({why}): see ulimit -l", file=sys.stderr)
+    return pages
+
+
+def safetensors_header(entries: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """The header, padded so that the first tensor begins with a page."""
     described, end = {}, 0
     for name, (dtype, shape) in entries.items():

@@ -3,8 +3,10 @@
 import ctypes
 import importlib.metadata
 import importlib.util
+from collections.abc import Callable
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,50 +20,53 @@ class InitParams(ctypes.Structure):
     _fields_ = [("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool)]
 
 
-class Ggml:
-    """The functions of ggml that are used; each of its objects is an opaque pointer."""
+P = c_void_p
+# Result and arguments of the functions that are used; each of ggml's objects is an opaque pointer.
+FUNCTIONS: dict[str, tuple[type | None, list[type]]] = {
+    "version": (c_char_p, []),
+    "init": (P, [InitParams]),
+    "free": (None, [P]),
+    "new_tensor_2d": (P, [P, c_int, c_int64, c_int64]),
+    "new_tensor_3d": (P, [P, c_int, c_int64, c_int64, c_int64]),
+    "view_2d": (P, [P, P, c_int64, c_int64, c_size_t, c_size_t]),
+    "view_3d": (P, [P, P, c_int64, c_int64, c_int64, c_size_t, c_size_t, c_size_t]),
+    "mul_mat_id": (P, [P, P, P, P]),
+    "swiglu_split": (P, [P, P, P]),
+    "mul": (P, [P, P, P]),
+    "add": (P, [P, P, P]),
+    "cont": (P, [P, P]),
+    "new_graph": (P, [P]),
+    "build_forward_expand": (None, [P, P]),
+    "backend_cpu_init": (P, []),
+    "backend_cpu_set_n_threads": (None, [P, c_int]),
+    "backend_cpu_buffer_from_ptr": (P, [P, c_size_t]),
+    "backend_tensor_alloc": (c_int, [P, P, P]),
+    "backend_alloc_ctx_tensors": (P, [P, P]),
+    "backend_buffer_free": (None, [P]),
+    "backend_tensor_set": (None, [P, P, c_size_t, c_size_t]),
+    "backend_tensor_get": (None, [P, P, c_size_t, c_size_t]),
+    "backend_graph_compute": (c_int, [P, P]),
+}
 
+
+class Ggml:
     def __init__(self) -> None:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.origin is None:
             raise ImportError("llama-cpp-python is not installed")
-        directory = Path(spec.origin).parent / "lib"
-        self.base = ctypes.CDLL(str(directory / "libggml-base.so"), ctypes.RTLD_GLOBAL)
-        self.cpu = ctypes.CDLL(str(directory / "libggml-cpu.so"))
-        p = c_void_p
-        for library, name, result, arguments in [
-            (self.base, "version", c_char_p, []),
-            (self.base, "init", p, [InitParams]),
-            (self.base, "free", None, [p]),
-            (self.base, "new_tensor_2d", p, [p, c_int, c_int64, c_int64]),
-            (self.base, "new_tensor_3d", p, [p, c_int, c_int64, c_int64, c_int64]),
-            (self.base, "view_2d", p, [p, p, c_int64, c_int64, c_size_t, c_size_t]),
-            (self.base, "view_3d", p, [p, p, c_int64, c_int64, c_int64, c_size_t, c_size_t, c_size_t]),
-            (self.base, "reshape_3d", p, [p, p, c_int64, c_int64, c_int64]),
-            (self.base, "mul_mat_id", p, [p, p, p, p]),
-            (self.base, "swiglu_split", p, [p, p, p]),
-            (self.base, "mul", p, [p, p, p]),
-            (self.base, "add", p, [p, p, p]),
-            (self.base, "cont", p, [p, p]),
-            (self.base, "new_graph", p, [p]),
-            (self.base, "build_forward_expand", None, [p, p]),
-            (self.base, "backend_tensor_alloc", c_int, [p, p, p]),
-            (self.base, "backend_alloc_ctx_tensors", p, [p, p]),
-            (self.base, "backend_buffer_free", None, [p]),
-            (self.base, "backend_tensor_set", None, [p, p, c_size_t, c_size_t]),
-            (self.base, "backend_tensor_get", None, [p, p, c_size_t, c_size_t]),
-            (self.base, "backend_graph_compute", c_int, [p, p]),
-            (self.base, "backend_cpu_buffer_from_ptr", p, [p, c_size_t]),
-            (self.cpu, "backend_cpu_init", p, []),
-            (self.cpu, "backend_cpu_set_n_threads", None, [p, c_int]),
-        ]:
-            function = getattr(library, f"ggml_{name}")
-            function.restype, function.argtypes = result, arguments
-            setattr(self, name, function)
+        # It brings the base library along.
+        self.library = ctypes.CDLL(str(Path(spec.origin).parent / "lib/libggml-cpu.so"))
 
-    def context(self, bytes: int) -> c_void_p:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """The function `ggml_name`, looked up once."""
+        function = getattr(self.library, f"ggml_{name}")
+        function.restype, function.argtypes = FUNCTIONS[name]
+        setattr(self, name, function)
+        return function
+
+    def context(self, size: int) -> int:
         """A context for what describes tensors, not for their elements."""
-        return self.init(InitParams(bytes, None, True))
+        return self.init(InitParams(size, None, True))
 
 
 class LlamaCpp:
@@ -72,9 +77,10 @@ class LlamaCpp:
         self.weights = ggml.context(1 << 16)
         self.gate_up = self.mapped(layer.gate_up)
         self.down = self.mapped(layer.down)
+        self.context = self.buffer = 0
         self.shape = (0, 0)
 
-    def mapped(self, tensor: Tensor) -> c_void_p:
+    def mapped(self, tensor: Tensor) -> int:
         """A tensor whose elements stay where they lie in the mapped file."""
         ggml, (experts, rows, columns) = self.ggml, tensor.shape
         elements = tensor.array("<f4" if tensor.dtype == "F32" else "<u2")
@@ -86,7 +92,7 @@ class LlamaCpp:
     def build(self, tokens: int, chosen: int) -> None:
         """The graph for so many tokens. Sizes are innermost first, as is ggml's way."""
         ggml, dim, hidden, experts = self.ggml, self.layer.dim, self.layer.hidden, self.layer.experts
-        if self.shape != (0, 0):
+        if self.context:
             ggml.backend_buffer_free(self.buffer)
             ggml.free(self.context)
         self.shape = (tokens, chosen)

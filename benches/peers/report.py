@@ -92,18 +92,23 @@ def chart(results: dict) -> str:
         base = top + i * (height + gap) + height
         parts += panel(run, names, left, base, width - left - 12, height, ceiling)
     bottom = top + len(runs) * (height + gap)
-    note = "100 %: the weights needed read once at the speed of a plain read, or the peak of f32 fused multiply-adds, whichever takes longer"
-    parts.append(text(left, bottom, note, size=11))
-    parts.append(text(left, bottom + 16, f"{results['machine']}, {results['date']}", size=11))
+    notes = [
+        "100 %: the weights needed read once, as fast as a plain read, or the peak of f32 fused multiply-adds, whichever takes longer.",
+        "Ours keeps activations in f32 unless its name says otherwise; the others round them to the type of the weights.",
+        f"{results['machine']}; {results['date']}.",
+    ]
+    parts += [text(left, bottom + 16 * i, note, size=11) for i, note in enumerate(notes)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 28}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 44}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12">\n<title>{escape(title)}</title>\n'
         + "\n".join(parts)
         + "\n</svg>\n"
     )
 
 
-def panel(run: dict, names: list[str], left: float, base: float, width: float, height: float, ceiling: float) -> list[str]:
+def panel(
+    run: dict, names: list[str], left: float, base: float, width: float, height: float, ceiling: float
+) -> list[str]:
     parts = [text(left, base - height + 2, f"{run['dtype']} weights", weight=600)]
     height -= 10
     for percent in range(0, int(ceiling * 100) + 1, 50):
@@ -126,13 +131,17 @@ def panel(run: dict, names: list[str], left: float, base: float, width: float, h
                 f'<rect x="{x + 1:.1f}" y="{base - tall:.1f}" width="{bar - 2:.1f}" height="{tall:.1f}" '
                 f'fill="{COLOURS[row["name"]]}"><title>{escape(label)}</title></rect>'
             )
-            parts.append(text(x + bar / 2, base - tall - 4, f"{reached * 100:.0f}", size=10, anchor="middle"))
+            within = tall > 16
+            y, colour = (base - tall + 12, "#fff") if within else (base - tall - 4, INK)
+            parts.append(text(x + bar / 2, y, f"{reached * 100:.0f}", size=10, anchor="middle", colour=colour))
             x += bar
     return parts
 
 
-def text(x: float, y: float, words: str, size: int = 12, weight: int = 400, anchor: str = "start") -> str:
-    style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="{INK}"'
+def text(
+    x: float, y: float, words: str, size: int = 12, weight: int = 400, anchor: str = "start", colour: str = INK
+) -> str:
+    style = f'font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" fill="{colour}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(words)}</text>'
 
 

@@ -11,8 +11,8 @@ if ! cmp -s requirements.txt .venv/installed; then
 fi
 
 # Ours as its users get it; candle as its own configuration has it, for this machine alone.
-target=${CARGO_TARGET_DIR:-$PWD/target}
-cargo build --quiet --release --bin ours --target-dir "$target"
-RUSTFLAGS="-C target-cpu=native" cargo build --quiet --release --bin candle --target-dir "$target/native"
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target}
+cargo build --quiet --release --bin ours
+RUSTFLAGS="-C target-cpu=native" cargo build --quiet --release --bin candle --target-dir "$CARGO_TARGET_DIR/native"
 
-exec .venv/bin/python compare.py --ours "$target/release/ours" --candle "$target/native/release/candle" "$@"
+exec .venv/bin/python compare.py "$@"

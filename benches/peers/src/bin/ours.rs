@@ -1,4 +1,4 @@
-//! The experts of `moe-kernels`, on weights that lie in the mapped file.
+//! The experts of `moe-kernels`.
 
 use std::path::Path;
 use std::time::Instant;
@@ -14,16 +14,17 @@ const READ: usize = 256 << 20;
 
 fn main() -> Result<()> {
     let (directory, options) = arguments()?;
-    let (activations, backend) = match *options.iter().map(String::as_str).collect::<Vec<_>>() {
-        [activations] => (activations, Backend::best()),
-        [activations, backend] => (activations, backend.parse()?),
-        _ => return Err("ours DIRECTORY ACTIVATIONS [BACKEND]".into()),
+    let [access, activations] = options.as_slice() else {
+        return Err("ours DIRECTORY map|read ACTIVATIONS".into());
     };
+    let access = if access == "read" { Access::Read } else { Access::Map };
     if activations != "f32" {
         return Err(format!("no products with {activations} activations").into());
     }
     let version = env!("CARGO_PKG_VERSION");
-    serve(&directory, &format!("moe-kernels {version}, {backend}"), &mut Ours::load(&directory, backend)?)
+    let backend = Backend::best();
+    let mut ours = Ours::load(&directory, access, backend)?;
+    serve(&directory, &format!("moe-kernels {version}, {backend}"), &mut ours)
 }
 
 struct Ours {
@@ -45,8 +46,8 @@ struct Ours {
 }
 
 impl Ours {
-    fn load(directory: &Path, backend: Backend) -> Result<Self> {
-        let checkpoint = Checkpoint::open(directory, Access::Map)?;
+    fn load(directory: &Path, access: Access, backend: Backend) -> Result<Self> {
+        let checkpoint = Checkpoint::open(directory, access)?;
         let matrix = |expert: usize, name: &str| -> Result<WeightMatrix> {
             let name = format!("model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight");
             let tensor = checkpoint.tensor(&name)?;
