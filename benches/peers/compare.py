@@ -26,6 +26,8 @@ PEERS = ["llama.cpp", "torch", "candle"]
 # Relative error ‖y − ref‖ / ‖ref‖ that is let pass, by the type in which a contestant has its activations: some ten units
 # in the last place, for sums of thousands of products and a result rounded once more.
 TOLERANCE = {"f32": 1e-5, "f16": 3e-3, "bf16": 2e-2}
+# Share of the processors that others may use in a round, beyond which it is played again. Ticks of time are as coarse.
+QUIET = 0.1
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +46,7 @@ def arguments() -> argparse.Namespace:
     option("--experts", type=int, default=8, help="number of experts")
     option("--chosen", type=int, default=2, help="experts of a token")
     option("--peers", type=several, default=",".join(PEERS), help=f"of {', '.join([*PEERS, *list(OURS)[1:]])}")
-    option("--rounds", type=int, default=9, help="rounds for each number of tokens")
+    option("--rounds", type=int, default=9, help="rounds for each number of tokens; disturbed ones are played again")
     option("--seconds", type=float, default=120, help="time after which three rounds are enough")
     option("--threads", type=int, default=2, help="threads of each contestant, and processors for all")
     option("--access", choices=["map", "read"], default="map", help="weights shared, or a copy for each")
@@ -95,8 +97,6 @@ class Contestant:
         return line
 
     def ask(self, *words: object) -> str:
-        # Threads that the one before left spinning have gone to sleep by then.
-        time.sleep(0.02)
         pipe(self.process.stdin).write(" ".join(map(str, words)) + "\n")
         return self.answer()
 
@@ -183,22 +183,65 @@ def touched(directory: Path, tokens: int) -> int:
 def measure(
     tokens: int, experts: int, dtype: str, shape: Shape, contestants: list[Contestant], args: argparse.Namespace
 ) -> dict[str, Any]:
-    """Rounds in which each contestant has its turn, beside this machine's limits; who begins, changes."""
+    """The least disturbed of at most three times as many rounds as are asked for."""
     needed = experts * shape.expert_elements * layer_files.BYTES[dtype]
-    calls = -(-(128 << 20) // needed)
-    limits = []
-    seconds: dict[str, list[float]] = {c.name: [] for c in contestants}
+    calls = -(-(512 << 20) // needed)
+    rounds: list[dict[str, Any]] = []
     begun = time.monotonic()
-    for turn in range(args.rounds):
-        limits.append([float(word) for word in contestants[0].ask("limits").split()])
-        for i in range(len(contestants)):
-            contestant = contestants[(turn + i) % len(contestants)]
-            seconds[contestant.name].append(float(contestant.ask("run", tokens, turn * calls, calls)))
-        if turn >= 2 and time.monotonic() - begun > args.seconds:
+    while sum(r["others"] <= QUIET for r in rounds) < args.rounds and len(rounds) < 3 * args.rounds:
+        slow = {name for r in rounds for name, s in r["seconds"].items() if s > 0.5}
+        rounds.append(play(len(rounds), tokens, calls, contestants, slow))
+        if len(rounds) >= 3 and time.monotonic() - begun > args.seconds:
             break
-    say(f"  {tokens} tokens: " + ", ".join(f"{name} {np.median(s) * 1e3:.2f} ms" for name, s in seconds.items()))
-    rows = [{"name": c.name, "activations": c.activations(dtype), "seconds": seconds[c.name]} for c in contestants]
-    return {"tokens": tokens, "flops": shape.flops(tokens), "bytes": needed, "limits": limits, "rows": rows}
+    rounds = sorted(rounds, key=lambda r: r["others"])[: args.rounds]
+    rows = [
+        {"name": c.name, "activations": c.activations(dtype), "seconds": [r["seconds"][c.name] for r in rounds]}
+        for c in contestants
+    ]
+    say(f"  {tokens} tokens: " + ", ".join(f"{r['name']} {np.median(r['seconds']) * 1e3:.2f} ms" for r in rows))
+    return {
+        "tokens": tokens,
+        "flops": shape.flops(tokens),
+        "bytes": needed,
+        "limits": [r["limits"] for r in rounds],
+        "others": [r["others"] for r in rounds],
+        "rows": rows,
+    }
+
+
+def play(turn: int, tokens: int, calls: int, contestants: list[Contestant], slow: set[str]) -> dict[str, Any]:
+    """A round: this machine's limits, then each contestant's turn, which begins with a call that is not timed, but for the
+    slow ones, so that threads are awake and spread over the processors. Who begins, changes."""
+    pids = [os.getpid(), *(c.process.pid for c in contestants)]
+    begun, busy, ours = time.monotonic(), processors_busy(), sum(map(processor_time, pids))
+    limits = [float(word) for word in contestants[0].ask("limits").split()]
+    seconds = {}
+    for i in range(len(contestants)):
+        contestant = contestants[(turn + i) % len(contestants)]
+        # Threads that the one before left spinning go to sleep meanwhile.
+        time.sleep(0.02)
+        if contestant.name not in slow:
+            contestant.ask("run", tokens, turn * calls + calls, 1)
+        seconds[contestant.name] = float(contestant.ask("run", tokens, turn * calls, calls))
+    others = processors_busy() - busy - (sum(map(processor_time, pids)) - ours)
+    available = (time.monotonic() - begun) * len(os.sched_getaffinity(0))
+    return {"limits": limits, "seconds": seconds, "others": max(0.0, others / available)}
+
+
+def processors_busy() -> float:
+    """Seconds for which the processors of this comparison have been busy, or taken away by a hypervisor."""
+    names = {f"cpu{n}" for n in os.sched_getaffinity(0)}
+    with open("/proc/stat") as file:
+        lines = [line.split() for line in file]
+    # User, nice, system; after idle and waiting: interrupts, soft interrupts, stolen.
+    ticks = sum(int(n) for name, *times in lines if name in names for n in times[:3] + times[5:8])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def processor_time(pid: int) -> float:
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def say(text: str) -> None:

@@ -44,8 +44,14 @@ def table(results: dict) -> str:
         ]
         for case in run["cases"]:
             out += [line(case, row) for row in case["rows"]]
-        peaks, reads = ([f"{limit[i] / 1e9:.0f}" for c in run["cases"] for limit in c["limits"]] for i in (0, 1))
-        out += ["", f"Limits: {spread(peaks)} GFLOP/s of f32 fused multiply-adds, {spread(reads)} GB/s read."]
+        limits = [limit for case in run["cases"] for limit in case["limits"]]
+        peaks, reads = ([f"{limit[i] / 1e9:.0f}" for limit in limits] for i in (0, 1))
+        others = max(median(case["others"]) for case in run["cases"])
+        out += [
+            "",
+            f"Limits: {spread(peaks)} GFLOP/s of f32 fused multiply-adds, {spread(reads)} GB/s read.",
+            f"Other processes used up to {others:.0%} of the processors (by number of tokens, median).",
+        ]
     return "\n".join(out)
 
 
