@@ -91,7 +91,8 @@ class Contestant:
     def answer(self) -> str:
         line = pipe(self.process.stdout).readline().strip()
         if not line:
-            raise Failure(f"{self.name} ended with {self.process.wait()}; see {self.log}")
+            last = self.log.read_text().strip().rpartition("\n")[2]
+            raise Failure(f"{self.name} ended with {self.process.wait()}: {last}")
         if line.startswith("error: "):
             raise Failure(f"{self.name}: {line}")
         return line
