@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mixtral_model::{Access, Checkpoint};
 use moe_core::{Assignments, Experts, GroupedRows, RoutingPlan, Scratch, combine, gather};
-use moe_kernels::{Backend, SwiGluExperts, SwiGluWeights, WeightMatrix, limits};
+use moe_kernels::{Activations, Backend, SwiGluExperts, SwiGluWeights, WeightMatrix, limits};
 use ndarray::{Array2, ArrayView2};
 use peers::{Case, Contestant, Result, arguments, serve};
 
@@ -17,12 +17,10 @@ fn main() -> Result<()> {
         return Err("ours DIRECTORY map|read ACTIVATIONS".into());
     };
     let access = if access == "read" { Access::Read } else { Access::Map };
-    if activations != "f32" {
-        return Err(format!("no products with {activations} activations").into());
-    }
+    let activations = activations.parse()?;
     let version = env!("CARGO_PKG_VERSION");
     let backend = Backend::best();
-    let mut ours = Ours::load(&directory, access, backend)?;
+    let mut ours = Ours::load(&directory, access, backend, activations)?;
     serve(&directory, &format!("moe-kernels {version}, {backend}"), &mut ours)
 }
 
@@ -44,7 +42,7 @@ struct Ours {
 }
 
 impl Ours {
-    fn load(directory: &Path, access: Access, backend: Backend) -> Result<Self> {
+    fn load(directory: &Path, access: Access, backend: Backend, activations: Activations) -> Result<Self> {
         let checkpoint = Checkpoint::open(directory, access)?;
         let matrix = |expert: usize, name: &str| -> Result<WeightMatrix> {
             let name = format!("model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight");
@@ -55,11 +53,14 @@ impl Ours {
         let bank = (0..checkpoint.entries().len() / 3)
             .map(|e| Ok(SwiGluWeights { w1: matrix(e, "w1")?, w2: matrix(e, "w2")?, w3: matrix(e, "w3")? }))
             .collect::<Result<Vec<_>>>()?;
+        for expert in &bank {
+            expert.w1.check(activations)?;
+        }
         Ok(Self {
             backend,
             // Not zero, or every page might be the same one.
             memory: vec![1; READ],
-            experts: SwiGluExperts::new(bank, backend)?,
+            experts: SwiGluExperts::new(bank, backend)?.with_activations(activations),
             case: None,
             assignments: Assignments::new(),
             plan: RoutingPlan::new(),
@@ -105,7 +106,7 @@ impl Contestant for Ours {
     /// The peak of f32 fused multiply-adds, tried until threads that were asleep are spread over the processors, and a plain
     /// read of memory.
     fn limits(&mut self) -> Result<(f64, f64)> {
-        let peak = (0..10).map(|_| limits::fma_peak(self.backend)).fold(0.0, f64::max);
+        let peak = (0..10).map(|_| limits::fma_peak(self.backend, Activations::F32)).fold(0.0, f64::max);
         Ok((peak, limits::read_bandwidth(self.backend, &self.memory)))
     }
 }
