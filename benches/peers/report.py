@@ -37,6 +37,7 @@ def table(results: dict) -> str:
         out += ["", f"### {run['dtype']} weights", ""]
         out += [f"- {name}: {what}" for name, what in run["contestants"].items()]
         out += [f"- left out: {why}" for why in run["left_out"].values()]
+        out += ["", *summary(run)]
         out += [
             "",
             "| tokens | | median (least to most) | GFLOP/s | GB/s | of the limit | time / ours | error |",
@@ -53,6 +54,23 @@ def table(results: dict) -> str:
             f"Other processes used up to {others:.0%} of the processors (by number of tokens, median).",
         ]
     return "\n".join(out)
+
+
+def summary(run: dict) -> list[str]:
+    """A line for each number of tokens, a column for each contestant; the fastest is bold."""
+    names = [row["name"] for row in run["cases"][0]["rows"]]
+    out = ["| tokens | " + " | ".join(names) + " |", "|--:|" + "---|" * len(names)]
+    for case in run["cases"]:
+        fastest = min(median(row["seconds"]) for row in case["rows"])
+        cells = []
+        for row in case["rows"]:
+            taken = median(row["seconds"])
+            # Few tokens are a matter of reading, many of computing.
+            rate = f"{case['bytes'] / taken / 1e9:.1f} GB/s" if case["tokens"] < 32 else f"{case['flops'] / taken / 1e9:.0f} GFLOP/s"
+            cell = f"{taken * 1e3:.4g} ms, {rate}, {share(case, row):.0%}"
+            cells.append(f"**{cell}**" if taken == fastest else cell)
+        out.append(f"| {case['tokens']} | " + " | ".join(cells) + " |")
+    return out
 
 
 def line(case: dict, row: dict) -> str:

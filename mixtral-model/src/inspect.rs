@@ -179,7 +179,8 @@ impl Geometry {
 }
 
 /// Bytes that can be allocated without swapping, where the system says so.
-fn available_memory() -> Option<u64> {
+/// Bytes that could be allocated now: `MemAvailable` of `/proc/meminfo`. `None` where there is no such file.
+pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let rest = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)

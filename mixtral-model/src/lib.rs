@@ -25,7 +25,7 @@ pub use checkpoint::{Access, Checkpoint, Layout, TensorEntry, TensorView};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
-pub use inspect::Report;
+pub use inspect::{Report, available_memory};
 pub use manifest::{ExpertMatrix, Kind, LayerManifest, Manifest, TensorSpec};
 pub use model::{Compute, Model, Step, Wanted};
 pub use observer::Observer;

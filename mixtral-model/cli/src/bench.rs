@@ -1,5 +1,6 @@
-//! `mixtral bench`: [`layer`] times a layer, [`model`] a model; [`limits`] is what they are compared with.
+//! `mixtral bench`: [`layer`] times a layer, [`model`] a model; [`limits`] is what they are compared with, and [`chart`] draws.
 
+mod chart;
 mod layer;
 mod limits;
 mod model;

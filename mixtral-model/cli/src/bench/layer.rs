@@ -4,15 +4,16 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use bytes::Bytes;
+use mixtral_model::{Compute, available_memory};
 use moe_core::numerics::uniform;
 use moe_core::{MoeLayer, TokenContext, Workspace};
 use moe_kernels::{Activations, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use moe_router::TopK;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::Serialize;
 
 use super::limits::Limits;
-use super::{Spread, rounds};
+use super::{Spread, chart, rounds};
 use crate::args::{Bench, Common, LayerShape};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
@@ -37,64 +38,143 @@ struct Case {
     share_of_bandwidth: f64,
 }
 
-pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<String> {
-    let (backend, activations, dtype) =
-        (common.backend.unwrap_or_default(), common.activations, args.dtype.into());
-    if activations == Activations::Bf16 && dtype != Dtype::Bf16 {
-        return Err(Failure::not_as_expected(
-            "--dtype",
-            format!("expected bf16 for bf16 activations, found {dtype}"),
-        ));
-    }
-    let matrix = |seed, rows, columns| weights(seed, dtype, rows, columns);
-    let gate = Linear::new(matrix(0, shape.experts, shape.dim)?, backend);
-    // Experts have memory of their own each, but alike values, which are quickly made.
-    let first = [
-        matrix(1, shape.hidden, shape.dim)?,
-        matrix(2, shape.dim, shape.hidden)?,
-        matrix(3, shape.hidden, shape.dim)?,
-    ];
-    let copy =
-        |w: &WeightMatrix| WeightMatrix::new(Bytes::from(w.bytes().to_vec()), dtype, w.rows(), w.columns());
-    let bank = (0..shape.experts)
-        .map(|_| Ok(SwiGluWeights { w1: copy(&first[0])?, w2: copy(&first[1])?, w3: copy(&first[2])? }))
-        .collect::<Result<Vec<_>>>()?;
-    let experts = SwiGluExperts::new(bank, backend)?.with_activations(activations);
-    let layer = MoeLayer::new(Box::new(gate), Box::new(TopK::new(shape.chosen)?), Box::new(experts))?;
+/// A layer among those that are timed in turn.
+struct Contestant {
+    shape: LayerShape,
+    layer: MoeLayer,
+    workspace: Workspace,
+    /// Of the rounds of one number of tokens.
+    seconds: Vec<f64>,
+    bytes: Vec<f64>,
+}
 
-    let mut limits = Limits::new(backend, activations);
-    let mut workspace = Workspace::new();
+pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<String> {
+    let compute = Compute { backend: common.backend.unwrap_or_default(), activations: common.activations };
+    let dtype = args.dtype.into();
+    if compute.activations == Activations::Bf16 && dtype != Dtype::Bf16 {
+        let reason = format!("expected bf16 for bf16 activations, found {dtype}");
+        return Err(Failure::not_as_expected("--dtype", reason));
+    }
+    require_memory(args, shape, dtype)?;
+    let mut contestants = vec![Contestant::new(shape, compute, dtype)?];
+    if args.dense {
+        let dense = |hidden| LayerShape { hidden, experts: 1, chosen: 1, ..shape };
+        contestants.push(Contestant::new(dense(shape.hidden * shape.chosen), compute, dtype)?);
+        contestants.push(Contestant::new(dense(shape.hidden * shape.experts), compute, dtype)?);
+    }
+    let mut limits = Limits::new(compute.backend, compute.activations);
     let mut cases = Vec::new();
     for tokens in args.tokens.iter().map(|n| n.get()) {
         let mut y = Array2::zeros((tokens, shape.dim));
-        let (mut seconds, mut bytes) = (Vec::new(), Vec::new());
-        let rounds = rounds(args, tokens);
         // The first round makes room, and brings what fits into the caches.
-        for round in 0..=rounds {
+        for round in 0..=rounds(args, tokens) {
             let x = hidden(round as u64, tokens, shape.dim);
-            let begun = Instant::now();
-            layer.forward(x.view(), TokenContext::new(), &mut workspace, &mut (), y.view_mut())?;
-            let elapsed = begun.elapsed().as_secs_f64();
-            if interrupt.wished() {
-                return Err(Failure::Interrupted);
+            for contestant in &mut contestants {
+                contestant.turn(x.view(), y.view_mut(), dtype, round > 0)?;
+                if interrupt.wished() {
+                    return Err(Failure::Interrupted);
+                }
             }
             if round > 0 {
-                seconds.push(elapsed);
-                let touched = touched(&workspace);
-                bytes.push((touched * 3 * shape.dim * shape.hidden * dtype.bytes()) as f64 / elapsed);
                 limits.measure();
             }
         }
-        let (peak, read) = limits.take();
-        let (spread, bytes) = (Spread::of(&seconds), Spread::of(&bytes).median);
-        let flops = (6 * shape.dim * shape.hidden * shape.chosen * tokens) as f64 / spread.median;
-        cases.push(Case {
-            case: shape.to_string(),
-            backend: backend.to_string(),
+        let limits = limits.take();
+        cases.extend(contestants.iter_mut().map(|c| c.case(compute, dtype, tokens, limits)));
+    }
+    if let Some(path) = &args.chart {
+        let times =
+            |at: usize| cases.iter().skip(at).step_by(3).map(|c| (c.tokens, c.seconds)).collect::<Vec<_>>();
+        std::fs::write(path, chart::svg(&format!("{shape}, {dtype}"), [times(0), times(1), times(2)]))?;
+    }
+    if args.json {
+        return Ok(serde_json::to_string_pretty(&cases).map_err(std::io::Error::other)? + "\n");
+    }
+    Ok(table(&cases))
+}
+
+/// Refuses what would not fit, before anything is made.
+fn require_memory(args: &Bench, shape: LayerShape, dtype: Dtype) -> Result<()> {
+    let [dim, hidden, experts, chosen] =
+        [shape.dim, shape.hidden, shape.experts, shape.chosen].map(|n| n as u128);
+    let most = args.tokens.iter().map(|n| n.get() as u128).max().unwrap_or(0);
+    let expert = 3 * dim * hidden * dtype.bytes() as u128;
+    // One is made first, and a matrix of f32 before that.
+    let alone = experts * expert + expert + 4 * dim * hidden;
+    let dense = if args.dense { 2 * (chosen + experts) * expert + 4 * dim * hidden * experts } else { 0 };
+    let rows = most * chosen * 4 * (4 * dim + 2 * hidden.max(dim));
+    let needed = alone + dense + rows;
+    let available = available_memory().map_or(1 << 40, u128::from);
+    if needed > available {
+        let found = format!(
+            "expected at most {} MB, the memory available, found {} MB",
+            available >> 20,
+            needed >> 20
+        );
+        return Err(Failure::not_as_expected("--layer and --tokens", found));
+    }
+    Ok(())
+}
+
+impl Contestant {
+    fn new(shape: LayerShape, Compute { backend, activations }: Compute, dtype: Dtype) -> Result<Self> {
+        let matrix = |seed, rows, columns| weights(seed, dtype, rows, columns);
+        let gate = Linear::new(matrix(0, shape.experts, shape.dim)?, backend);
+        // Experts have memory of their own each, but alike values, which are quickly made.
+        let first = [
+            matrix(1, shape.hidden, shape.dim)?,
+            matrix(2, shape.dim, shape.hidden)?,
+            matrix(3, shape.hidden, shape.dim)?,
+        ];
+        let copy = |w: &WeightMatrix| {
+            WeightMatrix::new(Bytes::from(w.bytes().to_vec()), dtype, w.rows(), w.columns())
+        };
+        let bank = (0..shape.experts)
+            .map(|_| Ok(SwiGluWeights { w1: copy(&first[0])?, w2: copy(&first[1])?, w3: copy(&first[2])? }))
+            .collect::<Result<Vec<_>>>()?;
+        let experts = SwiGluExperts::new(bank, backend)?.with_activations(activations);
+        let layer = MoeLayer::new(Box::new(gate), Box::new(TopK::new(shape.chosen)?), Box::new(experts))?;
+        Ok(Self { shape, layer, workspace: Workspace::new(), seconds: vec![], bytes: vec![] })
+    }
+
+    /// One forward pass, which counts or does not.
+    fn turn(
+        &mut self,
+        x: ArrayView2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
+        dtype: Dtype,
+        counts: bool,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        self.layer.forward(x, TokenContext::new(), &mut self.workspace, &mut (), y)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        if counts {
+            let weights = self.touched() * 3 * self.shape.dim * self.shape.hidden;
+            self.seconds.push(seconds);
+            self.bytes.push((weights * dtype.bytes()) as f64 / seconds);
+        }
+        Ok(())
+    }
+
+    /// Number of experts with tokens in the last pass.
+    fn touched(&self) -> usize {
+        self.workspace.plan().expert_offsets().windows(2).filter(|w| w[0] < w[1]).count()
+    }
+
+    /// What the rounds were, which are forgotten.
+    fn case(&mut self, compute: Compute, dtype: Dtype, tokens: usize, (peak, read): (f64, f64)) -> Case {
+        let LayerShape { dim, hidden, chosen, .. } = self.shape;
+        let (spread, bytes) = (Spread::of(&self.seconds), Spread::of(&self.bytes).median);
+        self.seconds.clear();
+        self.bytes.clear();
+        let flops = (6 * dim * hidden * chosen * tokens) as f64 / spread.median;
+        Case {
+            case: self.shape.to_string(),
+            backend: compute.backend.to_string(),
             dtype: dtype.to_string(),
-            activations: activations.to_string(),
+            activations: compute.activations.to_string(),
             tokens,
-            experts_touched: touched(&workspace),
+            experts_touched: self.touched(),
             threads: rayon::current_num_threads(),
             seconds: spread.median,
             seconds_min: spread.least,
@@ -103,31 +183,23 @@ pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &
             gbytes_per_s: bytes / 1e9,
             share_of_fma_peak: flops / peak,
             share_of_bandwidth: bytes / read,
-        });
+        }
     }
-    if args.json {
-        return Ok(serde_json::to_string_pretty(&cases).map_err(std::io::Error::other)? + "\n");
-    }
-    Ok(table(&cases))
 }
 
 fn table(cases: &[Case]) -> String {
     let mut text = String::new();
-    if let Some(Case { case, backend, dtype, activations, threads, .. }) = cases.first() {
-        let _ = writeln!(
-            text,
-            "layer {case}, {dtype} weights, {activations} activations, {backend}, {threads} threads"
-        );
+    if let Some(Case { backend, dtype, activations, threads, .. }) = cases.first() {
+        let _ = writeln!(text, "{dtype} weights, {activations} activations, {backend}, {threads} threads");
     }
-    let _ = writeln!(
-        text,
-        "tokens  experts  milliseconds (least to most)     GFLOP/s  of peak     GB/s  of read"
-    );
+    let header = "tokens  experts  milliseconds (least to most)     GFLOP/s  of peak     GB/s  of read";
+    let _ = writeln!(text, "{:<18} {header}", "layer");
     for c in cases {
         let spread = format!("({:.2} to {:.2})", c.seconds_min * 1e3, c.seconds_max * 1e3);
         let _ = writeln!(
             text,
-            "{:>6} {:>8} {:>10.2} {spread:<22} {:>7.1} {:>6.0} % {:>8.1} {:>6.0} %",
+            "{:<18} {:>6} {:>8} {:>10.2} {spread:<22} {:>7.1} {:>6.0} % {:>8.1} {:>6.0} %",
+            c.case,
             c.tokens,
             c.experts_touched,
             c.seconds * 1e3,
@@ -138,11 +210,6 @@ fn table(cases: &[Case]) -> String {
         );
     }
     text
-}
-
-/// Number of experts with tokens.
-fn touched(workspace: &Workspace) -> usize {
-    workspace.plan().expert_offsets().windows(2).filter(|w| w[0] < w[1]).count()
 }
 
 /// Pseudo-random weights, so that sums of products stay near 1.

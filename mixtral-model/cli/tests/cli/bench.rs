@@ -42,8 +42,20 @@ fn a_layer() {
         }
     }
     let table = output("bench --layer 48x80x4x2 --tokens 3 --rounds 1", &[]);
-    assert!(table.starts_with("layer 48x80x4x2, bf16 weights, f32 activations, "), "{table}");
+    assert!(table.starts_with("bf16 weights, f32 activations, "), "{table}");
     assert_eq!(table.lines().count(), 3);
+}
+
+#[test]
+fn a_layer_beside_dense_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let chart = dir.path().join("chart.svg");
+    let chart = chart.to_str().unwrap();
+    let table = output("bench --layer 48x80x4x2 --dense --tokens 1,5 --rounds 1 --chart {}", &[chart]);
+    for layer in ["48x80x4x2 ", "48x160x1x1 ", "48x320x1x1 "] {
+        assert_eq!(table.lines().filter(|line| line.starts_with(layer)).count(), 2, "{table}");
+    }
+    assert_eq!(std::fs::read_to_string(chart).unwrap().matches("<polyline").count(), 3);
 }
 
 #[test]
@@ -79,6 +91,10 @@ fn what_cannot_be_measured() {
             "expected bf16 for bf16 activations, found f16",
         ),
         ("bench --dtype f16", "--layer"),
+        ("bench --layer 1048576x1048576x1048576x1", "the memory available"),
+        ("bench --layer 8x8x4x2 --tokens 1152921504606846976", "the memory available"),
+        ("bench --dense", "--layer"),
+        ("bench --layer 8x8x4x2 --chart x.svg", "--dense"),
         ("bench --activations f8", "expected one of f32, bf16, found \"f8\""),
         ("bench --tokens 99999 --sessions 1", "context: expected at most"),
     ] {
