@@ -104,7 +104,7 @@ impl Loader<'_> {
                 found: tensor.dtype.to_string(),
             });
         }
-        self.matrix(spec)
+        Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, spec.shape[0], spec.shape[1])?)
     }
 
     fn matrix(&self, spec: &TensorSpec) -> Result<WeightMatrix> {

@@ -151,7 +151,8 @@ impl Model {
     ///
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
     /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
-    /// arises; [`Error::Stopped`] at the observer's wish.
+    /// arises; [`Error::Layer`] where a layer fails otherwise; [`Error::Weights`] where bf16 activations meet a weight that is too
+    /// small; [`Error::Stopped`] at the observer's wish.
     pub fn forward<'w>(
         &self,
         steps: &mut [Step<'_>],

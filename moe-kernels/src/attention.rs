@@ -72,7 +72,8 @@ pub struct AttentionScratch {
 ///
 /// # Panics
 ///
-/// If the shapes do not fit, or the cache does not hold the visible positions.
+/// If the shapes do not fit, heads have no width or no window, or the cache does not hold every position that one of the
+/// queries sees.
 #[track_caller]
 pub fn attend(
     backend: Backend,
@@ -85,6 +86,7 @@ pub fn attend(
 ) {
     let (tokens, AttentionShape { heads, kv_heads, head_dim, .. }) = (q.nrows(), *shape);
     assert!(kv_heads > 0 && heads % kv_heads == 0, "query heads in whole groups");
+    assert!(head_dim > 0 && shape.window != Some(0), "heads of some width that see something");
     assert_eq!(q.ncols(), heads * head_dim, "width of the queries");
     assert_eq!(y.dim(), q.dim(), "shape of the output");
     let rows = kv_heads * kv.capacity * padded_row_bytes(kv.dtype, head_dim);
@@ -93,7 +95,8 @@ pub fn attend(
         return;
     }
     let most = (0..tokens).map(|t| shape.visible(first + t).len()).max().unwrap_or(0);
-    assert!(most <= kv.capacity, "the cache holds every visible position");
+    let held = first + tokens - shape.visible(first).start;
+    assert!(held <= kv.capacity, "the cache holds every position that one of the queries sees");
 
     let group = heads / kv_heads;
     let plan = Plan {

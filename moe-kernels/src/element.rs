@@ -1,4 +1,4 @@
-//! Stored elements: chunks of sixteen as bytes, wherever they lie, widened exactly.
+//! Stored elements: chunks of sixteen, or of thirty-two bfloat16, as bytes, wherever they lie.
 
 use half::{bf16, f16};
 use moe_core::numerics::LANES;

@@ -3,7 +3,7 @@
 //! A tile of rows is then one stretch of memory for each block, where plain rows of 4096 would compete for the same lines
 //! of the cache.
 
-use moe_core::numerics::{BLOCK, LANES, round_to_bf16};
+use moe_core::numerics::{BLOCK, LANES, PAIRS_BLOCK, round_to_bf16};
 use ndarray::ArrayView2;
 
 use crate::grouped::Group;
@@ -13,6 +13,9 @@ use crate::{Activations, Backend};
 
 /// Stored chunks of weights in a whole K block.
 pub(crate) const BLOCK_CHUNKS: usize = BLOCK / LANES;
+
+// A stored chunk of pairs holds as many terms as two of x in f32.
+const _: () = assert!(PAIRS_BLOCK == 2 * BLOCK);
 
 /// Rows of a tile, whose chunks alternate. A group's last tile may have fewer.
 pub(crate) const TILE_ROWS: usize = 4;

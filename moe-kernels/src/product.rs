@@ -1,7 +1,8 @@
 //! Panels of `x · Wᵀ`, made of register tiles.
 //!
-//! A tile is some rows of x against some rows of W over one K block. Weights are widened in registers as they are used, and
-//! those that come next are asked for meanwhile, so that they lie in the second-level cache by the time.
+//! A tile is some rows of x against some rows of W over one K block. Weights are widened in registers as they are used, or,
+//! for many rows where registers are few, into a buffer first; those that come next are asked for meanwhile, so that they
+//! lie in the second-level cache by the time.
 
 use std::marker::PhantomData;
 use std::ops::Range;

@@ -145,7 +145,13 @@ impl WeightMatrix {
         if self.format != WeightFormat::Plain(Dtype::Bf16) {
             return Err(Error::NotBf16 { rows: self.rows, columns: self.columns, format: self.format });
         }
-        match *self.too_small.get_or_init(|| first_too_small(&self.bytes)) {
+        // Not inside the cell's initialiser: a thread of the pool that waits there may take up another caller's pass, which
+        // would wait for the cell. Two that look at once find the same.
+        let found = self.too_small.get().copied().unwrap_or_else(|| {
+            let found = first_too_small(&self.bytes);
+            *self.too_small.get_or_init(|| found)
+        });
+        match found {
             None => Ok(()),
             Some(at) => Err(Error::TooSmall {
                 row: at / self.columns,

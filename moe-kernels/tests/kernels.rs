@@ -250,7 +250,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
     #[test]
     fn attention_is_the_definition(
-        seed: u64, kv_heads in 1usize..4, group in 1usize..6, half in 1usize..20, first in 0usize..200, tokens in 1usize..20,
+        seed: u64, kv_heads in 1usize..4, group in 1usize..10, half in prop_oneof![9 => 1usize..20, 1 => 20usize..300], first in 0usize..200, tokens in 1usize..20,
         window in prop_oneof![Just(None), (1usize..150).prop_map(Some)], spare in 0usize..9, dtype in 0usize..3,
     ) {
         let mut random = Values::new(seed);
@@ -318,4 +318,15 @@ proptest! {
             prop_assert_eq!(bits(&alone), bits(&together.slice(ndarray::s![t..t + 1, ..]).to_owned()));
         }
     }
+}
+
+/// A ring that holds what each query sees, but not what all of them do: the last one's key lies where the first one's was.
+#[test]
+#[should_panic(expected = "the cache holds every position that one of the queries sees")]
+fn attention_wants_room_for_the_whole_chunk() {
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 16, scale: 1.0, window: Some(4) };
+    let bytes = vec![0; 4 * padded_row_bytes(Dtype::F32, 16)];
+    let kv = KvRows { keys: &bytes, values: &bytes, dtype: Dtype::F32, capacity: 4 };
+    let (q, mut y) = (Array2::zeros((3, 16)), Array2::zeros((3, 16)));
+    attend(Backend::best(), &shape, q.view(), 10, kv, &mut AttentionScratch::default(), y.view_mut());
 }

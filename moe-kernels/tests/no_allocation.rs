@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use moe_core::{MoeLayer, TokenContext, Workspace};
-use moe_kernels::{Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
+use moe_kernels::{Activations, Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use moe_router::TopK;
 use ndarray::Array2;
 use support::Values;
@@ -33,8 +33,15 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
+// One test, as the counter counts whatever runs.
 #[test]
 fn steady_state() {
+    for activations in [Activations::F32, Activations::Bf16] {
+        steady_state_with(activations);
+    }
+}
+
+fn steady_state_with(activations: Activations) {
     let mut values = Values::new(20);
     let (dim, hidden, count) = (130, 250, 5);
     let mut matrix = |rows: usize, columns: usize| {
@@ -45,6 +52,7 @@ fn steady_state() {
         .map(|_| SwiGluWeights { w1: matrix(hidden, dim), w2: matrix(dim, hidden), w3: matrix(hidden, dim) })
         .collect();
     let experts = SwiGluExperts::new(experts, Backend::best()).unwrap();
+    let experts = experts.with_activations(activations);
     let layer = MoeLayer::new(Box::new(gate), Box::new(TopK::new(2).unwrap()), Box::new(experts)).unwrap();
     let x = Array2::from_shape_vec((40, dim), Values::new(21).take(40 * dim)).unwrap();
     let mut y = Array2::zeros((40, dim));

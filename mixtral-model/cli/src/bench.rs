@@ -32,7 +32,8 @@ impl Spread {
         let mut sorted = figures.to_vec();
         sorted.sort_by(f64::total_cmp);
         let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
-        Self { least: at(0), median: at(sorted.len() / 2), greatest: at(sorted.len().saturating_sub(1)) }
+        let last = sorted.len().saturating_sub(1);
+        Self { least: at(0), median: (at(last / 2) + at(last.div_ceil(2))) / 2.0, greatest: at(last) }
     }
 }
 
@@ -50,5 +51,6 @@ mod tests {
         let Spread { least, median, greatest } = Spread::of(&[3.0, 1.0, 2.0, 10.0, 0.5]);
         assert_eq!((least, median, greatest), (0.5, 2.0, 10.0));
         assert_eq!(Spread::of(&[7.0]).median, 7.0);
+        assert_eq!(Spread::of(&[4.0, 1.0, 2.0, 9.0]).median, 3.0);
     }
 }

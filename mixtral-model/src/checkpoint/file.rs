@@ -31,7 +31,7 @@ enum Source {
 }
 
 impl WeightFile {
-    /// Opens a file and reads its header. With either access the header is read, not mapped.
+    /// Opens a file and reads its header. However data are accessed, the header is read, not mapped.
     pub(super) fn open(path: PathBuf, access: Access) -> Result<(Self, Vec<Entry>)> {
         let (mut file, len) = open_regular(&path)?;
         let io = |source| Error::Io { path: path.clone(), source };

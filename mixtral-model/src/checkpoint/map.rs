@@ -29,7 +29,10 @@ pub(super) fn map(file: &File, len: usize, access: Access) -> io::Result<Bytes> 
 
 #[cfg(unix)]
 fn lock(map: &Mmap) -> io::Result<()> {
-    map.lock()
+    let explained = |error: io::Error| {
+        io::Error::new(error.kind(), format!("locking {} bytes in memory: {error}", map.len()))
+    };
+    map.lock().map_err(explained)
 }
 
 #[cfg(not(unix))]

@@ -36,7 +36,7 @@ pub enum Access {
     /// truncated, touching what it lost ends the process.
     #[default]
     Map,
-    /// The same with all pages brought in at once, so that no later pass waits for the disk, as long as the system does not
+    /// The same with all pages brought in at once, where the system does that (Linux), so that no later pass waits for the disk, as long as the system does not
     /// take them back.
     Prefault,
     /// The same with all pages kept in memory. The system may forbid so much, or any, and then opening fails.

@@ -1,7 +1,7 @@
 //! Threads, backends, chunks, company: none of them changes a bit.
 
-use mixtral_model::{SessionOptions, Step, Wanted, Workspace};
-use moe_kernels::{Backend, Dtype};
+use mixtral_model::{Compute, Model, SessionOptions, Step, Wanted, Workspace};
+use moe_kernels::{Activations, Backend, Dtype};
 use proptest::prelude::*;
 
 use crate::tiny::{Shape, bits, read};
@@ -154,4 +154,27 @@ fn many_threads_share_a_model() {
             });
         }
     });
+}
+
+/// Several callers at once ask for the first time whether weights allow bf16 activations, of matrices that are looked through
+/// in pieces.
+#[test]
+fn many_threads_use_a_model_with_bf16_activations_first() {
+    let shape = Shape { hidden: 96, ffn: 500, ..Shape::plain() };
+    let checkpoint = shape.checkpoint(|_, _| ());
+    let compute = Compute { activations: Activations::Bf16, ..Compute::default() };
+    let fresh = || Model::load(shape.config(), &checkpoint, compute).unwrap();
+    let ids = shape.ids(20);
+    let expected = read(&fresh(), &ids, &[20], SessionOptions::default(), &mut ());
+    for _ in 0..20 {
+        let model = fresh();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let found = read(&model, &ids, &[13, 7], SessionOptions::default(), &mut ());
+                    assert_eq!(found, expected);
+                });
+            }
+        });
+    }
 }

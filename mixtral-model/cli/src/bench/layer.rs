@@ -149,9 +149,9 @@ impl Contestant {
         self.layer.forward(x, TokenContext::new(), &mut self.workspace, &mut (), y)?;
         let seconds = begun.elapsed().as_secs_f64();
         if counts {
-            let weights = self.touched() * 3 * self.shape.dim * self.shape.hidden;
+            let weights = [self.touched(), 3, self.shape.dim, self.shape.hidden, dtype.bytes()];
             self.seconds.push(seconds);
-            self.bytes.push((weights * dtype.bytes()) as f64 / seconds);
+            self.bytes.push(product(weights) / seconds);
         }
         Ok(())
     }
@@ -167,7 +167,7 @@ impl Contestant {
         let (spread, bytes) = (Spread::of(&self.seconds), Spread::of(&self.bytes).median);
         self.seconds.clear();
         self.bytes.clear();
-        let flops = (6 * dim * hidden * chosen * tokens) as f64 / spread.median;
+        let flops = product([6, dim, hidden, chosen, tokens]) / spread.median;
         Case {
             case: self.shape.to_string(),
             backend: compute.backend.to_string(),
@@ -210,6 +210,10 @@ fn table(cases: &[Case]) -> String {
         );
     }
     text
+}
+
+fn product(factors: [usize; 5]) -> f64 {
+    factors.iter().map(|&n| n as f64).product()
 }
 
 /// Pseudo-random weights, so that sums of products stay near 1.

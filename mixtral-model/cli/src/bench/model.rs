@@ -1,10 +1,13 @@
 //! A model: reading prompts, and continuing sessions together.
 
 use std::fmt::Write as _;
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use mixtral_model::{Kind, Model, Observer, Report, Step, Wanted, Workspace};
+use mixtral_model::{
+    Access, Kind, Model, Observer, Report, Session, Step, Wanted, Workspace, available_memory,
+};
 use moe_core::Routed;
 use moe_core::numerics::uniform;
 use ndarray::ArrayView2;
@@ -13,7 +16,7 @@ use serde::Serialize;
 use super::limits::{Limits, busy_seconds};
 use super::{Spread, rounds};
 use crate::args::{Bench, Common};
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 
 /// Tokens that a session holds before it is continued.
@@ -48,7 +51,9 @@ struct Pass {
 
 pub(super) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<String> {
     let model = common.load()?;
-    let report = Report::new(model.config(), &common.source().checkpoint(common.access())?)?;
+    // Headers only, so that nothing is prefaulted or locked a second time.
+    let report = Report::new(model.config(), &common.source().checkpoint(Access::Map)?)?;
+    require_room(&model, args)?;
     let mut bench = ModelBench { common, args, interrupt, model: &model, report: &report, limits: None };
     let mut passes = Vec::new();
     for tokens in args.tokens.iter().map(|n| n.get()) {
@@ -61,6 +66,27 @@ pub(super) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Resul
         return Ok(serde_json::to_string_pretty(&passes).map_err(std::io::Error::other)? + "\n");
     }
     Ok(table(&model, &passes))
+}
+
+/// Refuses what no session holds, or no memory, before anything is made.
+fn require_room(model: &Model, args: &Bench) -> Result<()> {
+    let config = model.config();
+    let most = |numbers: &[NonZeroUsize]| numbers.iter().map(|n| n.get()).max().unwrap_or(0);
+    let (tokens, sessions) = (most(&args.tokens), most(&args.sessions));
+    if tokens > config.max_positions {
+        let reason =
+            format!("expected at most {}, the model's positions, found {tokens}", config.max_positions);
+        return Err(Failure::not_as_expected("--tokens", reason));
+    }
+    // Keys and values in f32 of what each session holds, and logits.
+    let session =
+        8 * config.layers * config.kv_heads * config.head_dim * (BEFORE + 16) + 4 * config.vocab_size;
+    let available = available_memory().unwrap_or(1 << 40);
+    if sessions as u128 * session as u128 > u128::from(available) {
+        let reason = format!("expected as many as {} MB of memory hold, found {sessions}", available >> 20);
+        return Err(Failure::not_as_expected("--sessions", reason));
+    }
+    Ok(())
 }
 
 struct ModelBench<'a> {
@@ -92,8 +118,10 @@ impl ModelBench<'_> {
         let rounds = rounds(self.args, count * tokens);
         // The first round makes room.
         for round in 0..=rounds {
-            if before == 0 || round == 0 {
+            if round == 0 {
                 sessions = (0..count).map(|_| self.common.session(self.model)).collect::<Result<Vec<_>>>()?;
+            } else if before == 0 {
+                sessions.iter_mut().for_each(Session::clear);
             }
             let ids = |s: usize, count: usize| -> Vec<u32> {
                 let vocabulary = self.model.config().vocab_size as f32;

@@ -92,11 +92,13 @@ fn what_cannot_be_measured() {
         ),
         ("bench --dtype f16", "--layer"),
         ("bench --layer 1048576x1048576x1048576x1", "the memory available"),
-        ("bench --layer 8x8x4x2 --tokens 1152921504606846976", "the memory available"),
+        ("bench --layer 8x8x4x2 --tokens 18446744073709551615", "the memory available"),
         ("bench --dense", "--layer"),
         ("bench --layer 8x8x4x2 --chart x.svg", "--dense"),
         ("bench --activations f8", "expected one of f32, bf16, found \"f8\""),
-        ("bench --tokens 99999 --sessions 1", "context: expected at most"),
+        ("bench --tokens 99999 --sessions 1", "--tokens: expected at most 4096, the model's positions"),
+        ("bench --tokens 18446744073709551615 --sessions 1", "the model's positions"),
+        ("bench --tokens 1 --sessions 18446744073709551615", "MB of memory hold"),
     ] {
         let said = run(line, &[]);
         assert_ne!(said.status, Some(0), "{line}");
