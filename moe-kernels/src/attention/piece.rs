@@ -14,7 +14,7 @@ use crate::vector::max;
 
 /// Query heads of a tile.
 const HEADS: usize = 4;
-/// Keys of a tile.
+/// Keys of a tile, at most.
 const KEYS: usize = 4;
 
 /// Sizes of the work of one call.
@@ -152,18 +152,20 @@ fn score<S: Simd, E: Element, const M: usize>(
     while j < visible.end {
         let (rows, count) = keys.at(j);
         let count = count.min(visible.end - j);
-        let n = if count < KEYS { 1 } else { KEYS };
+        // As many chains as registers hold.
+        let keys_of_tile = if S::WIDE { KEYS } else { KEYS - 1 };
+        let n = if count < keys_of_tile { 1 } else { keys_of_tile };
         let mut sums = [0.0; (HEADS - 1) * OUT_STRIDE + KEYS];
         let mut from = 0;
         for x in queries.chunks(BLOCK_CHUNKS * M) {
             let w = StoredRows { bytes: &rows.bytes[from..], stride: rows.stride };
             // Those that come next, while they lie there.
-            let ahead = if count < 3 * KEYS { w } else { w.from(2 * KEYS) };
+            let ahead = if count < 3 * KEYS { w } else { w.from(2 * n) };
             let (out, types) = (&mut sums[..], PhantomData);
-            if n == 1 {
-                s.apart(Tile::<E, E, M, 1> { x, w, ahead: w, out, types });
-            } else {
-                s.apart(Tile::<E, E, M, KEYS> { x, w, ahead, out, types });
+            match n {
+                1 => s.apart(Tile::<E, E, M, 1> { x, w, ahead: w, out, types }),
+                KEYS => s.apart(Tile::<E, E, M, KEYS> { x, w, ahead, out, types }),
+                _ => s.apart(Tile::<E, E, M, { KEYS - 1 }> { x, w, ahead, out, types }),
             }
             from += BLOCK_CHUNKS * size_of::<E::Stored>();
         }
@@ -201,20 +203,14 @@ fn weigh<S: Simd, E: Element, const M: usize>(
         while c < head_chunks {
             let totals = (c == 0).then_some(&mut totals);
             let y = &mut y[c..];
-            match (head_chunks - c, S::WIDE) {
-                (4.., true) => {
-                    s.apart(Weigh::<E, M, 4> { a, parts, c, head_chunks, y, totals, types: PhantomData })
-                }
-                (2.., _) => {
-                    s.apart(Weigh::<E, M, 2> { a, parts, c, head_chunks, y, totals, types: PhantomData })
-                }
-                _ => s.apart(Weigh::<E, M, 1> { a, parts, c, head_chunks, y, totals, types: PhantomData }),
+            // As many chains as registers hold.
+            let (types, four) = (PhantomData, S::WIDE && head_chunks - c >= 4);
+            if four {
+                s.apart(Weigh::<E, M, 4> { a, parts, c, head_chunks, y, totals, types });
+            } else {
+                s.apart(Weigh::<E, M, 1> { a, parts, c, head_chunks, y, totals, types });
             }
-            c += match (head_chunks - c, S::WIDE) {
-                (4.., true) => 4,
-                (2.., _) => 2,
-                _ => 1,
-            };
+            c += if four { 4 } else { 1 };
         }
         from = until;
     }
