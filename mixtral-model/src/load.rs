@@ -37,8 +37,15 @@ impl Model {
         let manifest = Manifest::new(&config);
         let compute = compute.into();
         let loader = Loader { config: &config, checkpoint, compute };
-        let embedding = loader.matrix(&manifest.embedding())?;
-        let head = loader.linear(&manifest.head().unwrap_or_else(|| manifest.embedding()))?;
+        // A head that is the embedding shares its memory, and is multiplied with.
+        let (embedding, head) = match manifest.head() {
+            Some(spec) => (loader.matrix(&manifest.embedding())?, loader.product(&spec)?),
+            None => {
+                let both = loader.product(&manifest.embedding())?;
+                (both.clone(), both)
+            }
+        };
+        let head = loader.linear(head);
         let mut layers = Vec::new();
         for n in 0..config.layers {
             layers.push(loader.layer(n, manifest.layer(n))?);
@@ -72,10 +79,10 @@ impl Loader<'_> {
         )?;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
-            q: self.linear(&tensors.q_proj())?,
-            k: self.linear(&tensors.k_proj())?,
-            v: self.linear(&tensors.v_proj())?,
-            o: self.linear(&tensors.o_proj())?,
+            q: self.linear(self.product(&tensors.q_proj())?),
+            k: self.linear(self.product(&tensors.k_proj())?),
+            v: self.linear(self.product(&tensors.v_proj())?),
+            o: self.linear(self.product(&tensors.o_proj())?),
             shape: AttentionShape {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
@@ -88,9 +95,8 @@ impl Loader<'_> {
         })
     }
 
-    fn linear(&self, spec: &TensorSpec) -> Result<Linear> {
-        let Compute { backend, activations } = self.compute;
-        Ok(Linear::new(self.product(spec)?, backend).with_activations(activations))
+    fn linear(&self, weight: WeightMatrix) -> Linear {
+        Linear::new(weight, self.compute.backend).with_activations(self.compute.activations)
     }
 
     /// A matrix that products of the kind asked for are made with.

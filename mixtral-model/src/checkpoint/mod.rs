@@ -36,12 +36,13 @@ pub enum Access {
     /// truncated, touching what it lost ends the process.
     #[default]
     Map,
-    /// The same with all pages brought in at once, where the system does that (Linux), so that no later pass waits for the disk, as long as the system does not
-    /// take them back.
+    /// The same with all pages brought in at once, where the system does that (Linux), so that no later pass waits for
+    /// the disk, as long as the system does not take them back.
     Prefault,
     /// The same with all pages kept in memory. The system may forbid so much, or any, and then opening fails.
     Lock,
-    /// Each tensor is read into memory, in large pages where the system gives them, when it is asked for. A file that shrinks or fails gives an error.
+    /// Each tensor is read into memory, in large pages where the system gives them, when it is asked for. A file that shrinks
+    /// or fails gives an error.
     Read,
 }
 
