@@ -26,22 +26,31 @@ impl<'a> SequenceBalance<'a> {
         let experts = routed.input().experts();
         Self(Balanced::of(routed, affinity, |choices| shares(choices, experts)))
     }
-
-    /// The mean over sequences.
-    pub fn value(&self) -> f64 {
-        self.0.value()
-    }
-
-    /// The loss of each sequence; 0 where it has no tokens or no choices.
-    pub fn per_sequence(&self) -> &[f64] {
-        &self.0.values
-    }
-
-    /// `∂value/∂logits`, `[T, E]`.
-    pub fn gradient(&self) -> Array2<f64> {
-        self.0.gradient()
-    }
 }
+
+/// What these losses have in common.
+macro_rules! per_sequence {
+    ($($loss:ident),+) => {$(
+        impl $loss<'_> {
+            /// The mean over sequences.
+            pub fn value(&self) -> f64 {
+                self.0.value()
+            }
+
+            /// The loss of each sequence; 0 where it has no tokens or no choices.
+            pub fn per_sequence(&self) -> &[f64] {
+                &self.0.values
+            }
+
+            /// `∂value/∂logits`, `[T, E]`.
+            pub fn gradient(&self) -> Array2<f64> {
+                self.0.gradient()
+            }
+        }
+    )+};
+}
+
+per_sequence!(SequenceBalance, DeviceBalance, CommunicationBalance);
 
 /// `Σᵢ f'ᵢ P'ᵢ` over devices, for each sequence, averaged: DeepSeek-V2's device-level balance ([2405.04434]).
 ///
@@ -72,21 +81,6 @@ impl<'a> DeviceBalance<'a> {
             device_of.iter().map(|&device| sums[device] / sizes[device]).collect()
         };
         Self(Balanced::of(routed, affinity, shared))
-    }
-
-    /// The mean over sequences.
-    pub fn value(&self) -> f64 {
-        self.0.value()
-    }
-
-    /// The loss of each sequence; 0 where it has no tokens or no choices.
-    pub fn per_sequence(&self) -> &[f64] {
-        &self.0.values
-    }
-
-    /// `∂value/∂logits`, `[T, E]`.
-    pub fn gradient(&self) -> Array2<f64> {
-        self.0.gradient()
     }
 }
 
@@ -127,21 +121,6 @@ impl<'a> CommunicationBalance<'a> {
             device_of.iter().map(|&device| each * sent[device]).collect()
         };
         Self(Balanced::of(routed, affinity, shared))
-    }
-
-    /// The mean over sequences.
-    pub fn value(&self) -> f64 {
-        self.0.value()
-    }
-
-    /// The loss of each sequence; 0 where it has no tokens or no choices.
-    pub fn per_sequence(&self) -> &[f64] {
-        &self.0.values
-    }
-
-    /// `∂value/∂logits`, `[T, E]`.
-    pub fn gradient(&self) -> Array2<f64> {
-        self.0.gradient()
     }
 }
 
