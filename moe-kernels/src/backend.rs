@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::simd::{Kernel, Portable};
+use crate::simd::{Kernel, Portable, Simd};
 use crate::{Error, Result};
 
 #[cfg(target_arch = "x86_64")]
@@ -97,6 +97,11 @@ impl Backend {
         }
     }
 
+    /// Parts that sixteen lanes have.
+    pub(crate) fn parts(self) -> usize {
+        self.run(Parts)
+    }
+
     /// Whether it multiplies pairs of bfloat16.
     pub(crate) fn has_pairs(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -114,6 +119,17 @@ impl Backend {
             Isa::Avx512Bf16(isa) => unsafe { isa.run(kernel) },
             _ => self.run(kernel),
         }
+    }
+}
+
+struct Parts;
+
+impl Kernel for Parts {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> usize {
+        S::PARTS
     }
 }
 

@@ -10,14 +10,10 @@ use crate::simd::Simd;
 pub(crate) trait Element: Copy + Send + Sync {
     /// The bytes of a stored chunk.
     type Stored: Copy + Send + Sync;
-    /// What stored chunks are once they were copied into a buffer, widened and padded.
-    type Widened: Element;
     /// How many elements these are: as many as [`CHUNKS`](Self::CHUNKS) chunks of x meet.
     const COUNT: usize = LANES;
     /// Chunks of x that a stored chunk is multiplied with.
     const CHUNKS: usize = 1;
-    /// Whether loading is more than that.
-    const NARROW: bool;
 
     /// The elements of `bytes` by so many, and the bytes of those that are left over.
     fn chunks(bytes: &[u8]) -> (&[Self::Stored], &[u8]);
@@ -39,15 +35,13 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 macro_rules! element {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, $wide:ident, |$s:ident, $from:ident, $i:ident| $load:expr $(, $more:item)*) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, |$s:ident, $from:ident, $i:ident| $load:expr $(, $more:item)*) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
         impl Element for $name {
             type Stored = [u8; $bytes];
-            type Widened = $wide;
-            const NARROW: bool = $bytes < 64 || Self::CHUNKS > 1;
             $($more)*
 
             #[inline(always)]
@@ -68,16 +62,12 @@ macro_rules! element {
     };
 }
 
-element!(F32, 64, Wide, |s, from, _i| s.load_f32(from));
-element!(F16, 32, Wide, |s, from, _i| s.load_f16(from));
-element!(Bf16, 32, Wide, |s, from, _i| s.load_bf16(from));
-element!(
-    /// Chunks of f32 in memory, as this processor has them.
-    Wide, 64, Wide, |s, from, _i| s.load(&bytemuck::cast(*from))
-);
+element!(F32, 64, |s, from, _i| s.load_f32(from));
+element!(F16, 32, |s, from, _i| s.load_f16(from));
+element!(Bf16, 32, |s, from, _i| s.load_bf16(from));
 element!(
     /// Bfloat16 for chunks of x that are 32 of them, where instructions multiply such pairs.
-    Pairs, 64, Pairs, |s, from, _i| s.load_f32(from),
+    Pairs, 64, |s, from, _i| s.load_f32(from),
     const COUNT: usize = 2 * LANES;,
     #[inline(always)]
     fn mul_add<S: Simd>(s: S, x: S::Part, w: S::Part, sum: S::Part) -> S::Part {
@@ -86,7 +76,7 @@ element!(
 );
 element!(
     /// Bfloat16 for chunks of x in twos, the elements of odd index and those of even.
-    Halves, 64, Wide, |s, from, i| {
+    Halves, 64, |s, from, i| {
         let pairs = s.load_f32(from);
         s.by_parts::<1, 1>(
             #[inline(always)]

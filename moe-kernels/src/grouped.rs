@@ -8,7 +8,7 @@ use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use crate::element::{Element, Halves, Pairs, with_element};
-use crate::pack::{Layout, PackedRows, grow};
+use crate::pack::{Content, PackedRows, grow};
 use crate::product::{PANEL, PANEL_CHUNKS, ROW_BLOCK, panel, panels_of};
 use crate::schedule::{for_each_piece, worth_threads};
 use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
@@ -99,10 +99,10 @@ struct Panel<'a> {
 
 impl Panel<'_> {
     fn run_on(self, backend: Backend) {
-        match self.x.layout() {
-            Layout::Plain => backend.run(self),
-            Layout::Pairs => backend.run_pairs(Bf16Panel::<Pairs>(self, PhantomData)),
-            Layout::Halves => backend.run(Bf16Panel::<Halves>(self, PhantomData)),
+        match self.x.layout().content {
+            Content::Plain => backend.run(self),
+            Content::Pairs => backend.run_pairs(Bf16Panel::<Pairs>(self, PhantomData)),
+            Content::Halves => backend.run(Bf16Panel::<Halves>(self, PhantomData)),
         }
     }
 }

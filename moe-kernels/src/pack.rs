@@ -3,12 +3,15 @@
 //! A tile of rows is then one stretch of memory for each block, where plain rows of 4096 would compete for the same lines
 //! of the cache.
 
+use std::ops::Range;
+
 use moe_core::numerics::{BLOCK, LANES, PAIRS_BLOCK, round_to_bf16};
 use ndarray::ArrayView2;
 
 use crate::grouped::Group;
 use crate::schedule::for_each_piece;
 use crate::simd::Chunk;
+use crate::tile::place;
 use crate::{Activations, Backend};
 
 /// Stored chunks of weights in a whole K block.
@@ -22,7 +25,7 @@ pub(crate) const TILE_ROWS: usize = 4;
 
 /// What a chunk of packed rows is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Layout {
+pub(crate) enum Content {
     /// Sixteen activations as they are.
     Plain,
     /// Thirty-two, rounded to bfloat16.
@@ -31,29 +34,38 @@ pub(crate) enum Layout {
     Halves,
 }
 
+/// How rows are packed.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) content: Content,
+    /// Parts of a chunk, which lie apart ([`place`]).
+    parts: usize,
+}
+
 impl Layout {
     /// How this kind of activations is laid out for this backend.
     pub(crate) fn of(activations: Activations, backend: Backend) -> Self {
-        match activations {
-            Activations::F32 => Self::Plain,
-            Activations::Bf16 if backend.has_pairs() => Self::Pairs,
-            Activations::Bf16 => Self::Halves,
-        }
+        let content = match activations {
+            Activations::F32 => Content::Plain,
+            Activations::Bf16 if backend.has_pairs() => Content::Pairs,
+            Activations::Bf16 => Content::Halves,
+        };
+        Self { content, parts: backend.parts() }
     }
 
     /// Activations that a chunk, or a pair of chunks, holds.
     fn count(self) -> usize {
-        match self {
-            Self::Plain => LANES,
-            Self::Pairs | Self::Halves => 2 * LANES,
+        match self.content {
+            Content::Plain => LANES,
+            Content::Pairs | Content::Halves => 2 * LANES,
         }
     }
 
     /// Chunks that hold so many.
     fn chunks(self) -> usize {
-        match self {
-            Self::Plain | Self::Pairs => 1,
-            Self::Halves => 2,
+        match self.content {
+            Content::Plain | Content::Pairs => 1,
+            Content::Halves => 2,
         }
     }
 }
@@ -91,12 +103,12 @@ impl<'a> PackedRows<'a> {
         self.row_chunks.div_ceil(self.block_chunks())
     }
 
-    /// Block `b` of the tile that begins with row `m` and has so many `rows`: for each chunk of columns, that of each row.
+    /// Block `b` of the tiles that these rows are.
     #[inline(always)]
-    pub(crate) fn tile(&self, b: usize, m: usize, rows: usize) -> &'a [Chunk] {
+    pub(crate) fn tiles(&self, b: usize, rows: Range<usize>) -> &'a [Chunk] {
         let len = self.block_len(b);
-        let at = b * self.block_chunks() * self.rows + m * len;
-        &self.chunks[at..at + rows * len]
+        let at = b * self.block_chunks() * self.rows;
+        &self.chunks[at + rows.start * len..at + rows.end * len]
     }
 
     /// Chunks of a row in a whole block.
@@ -107,7 +119,7 @@ impl<'a> PackedRows<'a> {
 
     /// Chunks of a row in block `b`.
     #[inline(always)]
-    fn block_len(&self, b: usize) -> usize {
+    pub(crate) fn block_len(&self, b: usize) -> usize {
         self.block_chunks().min(self.row_chunks - b * self.block_chunks())
     }
 }
@@ -140,26 +152,28 @@ pub(crate) fn pack_with<'a>(
         for (t, to) in to.chunks_mut(TILE_ROWS * len).enumerate() {
             let first = group.rows.start + t * TILE_ROWS;
             let rows = to.len() / len;
-            for (j, to) in to.chunks_exact_mut(rows * layout.chunks()).enumerate() {
-                let j = b * BLOCK_CHUNKS + j;
+            for j in 0..len / layout.chunks() {
                 for m in 0..rows {
-                    if layout == Layout::Plain {
-                        sixteen(group, first + m, j, &mut to[m]);
+                    let mut place =
+                        |i, chunk: &_| place(layout.parts, to, rows, m, j * layout.chunks() + i, chunk);
+                    let column = b * BLOCK_CHUNKS + j;
+                    let mut wide = [[0.0; LANES]; 2];
+                    if layout.content == Content::Plain {
+                        sixteen(group, first + m, column, &mut wide[0]);
+                        place(0, &wide[0]);
                         continue;
                     }
-                    let mut wide = [[0.0; LANES]; 2];
-                    sixteen(group, first + m, 2 * j, &mut wide[0]);
-                    if (2 * j + 1) * LANES < columns {
-                        sixteen(group, first + m, 2 * j + 1, &mut wide[1]);
+                    sixteen(group, first + m, 2 * column, &mut wide[0]);
+                    if (2 * column + 1) * LANES < columns {
+                        sixteen(group, first + m, 2 * column + 1, &mut wide[1]);
                     }
                     let (odd, even) = rounded(wide.as_flattened());
-                    if layout == Layout::Pairs {
-                        to[m].0 = std::array::from_fn(|i| {
-                            f32::from_bits(odd[i].to_bits() | even[i].to_bits() >> 16)
-                        });
+                    if layout.content == Content::Pairs {
+                        let pair = |i: usize| f32::from_bits(odd[i].to_bits() | even[i].to_bits() >> 16);
+                        place(0, &std::array::from_fn(pair));
                     } else {
-                        to[m].0 = odd;
-                        to[rows + m].0 = even;
+                        place(0, &odd);
+                        place(1, &even);
                     }
                 }
             }

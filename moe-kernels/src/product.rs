@@ -1,8 +1,9 @@
 //! Panels of `x · Wᵀ`, made of register tiles.
 //!
 //! A tile is some rows of x against some rows of W over one K block. Weights are widened in registers as they are used, or,
-//! for many rows where registers are few, into a buffer first; those that come next are asked for meanwhile, so that they
-//! lie in the second-level cache by the time.
+//! for many rows where registers are few, into tiles of their own first, so that a loop reads nothing but two stretches of
+//! memory; those that come next are asked for meanwhile, so that they lie in the second-level cache by the time. Sums are
+//! kept tile by tile while blocks are added to them.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,10 +14,10 @@ use crate::WeightMatrix;
 use crate::element::Element;
 use crate::pack::{BLOCK_CHUNKS, PackedRows, TILE_ROWS};
 use crate::simd::{Chunk, Simd};
-use crate::tile::{OUT_STRIDE, StoredRows, Tile};
+use crate::tile::{PackedTiles, StoredRows, StoredTiles, place};
 
 /// Weight rows, and so output columns, of a panel: the unit of parallel work. A multiple of what every tile has.
-pub(crate) const PANEL: usize = OUT_STRIDE;
+pub(crate) const PANEL: usize = 48;
 /// Chunks of one row of a panel's output.
 pub(crate) const PANEL_CHUNKS: usize = PANEL / LANES;
 /// Rows of x that one sweep over a panel's weights serves. A multiple of [`TILE_ROWS`].
@@ -37,7 +38,7 @@ pub(crate) fn panels_of(columns: usize) -> usize {
 /// Computes `out[m][n] = x[m] · w[n]` for the given rows of x, which begin where a tile of them begins, and the weight rows
 /// of panel `p`.
 ///
-/// `out` is `[rows, PANEL]`; columns beyond the matrix are left as they are.
+/// `out` is `[rows, PANEL]` and is overwritten; what lies beyond the columns of the matrix is unspecified.
 #[inline(always)]
 pub(crate) fn panel<S: Simd, E: Element>(
     s: S,
@@ -48,11 +49,9 @@ pub(crate) fn panel<S: Simd, E: Element>(
     out: &mut [f32],
 ) {
     let columns = p * PANEL..((p + 1) * PANEL).min(w.rows());
-    for out in out.chunks_exact_mut(PANEL) {
-        out[..columns.len()].fill(0.0);
-    }
+    out.fill(0.0);
     let ragged = !w.columns().is_multiple_of(E::COUNT);
-    let widened = E::NARROW && !S::WIDE && rows.len() > FEW_ROWS_IN_REGISTERS;
+    let widened = !S::WIDE && rows.len() > FEW_ROWS_IN_REGISTERS;
     let mut panel = Panel { x, rows, w, columns, widened, ragged, out };
     let mut buffer;
     let buffer = if widened || ragged {
@@ -64,8 +63,10 @@ pub(crate) fn panel<S: Simd, E: Element>(
     };
     if S::WIDE || panel.rows.len() == 1 {
         panel.sweep::<S, E, 4>(s, 4, buffer);
+        untile::<4>(panel.out, panel.columns.len());
     } else {
         panel.sweep::<S, E, 3>(s, STRIP / E::CHUNKS, buffer);
+        untile::<3>(panel.out, panel.columns.len());
     }
 }
 
@@ -131,48 +132,92 @@ impl Panel<'_> {
             } else {
                 w
             };
-        let ragged = self.ragged && b == last;
-        if ragged || self.widened {
-            let row = E::CHUNKS * BLOCK_CHUNKS;
-            for (n, to) in columns.clone().zip(buffer.chunks_exact_mut(row)) {
-                widen::<S, E>(s, self.w, n, b, to);
-            }
-            let wide = StoredRows { bytes: bytemuck::cast_slice(buffer), stride: row * size_of::<Chunk>() };
-            if ragged {
-                self.tiles::<S, E::Widened, E::Widened, N>(s, columns, b, wide, wide);
-            } else {
-                self.tiles::<S, E::Widened, E, N>(s, columns, b, wide, ahead);
-            }
-        } else {
-            self.tiles::<S, E, E, N>(s, columns, b, w, ahead);
-        }
-    }
-
-    #[inline(always)]
-    fn tiles<S: Simd, E: Element, A: Element, const N: usize>(
-        &mut self,
-        s: S,
-        columns: Range<usize>,
-        b: usize,
-        w: StoredRows<'_>,
-        ahead: StoredRows<'_>,
-    ) {
-        let mut m = self.rows.start;
-        while m < self.rows.end {
-            let rows = (self.rows.end - m).min(TILE_ROWS);
-            let x = self.x.tile(b, m, rows);
-            for n in (0..columns.len()).step_by(N) {
-                let out =
-                    &mut self.out[(m - self.rows.start) * PANEL + columns.start - self.columns.start + n..];
-                let (w, ahead) = (w.from(n), ahead.from(n));
-                match rows {
-                    1 => s.apart(Tile::<E, A, 1, N> { x, w, ahead, out, types: PhantomData }),
-                    2 => s.apart(Tile::<E, A, 2, N> { x, w, ahead, out, types: PhantomData }),
-                    3 => s.apart(Tile::<E, A, 3, N> { x, w, ahead, out, types: PhantomData }),
-                    _ => s.apart(Tile::<E, A, TILE_ROWS, N> { x, w, ahead, out, types: PhantomData }),
+        let len = self.x.block_len(b);
+        let packed = if self.widened || self.ragged && b == last {
+            let buffer = &mut buffer[..columns.len() * len];
+            for (tile, n) in buffer.chunks_exact_mut(N * len).zip(columns.clone().step_by(N)) {
+                for i in 0..N {
+                    widen::<S, E>(s, self.w, n + i, b, tile, N, i);
                 }
             }
-            m += rows;
+            Some(&*buffer)
+        } else {
+            None
+        };
+        let column = columns.start - self.columns.start;
+        let (first, end) = (self.rows.start, self.rows.end);
+        let whole = self.rows.len() / TILE_ROWS * TILE_ROWS;
+        let (out, rest) = self.out.split_at_mut(whole * PANEL);
+        let strip = Strip { x: self.x, b, len, packed, w, ahead, columns: columns.len() };
+        strip.tiles::<S, E, TILE_ROWS, N>(s, first..first + whole, column, out);
+        match self.rows.len() - whole {
+            0 => {}
+            1 => strip.tiles::<S, E, 1, N>(s, first + whole..end, column, rest),
+            2 => strip.tiles::<S, E, 2, N>(s, first + whole..end, column, rest),
+            _ => strip.tiles::<S, E, 3, N>(s, first + whole..end, column, rest),
+        }
+    }
+}
+
+/// One strip of columns over one block.
+struct Strip<'a> {
+    x: PackedRows<'a>,
+    b: usize,
+    /// Chunks of a row of x.
+    len: usize,
+    /// The weights as tiles, where they are widened.
+    packed: Option<&'a [Chunk]>,
+    w: StoredRows<'a>,
+    ahead: StoredRows<'a>,
+    columns: usize,
+}
+
+impl Strip<'_> {
+    /// Rows of x, M a tile. `out` are their sums, the tiles of those M rows in turn; the strip begins at a column of them.
+    #[inline(always)]
+    fn tiles<S: Simd, E: Element, const M: usize, const N: usize>(
+        &self,
+        s: S,
+        rows: Range<usize>,
+        column: usize,
+        out: &mut [f32],
+    ) {
+        let &Self { b, len, w, ahead, .. } = self;
+        let x = self.x.tiles(b, rows);
+        let element = PhantomData;
+        if x.is_empty() {
+            return;
+        }
+        if let Some(w) = self.packed {
+            let out = &mut out[M * column..];
+            s.apart(PackedTiles::<E, M, N> { x, w, len, ahead, out, out_stride: M * PANEL, element });
+            return;
+        }
+        for n in (0..self.columns).step_by(N) {
+            let (w, ahead, out) = (w.from(n), ahead.from(n), &mut out[M * (column + n)..]);
+            s.apart(StoredTiles::<E, M, N> { x, w, ahead, len, out, out_stride: M * PANEL, element });
+        }
+    }
+}
+
+/// Brings the sums of a panel from tile after tile into rows.
+#[inline(always)]
+fn untile<const N: usize>(out: &mut [f32], columns: usize) {
+    for out in out.chunks_mut(TILE_ROWS * PANEL) {
+        let rows = out.len() / PANEL;
+        if rows == 1 {
+            continue;
+        }
+        let mut tiles = [0.0; TILE_ROWS * PANEL];
+        tiles[..out.len()].copy_from_slice(out);
+        let whole = columns - columns % N;
+        for (m, out) in out.chunks_exact_mut(PANEL).enumerate() {
+            for (n, out) in out[..whole].chunks_exact_mut(N).enumerate() {
+                out.copy_from_slice(&tiles[rows * n * N + m * N..][..N]);
+            }
+            for n in whole..columns {
+                out[n] = tiles[rows * n + m];
+            }
         }
     }
 }
@@ -184,21 +229,25 @@ fn block_of<E: Element>(w: &WeightMatrix, n: usize, b: usize) -> StoredRows<'_> 
     StoredRows { bytes: &w.bytes()[n * stride + b * BLOCK_CHUNKS * size_of::<E::Stored>()..], stride }
 }
 
-/// Widens block `b` of a weight row, padded with zeros where it ends within a chunk.
+/// Widens block `b` of a weight row, padded with zeros where it ends within a chunk, into row `i` of a tile.
 #[inline(always)]
-fn widen<S: Simd, E: Element>(s: S, w: &WeightMatrix, n: usize, b: usize, to: &mut [Chunk]) {
+fn widen<S: Simd, E: Element>(
+    s: S,
+    w: &WeightMatrix,
+    n: usize,
+    b: usize,
+    tile: &mut [Chunk],
+    rows: usize,
+    i: usize,
+) {
     let (whole, tail) = E::chunks(w.row(n));
     let block = &whole[b * BLOCK_CHUNKS..whole.len().min((b + 1) * BLOCK_CHUNKS)];
-    let (to_block, to_tail) = to.split_at_mut(block.len() * E::CHUNKS);
-    for (from, to) in block.iter().zip(to_block.chunks_exact_mut(E::CHUNKS)) {
-        for (i, to) in to.iter_mut().enumerate() {
-            s.store(E::load(s, from, i), to);
-        }
-    }
-    if !tail.is_empty() {
-        let tail = E::padded(tail);
-        for (i, to) in to_tail.iter_mut().take(E::CHUNKS).enumerate() {
-            s.store(E::load(s, &tail, i), to);
+    let padded = (!tail.is_empty() && block.len() < BLOCK_CHUNKS).then(|| E::padded(tail));
+    for (j, from) in block.iter().chain(&padded).enumerate() {
+        for c in 0..E::CHUNKS {
+            let mut chunk = [0.0; LANES];
+            s.store(E::load(s, from, c), &mut chunk);
+            place(S::PARTS, tile, rows, i, j * E::CHUNKS + c, &chunk);
         }
     }
 }

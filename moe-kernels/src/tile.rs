@@ -2,11 +2,13 @@
 
 use std::marker::PhantomData;
 
-use crate::element::Element;
-use crate::simd::{Chunk, Kernel, Simd};
+use moe_core::numerics::LANES;
 
-/// Floats from one row of a tile's output to the next.
-pub(crate) const OUT_STRIDE: usize = 48;
+use crate::element::Element;
+use crate::simd::{Chunk, Kernel, Simd, floats_mut};
+
+/// Bytes of a line of the cache.
+const LINE: usize = size_of::<Chunk>();
 
 /// Stored rows over one block: row i begins `i · stride` bytes in.
 #[derive(Clone, Copy)]
@@ -27,75 +29,184 @@ impl<'a> StoredRows<'a> {
     pub(crate) fn row<E: Element>(self, n: usize, len: usize) -> &'a [E::Stored] {
         &E::chunks(&self.bytes[n * self.stride..]).0[..len]
     }
+
+    /// Asks for a line of row `n`.
+    #[inline(always)]
+    fn prefetch<S: Simd>(self, s: S, n: usize, line: usize) {
+        if let Some(first) = self.bytes.get(n * self.stride + line * LINE) {
+            s.prefetch(first);
+        }
+    }
 }
 
-/// Adds the products of M rows of x and N weight rows over one block to `out`.
-pub(crate) struct Tile<'a, E, A, const M: usize, const N: usize> {
-    /// The chunks of M rows, in turn.
+/// Puts chunk `j` of row `m` into a tile of rows: part by part, in each part chunk by chunk, for each chunk that part of
+/// every row. What a loop over one part reads is then one stretch of memory.
+#[inline(always)]
+pub(crate) fn place(parts: usize, tile: &mut [Chunk], rows: usize, m: usize, j: usize, chunk: &[f32; LANES]) {
+    match parts {
+        1 => place_parts::<LANES>(tile, rows, m, j, chunk),
+        _ => place_parts::<8>(tile, rows, m, j, chunk),
+    }
+}
+
+#[inline(always)]
+fn place_parts<const PART: usize>(tile: &mut [Chunk], rows: usize, m: usize, j: usize, chunk: &[f32; LANES]) {
+    let len = tile.len() / rows;
+    let (tile, _) = floats_mut(tile).as_chunks_mut::<PART>();
+    for (part, from) in chunk.as_chunks().0.iter().enumerate() {
+        tile[(part * len + j) * rows + m] = *from;
+    }
+}
+
+/// Tiles of M rows of x against N rows of weights as they are stored.
+pub(crate) struct StoredTiles<'a, E, const M: usize, const N: usize> {
+    /// Tiles of x, as [`place`] has them.
     pub(crate) x: &'a [Chunk],
     pub(crate) w: StoredRows<'a>,
     /// Weights to ask for meanwhile, as many.
     pub(crate) ahead: StoredRows<'a>,
+    /// Chunks of a row of x.
+    pub(crate) len: usize,
+    /// What the products are added to: for each tile of x N of each row in turn, the next one so many floats on.
     pub(crate) out: &'a mut [f32],
-    pub(crate) types: PhantomData<(E, A)>,
+    pub(crate) out_stride: usize,
+    pub(crate) element: PhantomData<E>,
 }
 
-impl<E: Element, A: Element, const M: usize, const N: usize> Kernel for Tile<'_, E, A, M, N> {
+impl<E: Element, const M: usize, const N: usize> Kernel for StoredTiles<'_, E, M, N> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (x, _) = self.x.as_chunks::<M>();
-        let len = x.len() / E::CHUNKS;
-        let x = &x[..len * E::CHUNKS];
-        // Where E is A widened, of which there are more.
-        let apart = A::CHUNKS / E::CHUNKS;
+        let pieces: &[S::Piece] = bytemuck::cast_slice(self.x);
+        let len = self.len / E::CHUNKS;
         let w: [_; N] = std::array::from_fn(|n| self.w.row::<E>(n, len));
-        let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<A>(n, len / apart));
-        let acc = s.by_parts(
-            #[inline(always)]
-            |part| {
-                let mut acc = [[s.part(s.splat(0.0), part); N]; M];
-                for j in 0..len {
-                    for i in 0..E::CHUNKS {
-                        let x = &x[j * E::CHUNKS + i];
-                        let mut b = [s.part(s.splat(0.0), part); N];
-                        for n in 0..N {
-                            if part + 1 == S::PARTS && i == 0 && j % apart == 0 {
-                                s.prefetch(&ahead[n][j / apart]);
-                            }
-                            b[n] = s.part(E::load(s, &w[n][j], i), part);
-                        }
-                        for m in 0..M {
-                            let a = s.part(s.load(&x[m]), part);
+        let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<E>(n, len));
+        let x_tiles = pieces.chunks_exact(S::PARTS * M * self.len);
+        for (x, out) in x_tiles.zip(self.out.chunks_mut(self.out_stride)) {
+            let (x, _) = x.as_chunks::<M>();
+            let acc = s.by_parts(
+                #[inline(always)]
+                |part| {
+                    let x = &x[part * len * E::CHUNKS..(part + 1) * len * E::CHUNKS];
+                    let mut acc = [[s.part(s.splat(0.0), part); N]; M];
+                    for j in 0..len {
+                        for i in 0..E::CHUNKS {
+                            let mut b = [s.part(s.splat(0.0), part); N];
                             for n in 0..N {
-                                acc[m][n] = E::mul_add(s, a, b[n], acc[m][n]);
+                                if part + 1 == S::PARTS && i == 0 {
+                                    s.prefetch(&ahead[n][j]);
+                                }
+                                b[n] = s.part(E::load(s, &w[n][j], i), part);
                             }
+                            mul_add::<S, E, M, N>(s, &x[j * E::CHUNKS + i], b, &mut acc);
                         }
                     }
-                }
-                acc
-            },
-        );
-        let out = &mut self.out[..(M - 1) * OUT_STRIDE + N];
-        add_sums(s, acc, |m, n, sum| out[m * OUT_STRIDE + n] += sum);
+                    acc
+                },
+            );
+            add_sums(s, acc, out);
+        }
     }
 }
 
-/// Hands out the tree sums of a tile.
-#[inline(always)]
-fn add_sums<S: Simd, const M: usize, const N: usize>(
-    s: S,
-    acc: [[S::F; N]; M],
-    mut add: impl FnMut(usize, usize, f32),
-) {
-    let flat = |i: usize| acc[i.min(M * N - 1) / N][i.min(M * N - 1) % N];
-    let mut i = 0;
-    while i < M * N {
-        let four = s.tree_sum4([flat(i), flat(i + 1), flat(i + 2), flat(i + 3)]);
-        for k in 0..4.min(M * N - i) {
-            add((i + k) / N, (i + k) % N, four[k]);
+/// Tiles of M rows of x against tiles of N rows of weights, all as [`place`] has them.
+pub(crate) struct PackedTiles<'a, E, const M: usize, const N: usize> {
+    /// Tiles of x.
+    pub(crate) x: &'a [Chunk],
+    /// Tiles of weights, widened.
+    pub(crate) w: &'a [Chunk],
+    /// Chunks of a row.
+    pub(crate) len: usize,
+    /// Weights as they are stored to ask for meanwhile, as many.
+    pub(crate) ahead: StoredRows<'a>,
+    /// What the products are added to: for each tile of x the sums with every tile of weights, the next one so many floats on.
+    pub(crate) out: &'a mut [f32],
+    pub(crate) out_stride: usize,
+    pub(crate) element: PhantomData<E>,
+}
+
+impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let pieces = |chunks| bytemuck::cast_slice::<Chunk, S::Piece>(chunks);
+        let len = self.len;
+        // Lines of a weight row, and how many of them are asked for with every tile of x.
+        let lines = len / E::CHUNKS * size_of::<E::Stored>() / LINE;
+        let share = lines.div_ceil(self.x.len() / (M * len));
+        let x_tiles = pieces(self.x).chunks_exact(S::PARTS * M * len);
+        for (i, (x, out)) in x_tiles.zip(self.out.chunks_mut(self.out_stride)).enumerate() {
+            for n in 0..self.w.len() / len {
+                for line in i * share..lines.min((i + 1) * share) {
+                    self.ahead.prefetch(s, n, line);
+                }
+            }
+            let outs = out.chunks_exact_mut(M * N);
+            for (w, out) in pieces(self.w).chunks_exact(S::PARTS * N * len).zip(outs) {
+                let acc = s.by_parts(
+                    #[inline(always)]
+                    |part| {
+                        let (x, _) = x[part * M * len..(part + 1) * M * len].as_chunks::<M>();
+                        let (w, _) = w[part * N * len..(part + 1) * N * len].as_chunks::<N>();
+                        let mut acc = [[s.part(s.splat(0.0), part); N]; M];
+                        for (x, w) in x.iter().zip(w) {
+                            let mut b = [s.part(s.splat(0.0), part); N];
+                            for n in 0..N {
+                                b[n] = s.load_part(&w[n]);
+                            }
+                            mul_add::<S, E, M, N>(s, x, b, &mut acc);
+                        }
+                        acc
+                    },
+                );
+                add_sums(s, acc, out);
+            }
         }
-        i += 4;
+    }
+}
+
+/// Adds products to the chains of a tile.
+#[inline(always)]
+fn mul_add<S: Simd, E: Element, const M: usize, const N: usize>(
+    s: S,
+    x: &[S::Piece; M],
+    w: [S::Part; N],
+    acc: &mut [[S::Part; N]; M],
+) {
+    for m in 0..M {
+        let a = s.load_part(&x[m]);
+        for n in 0..N {
+            acc[m][n] = E::mul_add(s, a, w[n], acc[m][n]);
+        }
+    }
+}
+
+/// Adds the tree sums of a tile to its output.
+#[inline(always)]
+fn add_sums<S: Simd, const M: usize, const N: usize>(s: S, acc: [[S::F; N]; M], out: &mut [f32]) {
+    // -0 changes no sum.
+    let nothing = s.splat(-0.0);
+    let lanes = |i: usize| if i < M * N { acc[i / N][i % N] } else { nothing };
+    let out = &mut out[..M * N];
+    let (sixteens, rest) = out.as_chunks_mut();
+    if let Some(out) = sixteens.first_mut() {
+        s.add_tree_sums_16(std::array::from_fn(lanes), out);
+    }
+    let (eights, rest) = rest.as_chunks_mut();
+    if let Some(out) = eights.first_mut() {
+        s.add_tree_sums_8(std::array::from_fn(lanes), out);
+    }
+    let (fours, rest) = rest.as_chunks_mut();
+    let first = M * N / 8 * 8;
+    if let Some(out) = fours.first_mut() {
+        s.add_tree_sums_4(std::array::from_fn(|i| lanes(first + i)), out);
+    }
+    if !rest.is_empty() {
+        let first = M * N / 4 * 4;
+        let mut sums = [-0.0; 4];
+        s.add_tree_sums_4(std::array::from_fn(|i| lanes(first + i)), &mut sums);
+        rest.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
     }
 }

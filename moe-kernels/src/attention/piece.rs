@@ -3,13 +3,14 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use moe_core::numerics::LANES;
 use ndarray::ArrayView2;
 
 use super::{AttentionShape, KvRows, POSITIONS};
 use crate::element::{Element, chunks_of, padded_row_bytes, with_element};
 use crate::pack::BLOCK_CHUNKS;
 use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
-use crate::tile::{OUT_STRIDE, StoredRows, Tile};
+use crate::tile::{StoredRows, StoredTiles, place};
 use crate::vector::max;
 
 /// Query heads of a tile.
@@ -91,10 +92,14 @@ impl Piece<'_> {
                 let query = q.row(t);
                 for c in 0..head_chunks {
                     let (tile, heads) = tile_of(g, group);
-                    let to = &mut queries[tile * head_chunks + c * heads + g - tile].0;
-                    let columns = c * to.len()..shape.head_dim.min((c + 1) * to.len());
-                    to.fill(0.0);
-                    to.iter_mut().zip(columns).for_each(|(to, i)| *to = query[from + i]);
+                    let columns = c * LANES..shape.head_dim.min((c + 1) * LANES);
+                    let mut chunk = [0.0; LANES];
+                    chunk.iter_mut().zip(columns).for_each(|(to, i)| *to = query[from + i]);
+                    let tile_queries = &mut queries[tile * head_chunks..(tile + heads) * head_chunks];
+                    let mut blocks = tile_queries.chunks_mut(BLOCK_CHUNKS * heads);
+                    if let Some(block) = blocks.nth(c / BLOCK_CHUNKS) {
+                        place(S::PARTS, block, heads, g - tile, c % BLOCK_CHUNKS, &chunk);
+                    }
                 }
             }
             let visible = shape.visible(first + t);
@@ -155,23 +160,25 @@ fn score<S: Simd, E: Element, const M: usize>(
         // As many chains as registers hold.
         let keys_of_tile = if S::WIDE { KEYS } else { KEYS - 1 };
         let n = if count < keys_of_tile { 1 } else { keys_of_tile };
-        let mut sums = [0.0; (HEADS - 1) * OUT_STRIDE + KEYS];
+        let mut sums = [0.0; HEADS * KEYS];
         let mut from = 0;
         for x in queries.chunks(BLOCK_CHUNKS * M) {
             let w = StoredRows { bytes: &rows.bytes[from..], stride: rows.stride };
             // Those that come next, while they lie there.
             let ahead = if count < 3 * KEYS { w } else { w.from(2 * n) };
-            let (out, types) = (&mut sums[..], PhantomData);
+            let (out, element, len, out_stride) = (&mut sums[..], PhantomData, x.len() / M, M * n);
             match n {
-                1 => s.apart(Tile::<E, E, M, 1> { x, w, ahead: w, out, types }),
-                KEYS => s.apart(Tile::<E, E, M, KEYS> { x, w, ahead, out, types }),
-                _ => s.apart(Tile::<E, E, M, { KEYS - 1 }> { x, w, ahead, out, types }),
+                1 => s.apart(StoredTiles::<E, M, 1> { x, w, ahead: w, len, out, out_stride, element }),
+                KEYS => s.apart(StoredTiles::<E, M, KEYS> { x, w, ahead, len, out, out_stride, element }),
+                _ => {
+                    s.apart(StoredTiles::<E, M, { KEYS - 1 }> { x, w, ahead, len, out, out_stride, element })
+                }
             }
             from += BLOCK_CHUNKS * size_of::<E::Stored>();
         }
         for m in 0..M {
             let to = &mut scores[m * stride + j - visible.start..][..n];
-            to.iter_mut().zip(&sums[m * OUT_STRIDE..]).for_each(|(to, sum)| *to = sum * scale);
+            to.iter_mut().zip(&sums[m * n..]).for_each(|(to, sum)| *to = sum * scale);
         }
         j += n;
     }

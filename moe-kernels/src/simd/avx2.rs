@@ -88,14 +88,37 @@ fn tree_sum(lanes: Lanes) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// Four trees side by side: the last two levels are shared.
+/// Four floats plus the sums of four trees, whose last two levels are shared.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn tree_sum4(lanes: [Lanes; 4]) -> __m128 {
+fn add_tree_sums_4(lanes: [Lanes; 4], to: __m128) -> __m128 {
     let [a, b, c, d] = [quarter(lanes[0]), quarter(lanes[1]), quarter(lanes[2]), quarter(lanes[3])];
     let ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
     let cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
-    _mm_add_ps(_mm_shuffle_ps::<0b10_00_10_00>(ab, cd), _mm_shuffle_ps::<0b11_01_11_01>(ab, cd))
+    let even = _mm_shuffle_ps::<0b10_00_10_00>(ab, cd);
+    _mm_add_ps(to, _mm_add_ps(even, _mm_shuffle_ps::<0b11_01_11_01>(ab, cd)))
+}
+
+/// Eight floats plus the sums of eight trees, whose last three levels are shared.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_tree_sums_8(lanes: [Lanes; 8], to: __m256) -> __m256 {
+    // Two that are four apart in one, so that a half ends up with four that follow each other.
+    let quarters = |i: usize| {
+        let a = _mm256_add_ps(lanes[i].0, lanes[i].1);
+        let b = _mm256_add_ps(lanes[4 + i].0, lanes[4 + i].1);
+        _mm256_add_ps(_mm256_blend_ps::<0b1111_0000>(a, b), _mm256_permute2f128_ps::<0x21>(a, b))
+    };
+    let pair = |a, b| {
+        let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
+        let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+        _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high))
+    };
+    let first = pair(quarters(0), quarters(1));
+    let second = pair(quarters(2), quarters(3));
+    let even = _mm256_shuffle_ps::<0b10_00_10_00>(first, second);
+    let odd = _mm256_shuffle_ps::<0b11_01_11_01>(first, second);
+    _mm256_add_ps(to, _mm256_add_ps(even, odd))
 }
 
 /// Widens eight bfloat16.
@@ -154,6 +177,7 @@ impl Avx2 {
 impl Simd for Avx2 {
     type F = Lanes;
     type Part = __m256;
+    type Piece = [f32; 8];
     const PARTS: usize = 2;
     const WIDE: bool = false;
 
@@ -165,6 +189,11 @@ impl Simd for Avx2 {
         fn fma(a, b, c) = _mm256_fmadd_ps;
         fn max(a, b) = _mm256_max_ps;
         fn min(a, b) = _mm256_min_ps;
+    }
+
+    #[inline(always)]
+    fn load_part(self, from: &[f32; 8]) -> __m256 {
+        self.load_8_floats(from)
     }
 
     #[inline(always)]
@@ -275,12 +304,20 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn tree_sum4(self, lanes: [Lanes; 4]) -> [f32; 4] {
+    fn add_tree_sums_4(self, lanes: [Lanes; 4], to: &mut [f32; 4]) {
+        // SAFETY: `to` is 4 readable floats; no alignment is asked for.
+        let before = unsafe { _mm_loadu_ps(to.as_ptr()) };
         // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-        let sums = unsafe { tree_sum4(lanes) };
-        let mut out = [0.0; 4];
-        // SAFETY: `out` is 4 writable floats; no alignment is asked for.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
-        out
+        let after = unsafe { add_tree_sums_4(lanes, before) };
+        // SAFETY: `to` is 4 writable floats; no alignment is asked for.
+        unsafe { _mm_storeu_ps(to.as_mut_ptr(), after) };
+    }
+
+    #[inline(always)]
+    fn add_tree_sums_8(self, lanes: [Lanes; 8], to: &mut [f32; 8]) {
+        let before = self.load_8_floats(to);
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        let after = unsafe { add_tree_sums_8(lanes, before) };
+        self.store_8_floats(after, to);
     }
 }

@@ -111,20 +111,49 @@ fn tree_sum(lanes: __m512) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
-/// Four trees side by side: the halves of two vectors make one, the quarters of four make one.
+/// The halves of two vectors added: of the first, then of the second.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn tree_sum4([a, b, c, d]: [__m512; 4]) -> __m128 {
-    let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
-    let (ab, cd) = (halves(a, b), halves(c, d));
-    let four = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+fn add_halves(a: __m512, b: __m512) -> __m512 {
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+}
+
+/// Four trees side by side after their second level, each a quarter.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_quarters([a, b, c, d]: [__m512; 4]) -> __m512 {
+    let (ab, cd) = (add_halves(a, b), add_halves(c, d));
+    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd))
+}
+
+/// Four floats plus the sums of four trees.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_tree_sums_4(lanes: [__m512; 4], to: __m128) -> __m128 {
+    let four = add_quarters(lanes);
     let two = _mm512_add_ps(four, _mm512_permute_ps::<0b01_00_11_10>(four));
     let one = _mm512_add_ps(two, _mm512_permute_ps::<0b10_11_00_01>(two));
     // Every lane of a quarter holds its vector's sum by now.
-    _mm512_castps512_ps128(_mm512_permutexvar_ps(
-        _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0),
-        one,
-    ))
+    let first = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+    _mm_add_ps(to, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, one)))
+}
+
+/// Sixteen floats plus the sums of sixteen trees.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_tree_sums_16(lanes: [__m512; 16], to: __m512) -> __m512 {
+    // Every fourth in one, so that a quarter ends up with four that follow each other.
+    let every_fourth = |i: usize| add_quarters([lanes[i], lanes[4 + i], lanes[8 + i], lanes[12 + i]]);
+    let pair = |a, b| {
+        let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high))
+    };
+    let first = pair(every_fourth(0), every_fourth(1));
+    let second = pair(every_fourth(2), every_fourth(3));
+    let even = _mm512_shuffle_ps::<0b10_00_10_00>(first, second);
+    let odd = _mm512_shuffle_ps::<0b11_01_11_01>(first, second);
+    _mm512_add_ps(to, _mm512_add_ps(even, odd))
 }
 
 /// Widens sixteen bfloat16: each word goes into the upper half of a lane.
@@ -169,6 +198,7 @@ impl<const BF16: bool> Avx512<BF16> {
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type F = Lanes;
     type Part = Lanes;
+    type Piece = [f32; LANES];
     const PARTS: usize = 1;
     const WIDE: bool = true;
 
@@ -180,6 +210,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         fn fma(a, b, c) = _mm512_fmadd_ps;
         fn max(a, b) = _mm512_max_ps;
         fn min(a, b) = _mm512_min_ps;
+    }
+
+    #[inline(always)]
+    fn load_part(self, from: &[f32; LANES]) -> Lanes {
+        self.load(from)
     }
 
     #[inline(always)]
@@ -291,12 +326,20 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn tree_sum4(self, lanes: [Lanes; 4]) -> [f32; 4] {
+    fn add_tree_sums_4(self, lanes: [Lanes; 4], to: &mut [f32; 4]) {
+        // SAFETY: `to` is 4 readable floats; no alignment is asked for.
+        let before = unsafe { _mm_loadu_ps(to.as_ptr()) };
         // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
-        let sums = unsafe { tree_sum4(lanes.map(|v| v.0)) };
-        let mut out = [0.0; 4];
-        // SAFETY: `out` is 4 writable floats; no alignment is asked for.
-        unsafe { _mm_storeu_ps(out.as_mut_ptr(), sums) };
-        out
+        let after = unsafe { add_tree_sums_4(lanes.map(|v| v.0), before) };
+        // SAFETY: `to` is 4 writable floats; no alignment is asked for.
+        unsafe { _mm_storeu_ps(to.as_mut_ptr(), after) };
+    }
+
+    #[inline(always)]
+    fn add_tree_sums_16(self, lanes: [Lanes; 16], to: &mut [f32; 16]) {
+        let before = self.load(to).0;
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        let after = unsafe { add_tree_sums_16(lanes.map(|v| v.0), before) };
+        self.store(Lanes(after), to);
     }
 }

@@ -71,6 +71,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// What one register holds of them: all, or lanes 0 to 7 and 8 to 15 in turn.
     type Part: Copy;
+    /// A part in memory: so many floats.
+    type Piece: Pod;
 
     /// How many parts sixteen lanes have.
     const PARTS: usize;
@@ -101,6 +103,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn load_part(self, from: &Self::Piece) -> Self::Part;
     /// Part `i` of sixteen lanes.
     fn part(self, lanes: Self::F, i: usize) -> Self::Part;
     /// [`fma`](Self::fma) on a part.
@@ -131,10 +134,27 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// [`moe_core::numerics::tree_sum`].
     fn tree_sum(self, lanes: Self::F) -> f32;
 
-    /// The tree sums of four vectors.
+    /// Adds the tree sums of four vectors to four floats.
     #[inline(always)]
-    fn tree_sum4(self, lanes: [Self::F; 4]) -> [f32; 4] {
-        lanes.map(|v| self.tree_sum(v))
+    fn add_tree_sums_4(self, lanes: [Self::F; 4], to: &mut [f32; 4]) {
+        to.iter_mut().zip(lanes).for_each(|(to, lanes)| *to += self.tree_sum(lanes));
+    }
+
+    /// The same for eight.
+    #[inline(always)]
+    fn add_tree_sums_8(self, lanes: [Self::F; 8], to: &mut [f32; 8]) {
+        let ([a, b, c, d, e, f, g, h], (to, _)) = (lanes, to.as_chunks_mut());
+        self.add_tree_sums_4([a, b, c, d], &mut to[0]);
+        self.add_tree_sums_4([e, f, g, h], &mut to[1]);
+    }
+
+    /// The same for sixteen.
+    #[inline(always)]
+    fn add_tree_sums_16(self, lanes: [Self::F; 16], to: &mut [f32; 16]) {
+        let (to, _) = to.as_chunks_mut();
+        for i in 0..2 {
+            self.add_tree_sums_8(std::array::from_fn(|j| lanes[8 * i + j]), &mut to[i]);
+        }
     }
 
     /// [`moe_core::numerics::exp`] in every lane.

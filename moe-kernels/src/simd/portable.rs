@@ -20,6 +20,7 @@ fn two_bytes(from: &[u8; 32], lane: usize) -> [u8; 2] {
 impl Simd for Portable {
     type F = [f32; LANES];
     type Part = [f32; LANES];
+    type Piece = [f32; LANES];
     const PARTS: usize = 1;
     const WIDE: bool = false;
 
@@ -69,6 +70,10 @@ impl Simd for Portable {
 
     fn fma(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         lanewise(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    fn load_part(self, from: &[f32; LANES]) -> [f32; LANES] {
+        *from
     }
 
     fn part(self, lanes: [f32; LANES], _: usize) -> [f32; LANES] {
