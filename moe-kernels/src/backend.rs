@@ -6,6 +6,8 @@ use std::str::FromStr;
 use crate::simd::{Kernel, Portable, Simd};
 use crate::{Error, Result};
 
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
@@ -22,11 +24,13 @@ enum Isa {
     Avx512(Avx512<false>),
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(Avx512<true>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl Backend {
-    /// The names of all backends, available or not, from slow to fast.
-    pub const NAMES: [&'static str; 4] = ["portable", "avx2", "avx512", "avx512-bf16"];
+    /// The names of all backends, available or not, those of one kind of processor from slow to fast.
+    pub const NAMES: [&'static str; 5] = ["portable", "avx2", "avx512", "avx512-bf16", "neon"];
 
     /// Safe code without vector instructions: the definition of every result, far from fast.
     pub fn portable() -> Self {
@@ -57,14 +61,23 @@ impl Backend {
         None
     }
 
+    /// NEON, where the processor has it and memory is little-endian.
+    pub fn neon() -> Option<Self> {
+        #[cfg(target_arch = "aarch64")]
+        return Neon::new().map(|isa| Self(Isa::Neon(isa)));
+        #[cfg(not(target_arch = "aarch64"))]
+        None
+    }
+
     /// Every backend of this processor, from slow to fast.
     pub fn available() -> impl Iterator<Item = Self> {
-        [Some(Self::portable()), Self::avx2(), Self::avx512(), Self::avx512_bf16()].into_iter().flatten()
+        let faster = [Self::avx2(), Self::avx512(), Self::avx512_bf16(), Self::neon()];
+        std::iter::once(Self::portable()).chain(faster.into_iter().flatten())
     }
 
     /// The fastest backend of this processor.
     pub fn best() -> Self {
-        Self::avx512_bf16().or_else(Self::avx512).or_else(Self::avx2).unwrap_or_else(Self::portable)
+        Self::available().last().unwrap_or_else(Self::portable)
     }
 
     /// Its name, one of [`NAMES`](Self::NAMES).
@@ -77,6 +90,8 @@ impl Backend {
             Isa::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16(_) => "avx512-bf16",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
         }
     }
 
@@ -94,6 +109,9 @@ impl Backend {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512Bf16(isa) => unsafe { isa.without_bf16().run(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: a `Neon` exists only where NEON was detected (`Neon::new`).
+            Isa::Neon(isa) => unsafe { isa.run(kernel) },
         }
     }
 
@@ -171,6 +189,7 @@ impl FromStr for Backend {
                 let needs = "AVX-512 F, VL, BW, DQ and BF16";
                 Self::avx512_bf16().ok_or(Error::MissingFeatures { name: "avx512-bf16", needs })
             }
+            "neon" => Self::neon().ok_or(Error::MissingFeatures { name: "neon", needs: "NEON" }),
             _ => Err(Error::UnknownBackend { known: Self::NAMES.join(", "), found: name.to_owned() }),
         }
     }

@@ -7,7 +7,11 @@
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 mod portable;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use portable::Portable;
 
@@ -69,7 +73,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes.
     type F: Copy;
 
-    /// What one register holds of them: all, or lanes 0 to 7 and 8 to 15 in turn.
+    /// What is computed at a time of them: all, or lanes 0 to 7 and 8 to 15 in turn.
     type Part: Copy;
     /// A part in memory: so many floats.
     type Piece: Pod;

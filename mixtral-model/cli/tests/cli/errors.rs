@@ -61,7 +61,7 @@ fn usage() {
             ("generate --ids {}", &[""], "expected ids with commas between"),
             ("generate --ids -1", &[], "expected ids with commas between, found \"-1\""),
             ("logits --ids 4294967296", &[], "expected ids with commas between"),
-            ("generate x --backend neon", &[], "expected one of portable, avx2"),
+            ("generate x --backend sse2", &[], "expected one of portable, avx2"),
             ("generate x --threads 0", &[], "expected a whole number, 1 to 1024"),
             ("generate x --threads 1000000", &[], "expected a whole number, 1 to 1024"),
             ("logits --ids 1 --prefill 0", &[], "expected a whole number, 1 or more"),
@@ -73,7 +73,7 @@ fn usage() {
         ],
     );
     let mut command = mixtral("generate x", &[]);
-    command.env("MIXTRAL_BACKEND", "neon");
+    command.env("MIXTRAL_BACKEND", "sse2");
     let said = run_with_input(command, b"");
     assert_eq!(said.status, Some(2));
     assert!(said.err.contains("expected one of portable, avx2"), "{}", said.err);

@@ -1,0 +1,99 @@
+//! Every operation on every backend, on every kind of number, with the definition's bits.
+
+use moe_core::numerics::{LANES, ROUND_MAGIC};
+
+use super::{Kernel, Simd};
+use crate::Backend;
+
+/// Numbers that instructions may treat in ways of their own.
+const ODD: [f32; 14] = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.5,
+    3.4e38,
+    -3.4e38,
+    f32::MIN_POSITIVE,
+    -1.0e-39,
+    1.0e-45,
+    16_777_217.0,
+    0.1,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+];
+
+/// Sixteen of them from the i-th on, by steps.
+fn odd(i: usize, step: usize) -> [f32; LANES] {
+    std::array::from_fn(|lane| ODD[(i + lane * step) % ODD.len()])
+}
+
+/// The bits of everything, NaN as one where it is computed: its sign and payload are nobody's promise.
+struct All;
+
+impl Kernel for All {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Vec<u32> {
+        let mut bits = Vec::new();
+        let mut put = |lanes: S::F, computed: bool| {
+            let mut to = [0.0; LANES];
+            s.store(lanes, &mut to);
+            bits.extend(to.map(|v| if computed && v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }));
+        };
+        for start in (0..=u16::MAX).step_by(LANES) {
+            let words: [u16; LANES] = std::array::from_fn(|lane| start + lane as u16);
+            let bytes: [u8; 32] = std::array::from_fn(|i| words[i / 2].to_le_bytes()[i % 2]);
+            put(s.load_f16(&bytes), false);
+            put(s.load_bf16(&bytes), true);
+        }
+        for i in 0..ODD.len() {
+            for step in 1..ODD.len() {
+                let (a, b, c) = (odd(i, step), odd(2 * i, 1), odd(step, 3));
+                put(s.load_f32(&bytemuck::cast(a.map(|v| v.to_bits().to_le()))), false);
+                let (a, b, c) = (s.load(&a), s.load(&b), s.load(&c));
+                put(s.max(a, b), false);
+                put(s.min(a, b), false);
+                put(s.add(a, b), true);
+                put(s.sub(a, b), true);
+                put(s.mul(a, b), true);
+                put(s.div(a, b), true);
+                put(s.fma(a, b, c), true);
+                let parts = s.by_parts::<1, 3>(
+                    #[inline(always)]
+                    |part| {
+                        let (a, b, c) = (s.part(a, part), s.part(b, part), s.part(c, part));
+                        [[s.high_halves(a), s.low_halves(a), s.fma_part(a, b, c)]]
+                    },
+                );
+                put(parts[0][0], false);
+                put(parts[0][1], false);
+                put(parts[0][2], true);
+            }
+        }
+        for i in 0..LANES {
+            // Every order of additions rounds to another sum.
+            let lanes = std::array::from_fn(|lane| {
+                3_u32.pow(((i + 5 * lane) % LANES) as u32) as f32 * [0.1, -0.07][lane % 2]
+            });
+            put(s.splat(s.tree_sum(s.load(&lanes))), false);
+        }
+        for n in (-252..252).step_by(LANES) {
+            let shifted = std::array::from_fn(|lane| ROUND_MAGIC + (n + lane as i32) as f32);
+            put(s.scale_by_power_of_two(s.splat(1.171_875), s.load(&shifted)), false);
+        }
+        bits
+    }
+}
+
+#[test]
+fn every_operation_is_the_definition() {
+    let expected = Backend::portable().run(All);
+    for backend in Backend::available() {
+        let found = backend.run(All);
+        let first = expected.iter().zip(&found).position(|(expected, found)| expected != found);
+        assert_eq!(first, None, "{backend}: of {} results", expected.len());
+        assert_eq!(expected.len(), found.len(), "{backend}");
+    }
+}
