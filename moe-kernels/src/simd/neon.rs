@@ -117,11 +117,11 @@ fn tree_sum(lanes: Lanes) -> f32 {
     vpadds_f32(vadd_f32(vget_low_f32(four), vget_high_f32(four)))
 }
 
-/// Four trees side by side: the last two levels are shared.
+/// Four floats plus the sums of four trees, whose last two levels are shared.
 #[inline]
 #[target_feature(enable = "neon")]
-fn tree_sum4([a, b, c, d]: [Lanes; 4]) -> float32x4_t {
-    vpaddq_f32(eighths(quarter(a), quarter(b)), eighths(quarter(c), quarter(d)))
+fn add_tree_sums_4([a, b, c, d]: [Lanes; 4], to: float32x4_t) -> float32x4_t {
+    vaddq_f32(to, vpaddq_f32(eighths(quarter(a), quarter(b)), eighths(quarter(c), quarter(d))))
 }
 
 /// Widens eight binary16.
@@ -204,6 +204,7 @@ impl Simd for Neon {
     // Two registers: three times four of them leave eight of thirty-two for operands, and one row of x against four of
     // weights is still eight chains.
     type Part = Eight;
+    type Piece = [f32; 8];
     const PARTS: usize = 2;
     const WIDE: bool = false;
 
@@ -215,6 +216,12 @@ impl Simd for Neon {
         fn fma(a, b, c);
         fn max(a, b);
         fn min(a, b);
+    }
+
+    #[inline(always)]
+    fn load_part(self, from: &[f32; 8]) -> Eight {
+        let (fours, _) = from.as_chunks::<4>();
+        Eight(self.load_4_floats(&fours[0]), self.load_4_floats(&fours[1]))
     }
 
     #[inline(always)]
@@ -319,11 +326,10 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn tree_sum4(self, lanes: [Lanes; 4]) -> [f32; 4] {
+    fn add_tree_sums_4(self, lanes: [Lanes; 4], to: &mut [f32; 4]) {
+        let before = self.load_4_floats(to);
         // SAFETY: `self` exists only where NEON was detected (`Neon::new`).
-        let sums = unsafe { tree_sum4(lanes) };
-        let mut out = [0.0; 4];
-        self.store_4_floats(sums, &mut out);
-        out
+        let after = unsafe { add_tree_sums_4(lanes, before) };
+        self.store_4_floats(after, to);
     }
 }

@@ -78,6 +78,17 @@ impl Kernel for All {
                 3_u32.pow(((i + 5 * lane) % LANES) as u32) as f32 * [0.1, -0.07][lane % 2]
             });
             put(s.splat(s.tree_sum(s.load(&lanes))), false);
+            let some =
+                |j: usize| s.load(&std::array::from_fn(|lane| lanes[(lane + j) % LANES] * (j + 1) as f32));
+            let mut sums = [[0.3; LANES]; 3];
+            let (fours, _) = sums[0].as_chunks_mut();
+            s.add_tree_sums_4([some(0), some(1), some(2), some(3)], &mut fours[1]);
+            let (eights, _) = sums[1].as_chunks_mut();
+            s.add_tree_sums_8(std::array::from_fn(some), &mut eights[1]);
+            s.add_tree_sums_16(std::array::from_fn(some), &mut sums[2]);
+            for sums in &sums {
+                put(s.load(sums), false);
+            }
         }
         for n in (-252..252).step_by(LANES) {
             let shifted = std::array::from_fn(|lane| ROUND_MAGIC + (n + lane as i32) as f32);
