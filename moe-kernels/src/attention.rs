@@ -117,7 +117,7 @@ pub fn attend(
     // Of one query, and of all in a piece: its tokens are consecutive.
     let most = shape.visible(first + tokens - 1).len();
     let positions = held.min(most + of_piece.div_ceil(group));
-    let needed = scratch_chunks(head_chunks, of_piece, positions);
+    let needed = scratch_chunks(group, head_chunks, of_piece, positions);
     threads.resize_with(threads.len().max(rayon::current_num_threads()), Default::default);
     threads
         .iter_mut()

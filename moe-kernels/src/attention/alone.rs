@@ -12,7 +12,7 @@ use crate::tile::{OUT_STRIDE, StoredRows, Tile};
 use crate::vector::max;
 
 /// Query heads of a tile.
-const HEADS: usize = 4;
+pub(super) const HEADS: usize = 4;
 /// Keys of a tile, at most.
 const KEYS: usize = 4;
 

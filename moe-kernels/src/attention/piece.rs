@@ -13,8 +13,6 @@ use crate::tile::StoredRows;
 
 /// Queries of a piece, at most.
 pub(super) const QUERIES: usize = 4 * LANES;
-/// Queries that are better computed token by token.
-const FEW: usize = 6;
 
 /// A key and value head, and the queries that see it: query i is head `i % group` of its group, of token `i / group`.
 pub(super) struct Head<'a> {
@@ -90,10 +88,16 @@ pub(super) struct Piece<'a> {
     pub(super) y: &'a mut [Chunk],
 }
 
-/// Memory for pieces whose queries see so many positions together.
-pub(super) fn scratch_chunks(head_chunks: usize, queries: usize, positions: usize) -> usize {
-    let together = if queries > FEW { together::chunks(head_chunks, positions) } else { 0 };
+/// Memory for pieces of at most so many queries, which see so many positions together.
+pub(super) fn scratch_chunks(group: usize, head_chunks: usize, queries: usize, positions: usize) -> usize {
+    let together = if few(group, queries) { 0 } else { together::chunks(head_chunks, positions) };
     together.max(alone::chunks(head_chunks, positions))
+}
+
+/// Whether queries are better computed token by token: vectors would be half empty.
+#[inline(always)]
+fn few(group: usize, queries: usize) -> bool {
+    queries.div_ceil(group.min(alone::HEADS)) < 4
 }
 
 impl Kernel for Piece<'_> {
@@ -109,7 +113,7 @@ impl Piece<'_> {
     #[inline(always)]
     fn run_with<S: Simd, E: Element>(self, s: S) {
         let Self { head, queries, scratch, y, .. } = self;
-        if queries.len() <= FEW {
+        if few(head.group, queries.len()) {
             alone::attend::<S, E>(s, &head, queries, scratch, y);
         } else {
             together::attend::<S, E>(s, &head, queries, scratch, y);

@@ -106,6 +106,7 @@ fn score<S: Simd, E: Element>(
         }
         // Where the last tile has fewer keys, the rows beyond are nobody's.
         let rows = &mut rows[j * n..][..n];
+        let keys = &keys[..n * head_chunks];
         for (t, queries) in packed.chunks(tile_vectors::<S>() * LANES * head_chunks).enumerate() {
             let at = t * tile_vectors::<S>();
             if !S::WIDE {
