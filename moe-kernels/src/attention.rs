@@ -7,18 +7,23 @@
 //! sum and weighted values are sequential chains over the positions that are visible (a fused multiply-add a value), and
 //! block results are added in order. So a result does not depend on where a window or a chunk begins.
 
+mod alone;
 mod piece;
+mod together;
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
+use moe_core::numerics::LANES;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use rayon::prelude::*;
 
 use crate::element::{chunks_of, padded_row_bytes};
 use crate::pack::grow;
-use crate::schedule::for_each_piece;
+use crate::schedule::{for_each_piece, worth_threads};
 use crate::simd::{Chunk, floats};
 use crate::{Backend, Dtype};
-use piece::{Piece, Plan};
+use piece::{Head, Piece, QUERIES, scratch_chunks};
 
 /// Absolute positions in a block.
 pub const POSITIONS: usize = 64;
@@ -63,7 +68,9 @@ pub struct KvRows<'a> {
 /// Memory that attention reuses from call to call; it only grows.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
-    pieces: Vec<Chunk>,
+    results: Vec<Chunk>,
+    /// What a piece needs meanwhile, for each thread: only one piece at a time locks it.
+    threads: Vec<Mutex<Vec<Chunk>>>,
 }
 
 /// Computes the attention of T consecutive positions from `first` on, whose keys and values are in the cache already.
@@ -91,37 +98,59 @@ pub fn attend(
     assert_eq!(y.dim(), q.dim(), "shape of the output");
     let rows = kv_heads * kv.capacity * padded_row_bytes(kv.dtype, head_dim);
     assert_eq!((kv.keys.len(), kv.values.len()), (rows, rows), "size of the cache");
-    if tokens == 0 {
+    if tokens == 0 || heads == 0 {
         return;
     }
-    let most = (0..tokens).map(|t| shape.visible(first + t).len()).max().unwrap_or(0);
     let held = first + tokens - shape.visible(first).start;
     assert!(held <= kv.capacity, "the cache holds every position that one of the queries sees");
 
     let group = heads / kv_heads;
-    let plan = Plan {
-        shape: *shape,
-        group,
-        head_chunks: chunks_of(head_dim),
-        score_chunks: chunks_of(most),
-        tokens: tokens.div_ceil(tokens.min((8 * rayon::current_num_threads()).div_ceil(kv_heads))),
-    };
-    let splits = tokens.div_ceil(plan.tokens);
-    let piece = plan.piece_chunks();
-    grow(&mut scratch.pieces, kv_heads * splits * piece);
-    let memory = &mut scratch.pieces[..kv_heads * splits * piece];
+    let (queries, head_chunks) = (tokens * group, chunks_of(head_dim));
+    // Whole vectors of queries, and several pieces for each thread.
+    let of_piece = (kv_heads * queries).div_ceil(4 * rayon::current_num_threads());
+    let of_piece = of_piece.next_multiple_of(LANES).min(QUERIES).min(queries);
+    let pieces = queries.div_ceil(of_piece);
+    let piece_chunks = of_piece * head_chunks;
+    let AttentionScratch { results, threads } = scratch;
+    grow(results, kv_heads * pieces * piece_chunks);
+    let results = &mut results[..kv_heads * pieces * piece_chunks];
+    // Of one query, and of all in a piece: its tokens are consecutive.
+    let most = shape.visible(first + tokens - 1).len();
+    let positions = held.min(most + of_piece.div_ceil(group));
+    let needed = scratch_chunks(group, head_chunks, of_piece, positions);
+    threads.resize_with(threads.len().max(rayon::current_num_threads()), Default::default);
+    threads
+        .iter_mut()
+        .for_each(|memory| grow(memory.get_mut().unwrap_or_else(PoisonError::into_inner), needed));
+    let threads = &*threads;
     let cost = 2 * tokens * heads * head_dim * most;
-    for_each_piece(0..kv_heads * splits, memory, &|i| i * piece, cost, &|i, memory| {
-        let from = i % splits * plan.tokens;
-        let tokens = from..(from + plan.tokens).min(tokens);
-        backend.run(Piece { plan: &plan, kv, kv_head: i / splits, q, tokens, first, memory });
+    for_each_piece(0..kv_heads * pieces, results, &|i| i * piece_chunks, cost, &|i, y| {
+        let of_thread = &threads[rayon::current_thread_index().unwrap_or(0)];
+        let mut scratch = of_thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let head = Head::new(*shape, kv, i / pieces, first, q);
+        let from = i % pieces * of_piece;
+        let queries = from..queries.min(from + of_piece);
+        backend.run(Piece { head, dtype: kv.dtype, queries, scratch: &mut scratch, y });
     });
-    for (t, mut row) in y.axis_iter_mut(Axis(0)).enumerate() {
-        for head in 0..heads {
-            let at = (head / group * splits + t / plan.tokens) * piece;
-            let at = at + (t % plan.tokens * group + head % group) * plan.head_chunks;
-            let from = floats(&scratch.pieces[at..at + plan.head_chunks]);
-            row.iter_mut().skip(head * head_dim).zip(&from[..head_dim]).for_each(|(to, from)| *to = *from);
+    let result = |t: usize, head: usize| {
+        let query = head / group * pieces * of_piece + t * group + head % group;
+        &floats(&results[query * head_chunks..(query + 1) * head_chunks])[..head_dim]
+    };
+    match y.as_slice_mut() {
+        Some(y) if worth_threads(y.len()) => {
+            y.par_chunks_exact_mut(heads * head_dim).enumerate().for_each(|(t, row)| {
+                for (head, to) in row.chunks_exact_mut(head_dim).enumerate() {
+                    to.copy_from_slice(result(t, head));
+                }
+            });
+        }
+        _ => {
+            for (t, mut row) in y.axis_iter_mut(Axis(0)).enumerate() {
+                for head in 0..heads {
+                    let to = row.iter_mut().skip(head * head_dim);
+                    to.zip(result(t, head)).for_each(|(to, from)| *to = *from);
+                }
+            }
         }
     }
 }

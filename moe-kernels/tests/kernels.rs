@@ -320,6 +320,36 @@ proptest! {
     }
 }
 
+/// Keys and values of later tokens, no numbers, beside queries that share their vectors and tiles with those who see them.
+#[test]
+fn what_a_query_does_not_see_changes_nothing() {
+    let mut random = Values::new(30);
+    for group in [1, 4, 6] {
+        let shape = AttentionShape { heads: group, kv_heads: 1, head_dim: 80, scale: 0.1, window: Some(70) };
+        let (tokens, seen, row) = (40, 20, 80 * 4);
+        let q = Array2::from_shape_vec((tokens, group * 80), random.take(tokens * group * 80)).unwrap();
+        let mut rows = || random.take(tokens * 80).iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let (keys, values) = (rows(), rows());
+        for backend in Backend::available() {
+            let attend = |keys: &[u8], values: &[u8]| {
+                let mut y = Array2::zeros(q.dim());
+                let kv = KvRows { keys, values, dtype: Dtype::F32, capacity: tokens };
+                attend(backend, &shape, q.view(), 0, kv, &mut AttentionScratch::default(), y.view_mut());
+                bits(&y.slice(ndarray::s![..seen, ..]).to_owned())
+            };
+            let expected = attend(&keys, &values);
+            let (mut keys, mut values) = (keys.clone(), values.clone());
+            for (i, number) in
+                [f32::NAN, f32::INFINITY].into_iter().cycle().take((tokens - seen) * 80).enumerate()
+            {
+                keys[seen * row + 4 * i..][..4].copy_from_slice(&number.to_le_bytes());
+                values[seen * row + 4 * i..][..4].copy_from_slice(&number.to_le_bytes());
+            }
+            assert_eq!(attend(&keys, &values), expected, "{backend}");
+        }
+    }
+}
+
 /// A ring that holds what each query sees, but not what all of them do: the last one's key lies where the first one's was.
 #[test]
 #[should_panic(expected = "the cache holds every position that one of the queries sees")]

@@ -90,18 +90,6 @@ macro_rules! lanewise {
     )+};
 }
 
-/// `2^⌊n/2⌋` and `2^(n-⌊n/2⌋)` for the integers in the low bits of `shifted`.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn powers_of_two(shifted: __m512) -> (__m512, __m512) {
-    let magic = _mm512_set1_epi32(ROUND_MAGIC.to_bits() as i32);
-    let n = _mm512_sub_epi32(_mm512_castps_si512(shifted), magic);
-    let half = _mm512_srai_epi32::<1>(n);
-    let rest = _mm512_sub_epi32(n, half);
-    let power = |n| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_add_epi32(n, _mm512_set1_epi32(127))));
-    (power(half), power(rest))
-}
-
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn tree_sum(lanes: __m512) -> f32 {
@@ -314,9 +302,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn scale_by_power_of_two(self, y: Lanes, shifted: Lanes) -> Lanes {
+        // The first of the two products is exact, so that both are rounded once, as this is.
+        let n = self.sub(shifted, self.splat(ROUND_MAGIC));
         // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
-        let (half, rest) = unsafe { powers_of_two(shifted.0) };
-        self.mul(self.mul(y, Lanes(half)), Lanes(rest))
+        Lanes(unsafe { _mm512_scalef_ps(y.0, n.0) })
     }
 
     #[inline(always)]
