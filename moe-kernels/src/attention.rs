@@ -119,11 +119,11 @@ pub fn attend(
     let positions = held.min(most + of_piece.div_ceil(group));
     let needed = scratch_chunks(group, head_chunks, of_piece, positions);
     threads.resize_with(threads.len().max(rayon::current_num_threads()), Default::default);
-    threads
-        .iter_mut()
-        .for_each(|memory| grow(memory.get_mut().unwrap_or_else(PoisonError::into_inner), needed));
+    for memory in threads.iter_mut() {
+        grow(memory.get_mut().unwrap_or_else(PoisonError::into_inner), needed);
+    }
     let threads = &*threads;
-    let cost = 2 * tokens * heads * head_dim * most;
+    let cost = [2, tokens, heads, head_dim].into_iter().fold(most, usize::saturating_mul);
     for_each_piece(0..kv_heads * pieces, results, &|i| i * piece_chunks, cost, &|i, y| {
         let of_thread = &threads[rayon::current_thread_index().unwrap_or(0)];
         let mut scratch = of_thread.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
-//! Rows laid out for products: one K block after the other, in each block row by row, padded with zeros to whole chunks.
+//! Rows laid out for products: one K block after the other, in each block tile by tile, padded with zeros to whole chunks.
 //!
-//! A tile of rows is then one stretch of memory for each block, where plain rows of 4096 would compete for the same lines
-//! of the cache.
+//! A tile of rows is then one stretch of memory for each block ([`place`]), where plain rows of 4096 would compete for the
+//! same lines of the cache.
 
 use std::ops::Range;
 
@@ -125,7 +125,7 @@ impl<'a> PackedRows<'a> {
 }
 
 /// Packs rows of `columns` into `buffer`, which grows if it must: `sixteen(g, m, j, to)` copies the sixteen activations from
-/// column 16 · j on of row m, which is in group g, padded with zeros. Groups cover all rows, in order.
+/// column 16 · j on of row m, which is in group g; `to` is zeros before. Groups cover all rows, in order.
 pub(crate) fn pack_with<'a>(
     layout: Layout,
     buffer: &'a mut Vec<Chunk>,
@@ -205,12 +205,10 @@ pub(crate) fn pack<'a>(
             Some(row) => match row[from..until].first_chunk() {
                 Some(whole) => *to = *whole,
                 None => {
-                    to.fill(0.0);
                     to[..until - from].copy_from_slice(&row[from..until]);
                 }
             },
             None => {
-                to.fill(0.0);
                 to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]);
             }
         }

@@ -27,8 +27,11 @@ pub(crate) const ROW_BLOCK: usize = 128;
 const NEAR: usize = 512 << 10;
 /// Rows of x up to which weights are widened in registers even where these are few.
 const FEW_ROWS_IN_REGISTERS: usize = 16;
-/// Weight rows that are widened together: with a tile's rows of x they fit a first-level cache.
+/// Weight rows that are widened together where K blocks are outside: with a tile's rows of x they fit a first-level cache.
 const STRIP: usize = 6;
+
+const _: () =
+    assert!(PANEL.is_multiple_of(4) && PANEL.is_multiple_of(STRIP) && ROW_BLOCK.is_multiple_of(TILE_ROWS));
 
 /// Number of panels that cover `columns` output columns.
 pub(crate) fn panels_of(columns: usize) -> usize {
@@ -79,6 +82,7 @@ struct Panel<'a> {
     widened: bool,
     /// Whether weight rows end within a chunk.
     ragged: bool,
+    /// For every four rows of x, the sums of one tile of columns after the other, then of single columns.
     out: &'a mut [f32],
 }
 
@@ -126,12 +130,12 @@ impl Panel<'_> {
         let last = self.x.blocks() - 1;
         let w = block_of::<E>(self.w, columns.start, b);
         // The last block may be shorter than the others.
-        let ahead =
-            if next.0 + columns.len() <= self.w.rows() && (next.1 < last || b == last && next.1 == last) {
-                block_of::<E>(self.w, next.0, next.1)
-            } else {
-                w
-            };
+        let as_long = next.1 < last || next.1 == last && b == last;
+        let ahead = if as_long && next.0 + columns.len() <= self.w.rows() {
+            block_of::<E>(self.w, next.0, next.1)
+        } else {
+            w
+        };
         let len = self.x.block_len(b);
         let packed = if self.widened || self.ragged && b == last {
             let buffer = &mut buffer[..columns.len() * len];

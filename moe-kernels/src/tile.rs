@@ -186,6 +186,7 @@ fn mul_add<S: Simd, E: Element, const M: usize, const N: usize>(
 /// Adds the tree sums of a tile to its output.
 #[inline(always)]
 fn add_sums<S: Simd, const M: usize, const N: usize>(s: S, acc: [[S::F; N]; M], out: &mut [f32]) {
+    const { assert!(M * N <= 16, "sixteen sums at most are added below") };
     // -0 changes no sum.
     let nothing = s.splat(-0.0);
     let lanes = |i: usize| if i < M * N { acc[i / N][i % N] } else { nothing };

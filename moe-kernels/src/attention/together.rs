@@ -22,14 +22,14 @@ const WEIGHED: usize = 6;
 /// The same where fewer are left.
 const FEWER_WEIGHED: usize = 4;
 /// Chunks of a row of values that are read at a time, at most.
-const PANEL: usize = 4;
+const WIDTH: usize = 4;
 
-/// What many queries make of one position: scores, then weights.
+/// What many queries make of one position: scores, then weights. Vectors beyond the last query are nobody's.
 type Row = [Chunk; VECTORS];
 
 /// Chunks that queries, keys of a tile, values of a block and rows fill, over so many positions.
 pub(super) fn chunks(head_chunks: usize, positions: usize) -> usize {
-    head_chunks * (QUERIES + LANES) + PANEL * POSITIONS + VECTORS * (positions + KEYS)
+    head_chunks * (QUERIES + LANES) + WIDTH * POSITIONS + VECTORS * (positions + KEYS)
 }
 
 /// The attention of some queries, whose results follow each other in `y`.
@@ -47,13 +47,13 @@ pub(super) fn attend<S: Simd, E: Element>(
     let y = &mut y[..queries.len() * head.head_chunks];
     let (packed, rest) = memory.split_at_mut(head.head_chunks * QUERIES);
     let (keys, rest) = rest.split_at_mut(head.head_chunks * LANES);
-    let (values, rest) = rest.split_at_mut(PANEL * POSITIONS);
+    let (values, rest) = rest.split_at_mut(WIDTH * POSITIONS);
     let (rows, _) = rest.as_chunks_mut();
 
     pack(tile_vectors::<S>(), head, queries.clone(), keys, packed);
     let vectors = (last + 1).div_ceil(LANES);
     let top = score::<S, E>(s, head, &visible, &packed[..vectors * LANES * head.head_chunks], keys, rows);
-    weigh::<S, E>(s, head, &visible, top, rows, values, y);
+    weigh::<S, E>(s, head, &visible, &top[..vectors], rows, values, y);
 }
 
 /// Vectors of queries in a tile: as many chains as registers hold.
@@ -97,6 +97,7 @@ fn score<S: Simd, E: Element>(
     let everyones = visible[QUERIES - 1].start..visible[0].end;
     let mut top = [s.splat(f32::NEG_INFINITY); VECTORS];
     let n = if S::WIDE { KEYS } else { FEWER_KEYS };
+    let vectors = packed.len() / (LANES * head_chunks);
     for (j, first) in all.clone().step_by(n).enumerate() {
         for (i, position) in (first..all.end).take(n).enumerate() {
             let row = head.keys.at(position).0.row::<E>(0, head_chunks);
@@ -119,13 +120,13 @@ fn score<S: Simd, E: Element>(
         }
         for (position, row) in (first..all.end).zip(rows) {
             if !everyones.contains(&position) {
-                for (score, visible) in floats_mut(row).iter_mut().zip(visible) {
+                for (score, visible) in floats_mut(&mut row[..vectors]).iter_mut().zip(visible) {
                     if !visible.contains(&position) {
                         *score = f32::NEG_INFINITY;
                     }
                 }
             }
-            for m in 0..VECTORS {
+            for m in 0..vectors {
                 top[m] = s.max(s.load(&row[m]), top[m]);
             }
         }
@@ -139,13 +140,14 @@ fn weigh<S: Simd, E: Element>(
     s: S,
     head: &Head<'_>,
     visible: &[Range<usize>; QUERIES],
-    top: [S::F; VECTORS],
+    top: &[S::F],
     rows: &mut [Row],
     values: &mut [Chunk],
     y: &mut [Chunk],
 ) {
     let head_chunks = head.head_chunks;
     let all = visible[0].start..visible[QUERIES - 1].end;
+    let vectors = top.len().min(VECTORS);
     let mut totals = [s.splat(0.0); VECTORS];
     let mut first = all.start;
     while first < all.end {
@@ -153,19 +155,19 @@ fn weigh<S: Simd, E: Element>(
         let rows = &mut rows[first - all.start..block.end - all.start];
         let mut sums = [s.splat(0.0); VECTORS];
         for row in &mut *rows {
-            for m in 0..VECTORS {
+            for m in 0..vectors {
                 // A position that a query does not see gets a zero.
                 let a = s.exp(s.sub(s.load(&row[m]), top[m]));
                 sums[m] = s.add(sums[m], a);
                 s.store(a, &mut row[m]);
             }
         }
-        for m in 0..VECTORS {
+        for m in 0..vectors {
             totals[m] = s.add(totals[m], sums[m]);
         }
         let mut c = 0;
         while c < head_chunks {
-            let width = if S::WIDE && head_chunks - c >= PANEL { PANEL } else { 1 };
+            let width = if S::WIDE && head_chunks - c >= WIDTH { WIDTH } else { 1 };
             let values = &mut values[..rows.len() * width];
             for (position, to) in block.clone().zip(values.chunks_exact_mut(width)) {
                 let row = &head.values.at(position).0.row::<E>(0, head_chunks)[c..];
@@ -182,10 +184,10 @@ fn weigh<S: Simd, E: Element>(
                 });
                 let few = y.len() <= FEWER_WEIGHED * head_chunks;
                 let part = Part { rows, lane, seen, values, head_chunks, c, fresh, y };
-                match (few, width == PANEL) {
-                    (false, true) => s.apart(Weigh::<WEIGHED, PANEL>(part)),
+                match (few, width == WIDTH) {
+                    (false, true) => s.apart(Weigh::<WEIGHED, WIDTH>(part)),
                     (false, false) => s.apart(Weigh::<WEIGHED, 1>(part)),
-                    (true, true) => s.apart(Weigh::<FEWER_WEIGHED, PANEL>(part)),
+                    (true, true) => s.apart(Weigh::<FEWER_WEIGHED, WIDTH>(part)),
                     (true, false) => s.apart(Weigh::<FEWER_WEIGHED, 1>(part)),
                 }
             }

@@ -132,7 +132,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a < b ? a : b`: the second where either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `y · 2^⌊n/2⌋ · 2^(n-⌊n/2⌋)`, where n is the integer in the low bits of `shifted` ([`ROUND_MAGIC`] was added to it).
+    /// `y · 2^⌊n/2⌋ · 2^(n-⌊n/2⌋)`, where n is the integer in the low bits of `shifted` ([`ROUND_MAGIC`] was added to it),
+    /// both powers are normal numbers and the first product is exact.
     fn scale_by_power_of_two(self, y: Self::F, shifted: Self::F) -> Self::F;
 
     /// [`moe_core::numerics::tree_sum`].

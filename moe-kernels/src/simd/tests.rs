@@ -1,4 +1,4 @@
-//! Every operation on every backend, on every kind of number, with the definition's bits.
+//! Operations on every backend, on every kind of number, with the definition's bits.
 
 use moe_core::numerics::{LANES, ROUND_MAGIC};
 
@@ -60,16 +60,17 @@ impl Kernel for All {
                 put(s.mul(a, b), true);
                 put(s.div(a, b), true);
                 put(s.fma(a, b, c), true);
-                let parts = s.by_parts::<1, 3>(
+                let parts = s.by_parts::<1, 4>(
                     #[inline(always)]
                     |part| {
                         let (a, b, c) = (s.part(a, part), s.part(b, part), s.part(c, part));
-                        [[s.high_halves(a), s.low_halves(a), s.fma_part(a, b, c)]]
+                        [[s.high_halves(a), s.low_halves(a), s.fma_part(a, b, c), s.fma_pairs(a, b, c)]]
                     },
                 );
                 put(parts[0][0], false);
                 put(parts[0][1], false);
                 put(parts[0][2], true);
+                put(parts[0][3], true);
             }
         }
         for i in 0..LANES {
