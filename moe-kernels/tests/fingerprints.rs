@@ -25,11 +25,11 @@ fn weights(values: &mut Values, dtype: Dtype, rows: usize, columns: usize) -> We
     WeightMatrix::rounded(&scaled, dtype, rows, columns).unwrap()
 }
 
-fn linear(backend: Backend, dtype: Dtype) -> u64 {
+fn linear(backend: Backend, dtype: Dtype, tokens: usize) -> u64 {
     let mut values = Values::new(10);
     let w = weights(&mut values, dtype, 77, 1100);
-    let x = Array2::from_shape_vec((9, 1100), values.take(9 * 1100)).unwrap();
-    let mut y = Array2::zeros((9, 77));
+    let x = Array2::from_shape_vec((tokens, 1100), values.take(tokens * 1100)).unwrap();
+    let mut y = Array2::zeros((tokens, 77));
     Linear::new(w, backend).forward(x.view(), &mut LinearScratch::default(), y.view_mut()).unwrap();
     fingerprint(&y)
 }
@@ -53,7 +53,7 @@ fn swiglu(backend: Backend, dtype: Dtype) -> u64 {
     fingerprint(&y)
 }
 
-fn attention(backend: Backend, dtype: Dtype) -> u64 {
+fn attention(backend: Backend, dtype: Dtype, tokens: usize) -> u64 {
     let mut values = Values::new(12);
     let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim: 40, scale: 0.158, window: Some(150) };
     let capacity = 170;
@@ -64,8 +64,8 @@ fn attention(backend: Backend, dtype: Dtype) -> u64 {
         bytes
     };
     let (keys, values_) = (rows(), rows());
-    let q = Array2::from_shape_vec((5, 240), values.take(5 * 240)).unwrap();
-    let mut y = Array2::zeros((5, 240));
+    let q = Array2::from_shape_vec((tokens, 240), values.take(tokens * 240)).unwrap();
+    let mut y = Array2::zeros((tokens, 240));
     let kv = KvRows { keys: &keys, values: &values_, dtype, capacity };
     attend(backend, &shape, q.view(), 200, kv, &mut AttentionScratch::default(), y.view_mut());
     fingerprint(&y)
@@ -89,16 +89,18 @@ fn rms_norm(backend: Backend, x: &mut [f32]) {
 #[test]
 fn fingerprints_on_every_backend_and_thread_count() {
     type Case<'a> = (&'a str, u64, &'a (dyn Fn(Backend) -> u64 + Sync));
-    let cases: [Case<'_>; 13] = [
-        ("linear f32", 0x480f_3f8b_c049_abcb, &|b| linear(b, Dtype::F32)),
-        ("linear f16", 0x4b77_aa9e_401b_c5a7, &|b| linear(b, Dtype::F16)),
-        ("linear bf16", 0xa9db_1ac9_92a2_4c00, &|b| linear(b, Dtype::Bf16)),
+    let cases: [Case<'_>; 15] = [
+        ("linear f32", 0x480f_3f8b_c049_abcb, &|b| linear(b, Dtype::F32, 9)),
+        ("linear f16", 0x4b77_aa9e_401b_c5a7, &|b| linear(b, Dtype::F16, 9)),
+        ("linear bf16", 0xa9db_1ac9_92a2_4c00, &|b| linear(b, Dtype::Bf16, 9)),
+        ("linear bf16, 130 tokens", 0x50e3_bfee_ce00_6aff, &|b| linear(b, Dtype::Bf16, 130)),
         ("swiglu f32", 0xb072_e6f0_ab94_428e, &|b| swiglu(b, Dtype::F32)),
         ("swiglu f16", 0xf764_96b3_4ded_67b6, &|b| swiglu(b, Dtype::F16)),
         ("swiglu bf16", 0x6b9d_0520_be84_c0fa, &|b| swiglu(b, Dtype::Bf16)),
-        ("attention f32", 0x1809_ff8b_dd51_2553, &|b| attention(b, Dtype::F32)),
-        ("attention f16", 0xf665_b243_cc68_04ba, &|b| attention(b, Dtype::F16)),
-        ("attention bf16", 0x4782_fcf3_fdb1_2c12, &|b| attention(b, Dtype::Bf16)),
+        ("attention f32", 0x1809_ff8b_dd51_2553, &|b| attention(b, Dtype::F32, 5)),
+        ("attention f16", 0xf665_b243_cc68_04ba, &|b| attention(b, Dtype::F16, 5)),
+        ("attention bf16", 0x4782_fcf3_fdb1_2c12, &|b| attention(b, Dtype::Bf16, 5)),
+        ("attention f32, one token", 0x3370_ca86_cd85_1e2c, &|b| attention(b, Dtype::F32, 1)),
         ("exp", 0x7040_b11e_31cb_ecf4, &|b| vectors(b, vector::exp)),
         ("silu", 0xd019_a58d_b840_5268, &|b| vectors(b, vector::silu)),
         ("softmax", 0xa5be_b67b_3213_6aae, &|b| vectors(b, vector::softmax)),
