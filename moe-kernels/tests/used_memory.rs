@@ -90,28 +90,27 @@ fn of_attention() {
     for backend in Backend::available() {
         let mut used = AttentionScratch::default();
         for tokens in TOKENS {
-            let mut run =
-                |head_dim: usize, count: usize, q: &Array2<f32>, fill: Option<f32>, scratch: &mut _| {
-                    let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.2, window: None };
-                    let row_bytes = padded_row_bytes(Dtype::F32, head_dim);
-                    let mut values = Values::new(44);
-                    let mut rows = || -> Vec<u8> {
-                        let mut row = || match fill {
-                            Some(value) => vec![value; head_dim],
-                            None => values.take(head_dim),
-                        };
-                        let padded = |mut row: Vec<f32>| {
-                            row.resize(row_bytes / 4, 0.0);
-                            row
-                        };
-                        (0..2 * count).flat_map(|_| padded(row())).flat_map(f32::to_le_bytes).collect()
+            let run = |head_dim: usize, count: usize, q: &Array2<f32>, fill: Option<f32>, scratch: &mut _| {
+                let shape = AttentionShape { heads: 6, kv_heads: 2, head_dim, scale: 0.2, window: None };
+                let row_bytes = padded_row_bytes(Dtype::F32, head_dim);
+                let mut values = Values::new(44);
+                let mut rows = || -> Vec<u8> {
+                    let mut row = || match fill {
+                        Some(value) => vec![value; head_dim],
+                        None => values.take(head_dim),
                     };
-                    let (keys, values) = (rows(), rows());
-                    let kv = KvRows { keys: &keys, values: &values, dtype: Dtype::F32, capacity: count };
-                    let mut y = Array2::zeros(q.dim());
-                    attend(backend, &shape, q.view(), count - q.nrows(), kv, scratch, y.view_mut());
-                    y
+                    let padded = |mut row: Vec<f32>| {
+                        row.resize(row_bytes / 4, 0.0);
+                        row
+                    };
+                    (0..2 * count).flat_map(|_| padded(row())).flat_map(f32::to_le_bytes).collect()
                 };
+                let (keys, values) = (rows(), rows());
+                let kv = KvRows { keys: &keys, values: &values, dtype: Dtype::F32, capacity: count };
+                let mut y = Array2::zeros(q.dim());
+                attend(backend, &shape, q.view(), count - q.nrows(), kv, scratch, y.view_mut());
+                y
+            };
             let all = run(75, 90, &no_numbers(50, 6 * 75), Some(f32::NAN), &mut used);
             assert!(all.iter().all(|y| y.is_nan()), "NaN reaches every result");
             let q = numbers(&mut random, tokens, 6 * 20);
