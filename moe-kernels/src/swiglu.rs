@@ -10,7 +10,7 @@ use ndarray::ArrayViewMut2;
 
 use crate::grouped::{Group, Product, products};
 use crate::pack::{Layout, pack, pack_with};
-use crate::schedule::enter;
+use crate::schedule::{enter, worth_threads};
 use crate::simd::Chunk;
 use crate::{Activations, Backend, Error, Result, WeightMatrix};
 
@@ -138,12 +138,18 @@ pub fn swiglu<'w>(
     let layout = Layout::of(activations, backend);
     let activated = |e: usize| Product::Activated(&weights(e).w1, &weights(e).w3);
     let plain = |e: usize| Product::Plain(&weights(e).w2);
-    enter(|| {
+    let work = || {
         let x = pack(layout, packed, groups, rows.rows());
         let h = products(backend, x, groups, hidden, activated, panels);
         let h = pack_with(layout, packed, groups, hidden, |group, m, j, to| h.copy_chunk(group, m, j, to));
         products(backend, h, groups, dim, plain, panels).copy_to(out);
-    });
+    };
+    // No pass of little work leaves this thread, and waking another would take longer.
+    if worth_threads(count.saturating_mul(hidden).saturating_mul(dim)) {
+        enter(work)
+    } else {
+        work()
+    }
     Ok(())
 }
 
