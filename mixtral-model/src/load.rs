@@ -4,9 +4,7 @@ use std::path::Path;
 
 use moe_core::MoeLayer;
 use moe_kernels::attention::AttentionShape;
-use moe_kernels::{
-    Activations, Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row,
-};
+use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
 use moe_router::TopK;
 
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
@@ -39,9 +37,9 @@ impl Model {
         let loader = Loader { config: &config, checkpoint, compute };
         // A head that is the embedding shares its memory, and is multiplied with.
         let (embedding, head) = match manifest.head() {
-            Some(spec) => (loader.matrix(&manifest.embedding())?, loader.product(&spec)?),
+            Some(spec) => (loader.matrix(&manifest.embedding())?, loader.matrix(&spec)?),
             None => {
-                let both = loader.product(&manifest.embedding())?;
+                let both = loader.matrix(&manifest.embedding())?;
                 (both.clone(), both)
             }
         };
@@ -66,7 +64,7 @@ impl Loader<'_> {
         let config = self.config;
         let mut experts = Vec::new();
         for e in 0..config.experts {
-            let matrix = |m| self.product(&tensors.expert(e, m));
+            let matrix = |m| self.matrix(&tensors.expert(e, m));
             let (w1, w2, w3) =
                 (matrix(ExpertMatrix::W1)?, matrix(ExpertMatrix::W2)?, matrix(ExpertMatrix::W3)?);
             experts.push(SwiGluWeights { w1, w2, w3 });
@@ -75,14 +73,14 @@ impl Loader<'_> {
         let moe = MoeLayer::new(
             Box::new(Linear::new(self.matrix(&tensors.gate())?, backend)),
             Box::new(TopK::new(config.experts_per_token)?),
-            Box::new(SwiGluExperts::new(experts, backend)?.with_activations(activations)),
+            Box::new(SwiGluExperts::new(experts, backend)?.with_input_precision(activations)),
         )?;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
-            q: self.linear(self.product(&tensors.q_proj())?),
-            k: self.linear(self.product(&tensors.k_proj())?),
-            v: self.linear(self.product(&tensors.v_proj())?),
-            o: self.linear(self.product(&tensors.o_proj())?),
+            q: self.linear(self.matrix(&tensors.q_proj())?),
+            k: self.linear(self.matrix(&tensors.k_proj())?),
+            v: self.linear(self.matrix(&tensors.v_proj())?),
+            o: self.linear(self.matrix(&tensors.o_proj())?),
             shape: AttentionShape {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
@@ -96,21 +94,7 @@ impl Loader<'_> {
     }
 
     fn linear(&self, weight: WeightMatrix) -> Linear {
-        Linear::new(weight, self.compute.backend).with_activations(self.compute.activations)
-    }
-
-    /// A matrix that products of the kind asked for are made with.
-    fn product(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
-        let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
-        if self.compute.activations == Activations::Bf16 && tensor.dtype != Dtype::Bf16 {
-            return Err(Error::Tensor {
-                path: tensor.path.to_path_buf(),
-                tensor: spec.name.clone(),
-                expected: "bf16 elements, as for bf16 activations".to_owned(),
-                found: tensor.dtype.to_string(),
-            });
-        }
-        Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, spec.shape[0], spec.shape[1])?)
+        Linear::new(weight, self.compute.backend).with_input_precision(self.compute.activations)
     }
 
     fn matrix(&self, spec: &TensorSpec) -> Result<WeightMatrix> {

@@ -234,9 +234,11 @@ impl Model {
             let at = |matrix| Error::weights(Some(n), matrix);
             // hidden += o(attention(rotated q, rotated k, v of norm(hidden)))
             vector::rms_norm(backend, hidden.view(), &layer.attention_norm, eps, normed.view_mut());
-            layer.q.forward(normed.view(), linear, q.view_mut()).map_err(at("q_proj"))?;
-            layer.k.forward(normed.view(), linear, k.view_mut()).map_err(at("k_proj"))?;
-            layer.v.forward(normed.view(), linear, v.view_mut()).map_err(at("v_proj"))?;
+            for (map, name) in [(&layer.q, "q_proj"), (&layer.k, "k_proj"), (&layer.v, "v_proj")] {
+                map.check().map_err(at(name))?;
+            }
+            let (maps, qkv) = ([&layer.q, &layer.k, &layer.v], [q.view_mut(), k.view_mut(), v.view_mut()]);
+            Linear::forward_each(maps, normed.view(), linear, qkv).map_err(at("q_proj, k_proj, v_proj"))?;
             self.rope.rotate(angles, flat(&mut q), heads * head_dim);
             self.rope.rotate(angles, flat(&mut k), kv_heads * head_dim);
             for (step, range) in steps.iter_mut().zip(offsets.windows(2)) {

@@ -7,9 +7,10 @@
 //! sum and weighted values are sequential chains over the positions that are visible (a fused multiply-add a value), and
 //! block results are added in order. So a result does not depend on where a window or a chunk begins.
 
-mod alone;
-mod piece;
-mod together;
+mod head;
+mod lanes_are_dims;
+mod lanes_are_queries;
+mod task;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -18,12 +19,12 @@ use moe_core::numerics::LANES;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use crate::element::{chunks_of, padded_row_bytes};
-use crate::pack::grow;
+use crate::chunk::{Chunk, chunks_of, floats, grow};
+use crate::element::padded_row_bytes;
 use crate::schedule::{for_each_piece, worth_threads};
-use crate::simd::{Chunk, floats};
 use crate::{Backend, Dtype};
-use piece::{Head, Piece, QUERIES, scratch_chunks};
+use head::{Head, QUERIES};
+use task::{QueryTask, scratch_chunks};
 
 /// Absolute positions in a block.
 pub const POSITIONS: usize = 64;
@@ -130,7 +131,7 @@ pub fn attend(
         let head = Head::new(*shape, kv, i / pieces, first, q);
         let from = i % pieces * of_piece;
         let queries = from..queries.min(from + of_piece);
-        backend.run(Piece { head, dtype: kv.dtype, queries, scratch: &mut scratch, y });
+        backend.run(QueryTask { head, dtype: kv.dtype, queries, scratch: &mut scratch, y });
     });
     let result = |t: usize, head: usize| {
         let query = head / group * pieces * of_piece + t * group + head % group;

@@ -10,21 +10,21 @@ use crate::simd::Simd;
 pub(crate) trait Element: Copy + Send + Sync {
     /// The bytes of a stored chunk.
     type Stored: Copy + Send + Sync;
-    /// How many elements these are: as many as [`CHUNKS`](Self::CHUNKS) chunks of x meet.
-    const COUNT: usize = LANES;
+    /// How many elements these are: as many as [`X_CHUNKS`](Self::X_CHUNKS) chunks of x meet.
+    const ELEMENTS: usize = LANES;
     /// Chunks of x that a stored chunk is multiplied with.
-    const CHUNKS: usize = 1;
+    const X_CHUNKS: usize = 1;
 
     /// The elements of `bytes` by so many, and the bytes of those that are left over.
     fn chunks(bytes: &[u8]) -> (&[Self::Stored], &[u8]);
     /// Less than a stored chunk, followed by zeros.
     fn padded(rest: &[u8]) -> Self::Stored;
     /// What is multiplied with chunk `i` of x.
-    fn load<S: Simd>(s: S, from: &Self::Stored, i: usize) -> S::F;
+    fn load<S: Simd>(s: S, from: &Self::Stored, i: usize) -> S::F32x16;
     /// A chunk of x times what was loaded, plus `sum`.
     #[inline(always)]
-    fn mul_add<S: Simd>(s: S, x: S::Part, w: S::Part, sum: S::Part) -> S::Part {
-        s.fma_part(x, w, sum)
+    fn mul_add<S: Simd>(s: S, x: S::Half, w: S::Half, sum: S::Half) -> S::Half {
+        s.fma_half(x, w, sum)
     }
 }
 
@@ -55,7 +55,7 @@ macro_rules! element {
             }
 
             #[inline(always)]
-            fn load<S: Simd>($s: S, $from: &Self::Stored, $i: usize) -> S::F {
+            fn load<S: Simd>($s: S, $from: &Self::Stored, $i: usize) -> S::F32x16 {
                 $load
             }
         }
@@ -68,26 +68,26 @@ element!(Bf16, 32, |s, from, _i| s.load_bf16(from));
 element!(
     /// Bfloat16 for chunks of x that are 32 of them, where instructions multiply such pairs.
     Pairs, 64, |s, from, _i| s.load_f32(from),
-    const COUNT: usize = 2 * LANES;,
+    const ELEMENTS: usize = 2 * LANES;,
     #[inline(always)]
-    fn mul_add<S: Simd>(s: S, x: S::Part, w: S::Part, sum: S::Part) -> S::Part {
+    fn mul_add<S: Simd>(s: S, x: S::Half, w: S::Half, sum: S::Half) -> S::Half {
         s.fma_pairs(x, w, sum)
     }
 );
 element!(
     /// Bfloat16 for chunks of x in twos, the elements of odd index and those of even.
-    Halves, 64, |s, from, i| {
+    OddsThenEvens, 64, |s, from, i| {
         let pairs = s.load_f32(from);
-        s.by_parts::<1, 1>(
+        s.by_halves::<1, 1>(
             #[inline(always)]
-            |part| {
-                let pairs = s.part(pairs, part);
+            |half| {
+                let pairs = s.half(pairs, half);
                 [[if i == 0 { s.high_halves(pairs) } else { s.low_halves(pairs) }]]
             },
         )[0][0]
     },
-    const COUNT: usize = 2 * LANES;,
-    const CHUNKS: usize = 2;
+    const ELEMENTS: usize = 2 * LANES;,
+    const X_CHUNKS: usize = 2;
 );
 
 /// Runs `$body` with the type `$E` standing for a [`Dtype`]'s element.
@@ -150,9 +150,4 @@ pub fn narrow_row(dtype: Dtype, from: &[f32], to: &mut [u8]) {
 /// Bytes of a row of `columns` elements, padded to whole chunks of sixteen.
 pub fn padded_row_bytes(dtype: Dtype, columns: usize) -> usize {
     columns.next_multiple_of(LANES) * dtype.bytes()
-}
-
-/// Number of chunks that hold `columns` floats.
-pub(crate) fn chunks_of(columns: usize) -> usize {
-    columns.div_ceil(LANES)
 }

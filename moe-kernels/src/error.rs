@@ -39,15 +39,13 @@ pub enum Error {
         /// The name given.
         found: String,
     },
-    /// A matrix that products with bfloat16 activations cannot be made with.
-    #[error("{rows} x {columns} matrix: expected bf16 weights for bf16 activations, found {format}")]
-    NotBf16 {
-        /// Rows.
-        rows: usize,
-        /// Columns.
-        columns: usize,
-        /// How its rows are stored.
-        format: crate::WeightFormat,
+    /// A matrix is stored in another way than a bank was made for.
+    #[error("expected {expected} weights, found {found}")]
+    Format {
+        /// How the bank was told that rows are stored.
+        expected: crate::WeightFormat,
+        /// How they are.
+        found: crate::WeightFormat,
     },
     /// A weight too small for products with bfloat16 activations.
     #[error(
@@ -90,4 +88,11 @@ pub enum Error {
         /// Instruction sets it needs.
         needs: &'static str,
     },
+}
+
+impl Error {
+    /// What is wrong with a matrix of an expert.
+    pub(crate) fn of_expert(expert: usize, matrix: &'static str, source: Self) -> Self {
+        Self::Expert { expert, matrix, source: Box::new(source) }
+    }
 }

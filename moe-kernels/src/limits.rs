@@ -47,15 +47,20 @@ impl<const PAIRS: bool> Kernel for Chains<PAIRS> {
 }
 
 #[inline(always)]
-fn chains<S: Simd, const N: usize, const PAIRS: bool>(s: S, a: S::F, b: S::F, rounds: usize) -> f32 {
-    let acc = s.by_parts(
+fn chains<S: Simd, const N: usize, const PAIRS: bool>(
+    s: S,
+    a: S::F32x16,
+    b: S::F32x16,
+    rounds: usize,
+) -> f32 {
+    let acc = s.by_halves(
         #[inline(always)]
-        |part| {
-            let (a, b) = (s.part(a, part), s.part(b, part));
-            let mut acc = [s.part(s.splat(1.0), part); N];
+        |half| {
+            let (a, b) = (s.half(a, half), s.half(b, half));
+            let mut acc = [s.half(s.splat(1.0), half); N];
             for _ in 0..rounds {
                 for v in &mut acc {
-                    *v = if PAIRS { s.fma_pairs(a, b, *v) } else { s.fma_part(*v, a, b) };
+                    *v = if PAIRS { s.fma_pairs(a, b, *v) } else { s.fma_half(*v, a, b) };
                 }
             }
             [acc]

@@ -4,12 +4,18 @@
 
 use std::ops::Range;
 
-use crate::simd::Chunk;
+use crate::chunk::Chunk;
 
 /// Runs `work` inside the rayon pool the caller is in, or the global one, so that the parallel passes within start
 /// without crossing into it again. A model enters once a forward pass.
 pub fn enter<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::join(work, || ()).0
+}
+
+/// [`enter`] for work of that many multiply-adds, if it is so much that another thread will take part: otherwise no pass
+/// within leaves this thread, and waking another would take longer than the work.
+pub(crate) fn enter_if_worth<T: Send>(cost: usize, work: impl FnOnce() -> T + Send) -> T {
+    if worth_threads(cost) { enter(work) } else { work() }
 }
 
 /// Multiply-adds below which a second thread costs more than it brings.

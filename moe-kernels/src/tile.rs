@@ -4,8 +4,9 @@ use std::marker::PhantomData;
 
 use moe_core::numerics::LANES;
 
+use crate::chunk::{Chunk, floats_mut};
 use crate::element::Element;
-use crate::simd::{Chunk, Kernel, Simd, floats_mut};
+use crate::simd::{Kernel, Simd};
 
 /// Bytes of a line of the cache.
 const LINE: usize = size_of::<Chunk>();
@@ -39,35 +40,48 @@ impl<'a> StoredRows<'a> {
     }
 }
 
-/// Puts chunk `j` of row `m` into a tile of rows: part by part, in each part chunk by chunk, for each chunk that part of
-/// every row. What a loop over one part reads is then one stretch of memory.
+/// Puts chunk `j` of row `m` into a tile of rows, whose index order is `[half][chunk][row]`: what a loop over one half reads
+/// is then one stretch of memory.
 #[inline(always)]
-pub(crate) fn place(parts: usize, tile: &mut [Chunk], rows: usize, m: usize, j: usize, chunk: &[f32; LANES]) {
-    match parts {
-        1 => place_parts::<LANES>(tile, rows, m, j, chunk),
-        _ => place_parts::<8>(tile, rows, m, j, chunk),
+pub(crate) fn store_in_tile(
+    halves: usize,
+    tile: &mut [Chunk],
+    rows: usize,
+    m: usize,
+    j: usize,
+    chunk: &[f32; LANES],
+) {
+    match halves {
+        1 => store_halves::<LANES>(tile, rows, m, j, chunk),
+        _ => store_halves::<{ LANES / 2 }>(tile, rows, m, j, chunk),
     }
 }
 
 #[inline(always)]
-fn place_parts<const PART: usize>(tile: &mut [Chunk], rows: usize, m: usize, j: usize, chunk: &[f32; LANES]) {
+fn store_halves<const HALF: usize>(
+    tile: &mut [Chunk],
+    rows: usize,
+    m: usize,
+    j: usize,
+    chunk: &[f32; LANES],
+) {
     let len = tile.len() / rows;
-    let (tile, _) = floats_mut(tile).as_chunks_mut::<PART>();
-    for (part, from) in chunk.as_chunks().0.iter().enumerate() {
-        tile[(part * len + j) * rows + m] = *from;
+    let (tile, _) = floats_mut(tile).as_chunks_mut::<HALF>();
+    for (half, from) in chunk.as_chunks().0.iter().enumerate() {
+        tile[(half * len + j) * rows + m] = *from;
     }
 }
 
 /// Tiles of M rows of x against N rows of weights as they are stored.
 pub(crate) struct StoredTiles<'a, E, const M: usize, const N: usize> {
-    /// Tiles of x, as [`place`] has them.
+    /// Tiles of x, as [`store_in_tile`] has them.
     pub(crate) x: &'a [Chunk],
     pub(crate) w: StoredRows<'a>,
-    /// Weights to ask for meanwhile, as many.
+    /// The N rows of weights that a later tile multiplies, to bring into the cache meanwhile.
     pub(crate) ahead: StoredRows<'a>,
     /// Chunks of a row of x.
     pub(crate) len: usize,
-    /// What the products are added to: for each tile of x N of each row in turn, the next one so many floats on.
+    /// What the products are added to, `[tile of x][row of the tile][N]`; tiles lie `out_stride` floats apart.
     pub(crate) out: &'a mut [f32],
     pub(crate) out_stride: usize,
     pub(crate) element: PhantomData<E>,
@@ -78,28 +92,28 @@ impl<E: Element, const M: usize, const N: usize> Kernel for StoredTiles<'_, E, M
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let pieces: &[S::Piece] = bytemuck::cast_slice(self.x);
-        let len = self.len / E::CHUNKS;
+        let pieces: &[S::HalfInMemory] = bytemuck::cast_slice(self.x);
+        let len = self.len / E::X_CHUNKS;
         let w: [_; N] = std::array::from_fn(|n| self.w.row::<E>(n, len));
         let ahead: [_; N] = std::array::from_fn(|n| self.ahead.row::<E>(n, len));
-        let x_tiles = pieces.chunks_exact(S::PARTS * M * self.len);
+        let x_tiles = pieces.chunks_exact(S::HALVES * M * self.len);
         for (x, out) in x_tiles.zip(self.out.chunks_mut(self.out_stride)) {
             let (x, _) = x.as_chunks::<M>();
-            let acc = s.by_parts(
+            let acc = s.by_halves(
                 #[inline(always)]
-                |part| {
-                    let x = &x[part * len * E::CHUNKS..(part + 1) * len * E::CHUNKS];
-                    let mut acc = [[s.part(s.splat(0.0), part); N]; M];
+                |half| {
+                    let x = &x[half * len * E::X_CHUNKS..(half + 1) * len * E::X_CHUNKS];
+                    let mut acc = [[s.half(s.splat(0.0), half); N]; M];
                     for j in 0..len {
-                        for i in 0..E::CHUNKS {
-                            let mut b = [s.part(s.splat(0.0), part); N];
+                        for i in 0..E::X_CHUNKS {
+                            let mut b = [s.half(s.splat(0.0), half); N];
                             for n in 0..N {
-                                if part + 1 == S::PARTS && i == 0 {
+                                if half + 1 == S::HALVES && i == 0 {
                                     s.prefetch(&ahead[n][j]);
                                 }
-                                b[n] = s.part(E::load(s, &w[n][j], i), part);
+                                b[n] = s.half(E::load(s, &w[n][j], i), half);
                             }
-                            mul_add::<S, E, M, N>(s, &x[j * E::CHUNKS + i], b, &mut acc);
+                            mul_add::<S, E, M, N>(s, &x[j * E::X_CHUNKS + i], b, &mut acc);
                         }
                     }
                     acc
@@ -110,7 +124,7 @@ impl<E: Element, const M: usize, const N: usize> Kernel for StoredTiles<'_, E, M
     }
 }
 
-/// Tiles of M rows of x against tiles of N rows of weights, all as [`place`] has them.
+/// Tiles of M rows of x against tiles of N rows of weights, all as [`store_in_tile`] has them.
 pub(crate) struct PackedTiles<'a, E, const M: usize, const N: usize> {
     /// Tiles of x.
     pub(crate) x: &'a [Chunk],
@@ -118,9 +132,10 @@ pub(crate) struct PackedTiles<'a, E, const M: usize, const N: usize> {
     pub(crate) w: &'a [Chunk],
     /// Chunks of a row.
     pub(crate) len: usize,
-    /// Weights as they are stored to ask for meanwhile, as many.
+    /// As many rows of weights that come next, as they are stored, to bring into the cache meanwhile; and the bytes of each.
     pub(crate) ahead: StoredRows<'a>,
-    /// What the products are added to: for each tile of x the sums with every tile of weights, the next one so many floats on.
+    pub(crate) stored: usize,
+    /// What the products are added to, `[tile of x][tile of weights][row of x][N]`; tiles of x lie `out_stride` floats apart.
     pub(crate) out: &'a mut [f32],
     pub(crate) out_stride: usize,
     pub(crate) element: PhantomData<E>,
@@ -131,12 +146,12 @@ impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let pieces = |chunks| bytemuck::cast_slice::<Chunk, S::Piece>(chunks);
+        let pieces = |chunks| bytemuck::cast_slice::<Chunk, S::HalfInMemory>(chunks);
         let len = self.len;
         // Lines of a weight row, and how many of them are asked for with every tile of x.
-        let lines = len / E::CHUNKS * size_of::<E::Stored>() / LINE;
+        let lines = self.stored.div_ceil(LINE);
         let share = lines.div_ceil(self.x.len() / (M * len));
-        let x_tiles = pieces(self.x).chunks_exact(S::PARTS * M * len);
+        let x_tiles = pieces(self.x).chunks_exact(S::HALVES * M * len);
         for (i, (x, out)) in x_tiles.zip(self.out.chunks_mut(self.out_stride)).enumerate() {
             for n in 0..self.w.len() / len {
                 for line in i * share..lines.min((i + 1) * share) {
@@ -144,17 +159,17 @@ impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M
                 }
             }
             let outs = out.chunks_exact_mut(M * N);
-            for (w, out) in pieces(self.w).chunks_exact(S::PARTS * N * len).zip(outs) {
-                let acc = s.by_parts(
+            for (w, out) in pieces(self.w).chunks_exact(S::HALVES * N * len).zip(outs) {
+                let acc = s.by_halves(
                     #[inline(always)]
-                    |part| {
-                        let (x, _) = x[part * M * len..(part + 1) * M * len].as_chunks::<M>();
-                        let (w, _) = w[part * N * len..(part + 1) * N * len].as_chunks::<N>();
-                        let mut acc = [[s.part(s.splat(0.0), part); N]; M];
+                    |half| {
+                        let (x, _) = x[half * M * len..(half + 1) * M * len].as_chunks::<M>();
+                        let (w, _) = w[half * N * len..(half + 1) * N * len].as_chunks::<N>();
+                        let mut acc = [[s.half(s.splat(0.0), half); N]; M];
                         for (x, w) in x.iter().zip(w) {
-                            let mut b = [s.part(s.splat(0.0), part); N];
+                            let mut b = [s.half(s.splat(0.0), half); N];
                             for n in 0..N {
-                                b[n] = s.load_part(&w[n]);
+                                b[n] = s.load_half(&w[n]);
                             }
                             mul_add::<S, E, M, N>(s, x, b, &mut acc);
                         }
@@ -171,12 +186,12 @@ impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M
 #[inline(always)]
 fn mul_add<S: Simd, E: Element, const M: usize, const N: usize>(
     s: S,
-    x: &[S::Piece; M],
-    w: [S::Part; N],
-    acc: &mut [[S::Part; N]; M],
+    x: &[S::HalfInMemory; M],
+    w: [S::Half; N],
+    acc: &mut [[S::Half; N]; M],
 ) {
     for m in 0..M {
-        let a = s.load_part(&x[m]);
+        let a = s.load_half(&x[m]);
         for n in 0..N {
             acc[m][n] = E::mul_add(s, a, w[n], acc[m][n]);
         }
@@ -185,7 +200,7 @@ fn mul_add<S: Simd, E: Element, const M: usize, const N: usize>(
 
 /// Adds the tree sums of a tile to its output.
 #[inline(always)]
-fn add_sums<S: Simd, const M: usize, const N: usize>(s: S, acc: [[S::F; N]; M], out: &mut [f32]) {
+fn add_sums<S: Simd, const M: usize, const N: usize>(s: S, acc: [[S::F32x16; N]; M], out: &mut [f32]) {
     const { assert!(M * N <= 16, "sixteen sums at most are added below") };
     // -0 changes no sum.
     let nothing = s.splat(-0.0);

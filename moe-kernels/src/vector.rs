@@ -5,7 +5,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use crate::Backend;
-use crate::pack::BLOCK_CHUNKS;
+use crate::chunk::BLOCK_CHUNKS;
 use crate::schedule::worth_threads;
 use crate::simd::{Kernel, Simd};
 
@@ -132,7 +132,7 @@ pub(crate) fn max<S: Simd>(s: S, x: &[f32]) -> f32 {
 
 /// Sums over a slice in the canonical order, each chunk taken into the chains by `step`.
 #[inline(always)]
-fn block_sums<S: Simd>(s: S, x: &[f32], step: impl Fn(S::F, S::F) -> S::F) -> f32 {
+fn block_sums<S: Simd>(s: S, x: &[f32], step: impl Fn(S::F32x16, S::F32x16) -> S::F32x16) -> f32 {
     let mut sum = 0.0;
     for block in x.chunks(BLOCK_CHUNKS * LANES) {
         let (whole, rest) = block.as_chunks::<LANES>();

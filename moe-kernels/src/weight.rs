@@ -1,15 +1,10 @@
 //! A weight matrix where it lies.
 
-use std::sync::{Arc, OnceLock};
-
 use bytes::Bytes;
-use half::bf16;
-use moe_core::numerics::BF16_LEAST;
-use rayon::prelude::*;
 
-use crate::{Activations, Dtype, Error, Result, element};
+use crate::{Dtype, Error, Result, element};
 
-/// How a row of a weight matrix is stored. Block-quantised formats will stand beside the plain one.
+/// How a row of a weight matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum WeightFormat {
@@ -40,19 +35,109 @@ impl std::fmt::Display for WeightFormat {
     }
 }
 
-/// A row-major matrix `[rows, columns]` in shared bytes: a part of a mapped file, or memory of its own. Cloning shares it.
+/// A row-major matrix `[rows, columns]` in somebody's bytes: what kernels multiply with.
 ///
 /// A linear map from K to N has N rows of K columns, as checkpoints store it. No alignment is asked of the bytes.
-#[derive(Clone)]
-pub struct WeightMatrix {
-    bytes: Bytes,
+#[derive(Clone, Copy)]
+pub struct WeightView<'a> {
+    bytes: &'a [u8],
     format: WeightFormat,
     /// Bytes of a row.
     stride: usize,
     rows: usize,
     columns: usize,
-    /// Where the first weight is that bfloat16 activations do not allow, once that was asked.
-    too_small: Arc<OnceLock<Option<usize>>>,
+}
+
+impl<'a> WeightView<'a> {
+    /// A matrix in its little-endian bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Bytes`] unless there are `rows` rows of `columns`, exactly.
+    pub fn new(
+        bytes: &'a [u8],
+        format: impl Into<WeightFormat>,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Self> {
+        let format = format.into();
+        let stride = format.row_bytes(columns);
+        let expected = stride.and_then(|stride| stride.checked_mul(rows));
+        match (stride, expected) {
+            (Some(stride), Some(expected)) if expected == bytes.len() => {
+                Ok(Self { bytes, format, stride, rows, columns })
+            }
+            _ => {
+                let expected = expected.map_or_else(|| "too many".to_owned(), |n| n.to_string());
+                Err(Error::Bytes { rows, columns, format, expected, found: bytes.len() })
+            }
+        }
+    }
+
+    /// Number of rows: the width of the output of a linear map.
+    pub fn rows(self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns: the width of the input of a linear map.
+    pub fn columns(self) -> usize {
+        self.columns
+    }
+
+    /// How rows are stored.
+    pub fn format(self) -> WeightFormat {
+        self.format
+    }
+
+    /// The bytes.
+    pub fn bytes(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Bytes from one row to the next.
+    #[inline(always)]
+    pub(crate) fn stride(self) -> usize {
+        self.stride
+    }
+
+    /// The bytes of row `i`.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    #[track_caller]
+    pub fn row(self, i: usize) -> &'a [u8] {
+        &self.bytes[i * self.stride..(i + 1) * self.stride]
+    }
+
+    /// Widens row `i` into `to`, which has one place a column.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    #[track_caller]
+    pub fn widen_row(self, i: usize, to: &mut [f32]) {
+        match self.format {
+            WeightFormat::Plain(dtype) => element::widen_row(dtype, self.row(i), to),
+        }
+    }
+}
+
+impl std::fmt::Debug for WeightView<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "WeightView({} x {} {})", self.rows, self.columns, self.format)
+    }
+}
+
+/// A [`WeightView`] that keeps its bytes: shared with others, a part of a mapped file, or memory of its own. Cloning shares
+/// them.
+#[derive(Clone)]
+pub struct WeightMatrix {
+    bytes: Bytes,
+    format: WeightFormat,
+    stride: usize,
+    rows: usize,
+    columns: usize,
 }
 
 impl WeightMatrix {
@@ -60,20 +145,10 @@ impl WeightMatrix {
     ///
     /// # Errors
     ///
-    /// [`Error::Bytes`] unless there are `rows · columns` elements, exactly.
+    /// [`Error::Bytes`] unless there are `rows` rows of `columns`, exactly.
     pub fn new(bytes: Bytes, format: impl Into<WeightFormat>, rows: usize, columns: usize) -> Result<Self> {
-        let format = format.into();
-        let stride = format.row_bytes(columns);
-        let expected = stride.and_then(|stride| stride.checked_mul(rows));
-        match (stride, expected) {
-            (Some(stride), Some(expected)) if expected == bytes.len() => {
-                Ok(Self { bytes, format, stride, rows, columns, too_small: Arc::default() })
-            }
-            _ => {
-                let expected = expected.map_or_else(|| "too many".to_owned(), |n| n.to_string());
-                Err(Error::Bytes { rows, columns, format, expected, found: bytes.len() })
-            }
-        }
+        let WeightView { format, stride, .. } = WeightView::new(&bytes, format, rows, columns)?;
+        Ok(Self { bytes, format, stride, rows, columns })
     }
 
     /// An f32 matrix with memory of its own.
@@ -96,6 +171,13 @@ impl WeightMatrix {
         Self::new(bytes.into(), dtype, rows, columns)
     }
 
+    /// The matrix, borrowed.
+    #[inline]
+    pub fn view(&self) -> WeightView<'_> {
+        let Self { format, stride, rows, columns, .. } = *self;
+        WeightView { bytes: &self.bytes, format, stride, rows, columns }
+    }
+
     /// Number of rows: the width of the output of a linear map.
     pub fn rows(&self) -> usize {
         self.rows
@@ -116,51 +198,6 @@ impl WeightMatrix {
         &self.bytes
     }
 
-    /// Bytes from one row to the next.
-    #[inline(always)]
-    pub(crate) fn stride(&self) -> usize {
-        self.stride
-    }
-
-    /// The bytes of row `i`.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such row.
-    #[track_caller]
-    pub fn row(&self, i: usize) -> &[u8] {
-        &self.bytes[i * self.stride..(i + 1) * self.stride]
-    }
-
-    /// Whether products of this kind can be made with it: reads the matrix the first time it is asked for bfloat16, and
-    /// remembers the answer for this matrix and its clones.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NotBf16`], [`Error::TooSmall`].
-    pub fn check(&self, activations: Activations) -> Result<()> {
-        if activations == Activations::F32 {
-            return Ok(());
-        }
-        if self.format != WeightFormat::Plain(Dtype::Bf16) {
-            return Err(Error::NotBf16 { rows: self.rows, columns: self.columns, format: self.format });
-        }
-        // Not inside the cell's initialiser: a thread of the pool that waits there may take up another caller's pass, which
-        // would wait for the cell. Two that look at once find the same.
-        let found = self.too_small.get().copied().unwrap_or_else(|| {
-            let found = first_too_small(&self.bytes);
-            *self.too_small.get_or_init(|| found)
-        });
-        match found {
-            None => Ok(()),
-            Some(at) => Err(Error::TooSmall {
-                row: at / self.columns,
-                column: at % self.columns,
-                value: bf16::from_le_bytes([self.bytes[2 * at], self.bytes[2 * at + 1]]).to_f32(),
-            }),
-        }
-    }
-
     /// Widens row `i` into `to`, which has one place a column.
     ///
     /// # Panics
@@ -168,9 +205,7 @@ impl WeightMatrix {
     /// If there is no such row.
     #[track_caller]
     pub fn widen_row(&self, i: usize, to: &mut [f32]) {
-        match self.format {
-            WeightFormat::Plain(dtype) => element::widen_row(dtype, self.row(i), to),
-        }
+        self.view().widen_row(i, to);
     }
 }
 
@@ -178,19 +213,4 @@ impl std::fmt::Debug for WeightMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "WeightMatrix({} x {} {})", self.rows, self.columns, self.format)
     }
-}
-
-/// Index of the first bfloat16 that is neither zero nor at least [`BF16_LEAST`] in magnitude.
-fn first_too_small(bytes: &[u8]) -> Option<usize> {
-    const PIECE: usize = 1 << 16;
-    let least = (BF16_LEAST.to_bits() >> 16) as u16;
-    // Zero wraps around, and is large.
-    let too_small = |b: &[u8; 2]| (u16::from_le_bytes(*b) & 0x7fff).wrapping_sub(1) < least - 1;
-    let find = |(n, piece): (usize, &[u8])| {
-        let (values, _) = piece.as_chunks();
-        // Without an early exit the check runs at the speed of memory.
-        let any = values.iter().fold(false, |any, b| any | too_small(b));
-        any.then(|| n * PIECE / 2 + values.iter().position(too_small).unwrap_or(0))
-    };
-    bytes.par_chunks(PIECE).enumerate().filter_map(find).min()
 }

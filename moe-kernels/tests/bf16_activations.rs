@@ -31,7 +31,7 @@ fn weights(values: &mut Values, rows: usize, columns: usize) -> WeightMatrix {
 
 fn linear(x: &Array2<f32>, w: &WeightMatrix, backend: Backend) -> Result<Array2<f32>, Error> {
     let mut y = Array2::from_elem((x.nrows(), w.rows()), f32::NAN);
-    Linear::new(w.clone(), backend).with_activations(Activations::Bf16).forward(
+    Linear::new(w.clone(), backend).with_input_precision(Activations::Bf16).forward(
         x.view(),
         &mut LinearScratch::default(),
         y.view_mut(),
@@ -121,7 +121,7 @@ fn experts_are_the_definition() {
         }
         for backend in Backend::available() {
             let experts =
-                SwiGluExperts::new(bank.clone(), backend).unwrap().with_activations(Activations::Bf16);
+                SwiGluExperts::new(bank.clone(), backend).unwrap().with_input_precision(Activations::Bf16);
             let mut y = Array2::from_elem((rows, dim), f32::NAN);
             let grouped = GroupedRows::new(x.view(), &offsets).unwrap();
             experts.forward(grouped, &mut Scratch::default(), y.view_mut()).unwrap();
@@ -156,12 +156,62 @@ fn the_error_is_that_of_rounding() {
 }
 
 #[test]
-fn refuses_other_weights() {
-    let x = Array2::zeros((2, 40));
-    let w = WeightMatrix::from_f32(&[0.0; 120], 3, 40).unwrap();
-    let error = linear(&x, &w, Backend::best()).unwrap_err().to_string();
-    assert_eq!(error, "3 x 40 matrix: expected bf16 weights for bf16 activations, found f32");
+fn other_weights_are_multiplied_exactly() {
+    let mut values = Values::new(34);
+    let x = Array2::from_shape_vec((5, 70), values.take(350)).unwrap();
+    for dtype in [Dtype::F32, Dtype::F16] {
+        let w = WeightMatrix::rounded(&values.take(210), dtype, 3, 70).unwrap();
+        let map = Linear::new(w.clone(), Backend::best()).with_input_precision(Activations::Bf16);
+        assert_eq!(map.input_precision(), Activations::F32);
+        let mut exact = Array2::zeros((5, 3));
+        Linear::new(w.clone(), Backend::best())
+            .forward(x.view(), &mut LinearScratch::default(), exact.view_mut())
+            .unwrap();
+        assert_eq!(bits(&linear(&x, &w, Backend::best()).unwrap()), bits(&exact), "{dtype}");
+    }
+}
 
+/// The kind of each matrix is its own: all mixtures of types give what each expert alone gives with its types.
+#[test]
+fn types_and_kinds_mix_in_one_bank() {
+    let mut values = Values::new(35);
+    let (dim, hidden) = (70, 100);
+    let types = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    let bank: Vec<_> = (0..9)
+        .map(|e| {
+            let mut matrix = |dtype, rows, columns| {
+                WeightMatrix::rounded(&values.take(rows * columns), dtype, rows, columns).unwrap()
+            };
+            SwiGluWeights {
+                w1: matrix(types[e % 3], hidden, dim),
+                w2: matrix(types[(e / 3) % 3], dim, hidden),
+                w3: matrix(types[(e + e / 3) % 3], hidden, dim),
+            }
+        })
+        .collect();
+    let offsets: Vec<usize> = (0..10).map(|e| e * (e + 1) / 2).collect();
+    let rows = offsets[9];
+    let x = Array2::from_shape_vec((rows, dim), values.take(rows * dim)).unwrap();
+    for backend in Backend::available() {
+        let run = |bank: Vec<SwiGluWeights>, x: ArrayView2<'_, f32>, offsets: &[usize]| {
+            let bank = SwiGluExperts::new(bank, backend).unwrap().with_input_precision(Activations::Bf16);
+            let mut y = Array2::from_elem(x.dim(), f32::NAN);
+            let grouped = GroupedRows::new(x, offsets).unwrap();
+            bank.forward(grouped, &mut Scratch::default(), y.view_mut()).unwrap();
+            y
+        };
+        let together = run(bank.clone(), x.view(), &offsets);
+        for e in 0..9 {
+            let rows = ndarray::s![offsets[e]..offsets[e + 1], ..];
+            let alone = run(vec![bank[e].clone()], x.slice(rows), &[0, offsets[e + 1] - offsets[e]]);
+            assert_eq!(bits(&together.slice(rows).to_owned()), bits(&alone), "expert {e}, {backend}");
+        }
+    }
+}
+
+#[test]
+fn refuses_weights_that_are_too_small() {
+    let x = Array2::zeros((2, 40));
     let mut values = vec![0.5; 120];
     values[40 + 7] = -numerics::BF16_LEAST;
     let fine = WeightMatrix::rounded(&values, Dtype::Bf16, 3, 40).unwrap();
@@ -179,7 +229,7 @@ fn refuses_other_weights() {
     let small = WeightMatrix::rounded(&[1e-30; 9], Dtype::Bf16, 3, 3).unwrap();
     let expert = |w3: &WeightMatrix| SwiGluWeights { w1: square.clone(), w2: square.clone(), w3: w3.clone() };
     let experts = SwiGluExperts::new(vec![expert(&square), expert(&small)], Backend::best()).unwrap();
-    let experts = experts.with_activations(Activations::Bf16);
+    let experts = experts.with_input_precision(Activations::Bf16);
     let x = Array2::zeros((1, 3));
     let run = |offsets: &[usize]| {
         let rows = GroupedRows::new(x.view(), offsets).unwrap();

@@ -52,7 +52,7 @@ fn steady_state_with(activations: Activations) {
         .map(|_| SwiGluWeights { w1: matrix(hidden, dim), w2: matrix(dim, hidden), w3: matrix(hidden, dim) })
         .collect();
     let experts = SwiGluExperts::new(experts, Backend::best()).unwrap();
-    let experts = experts.with_activations(activations);
+    let experts = experts.with_input_precision(activations);
     let layer = MoeLayer::new(Box::new(gate), Box::new(TopK::new(2).unwrap()), Box::new(experts)).unwrap();
     let x = Array2::from_shape_vec((40, dim), Values::new(21).take(40 * dim)).unwrap();
     let mut y = Array2::zeros((40, dim));

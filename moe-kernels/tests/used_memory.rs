@@ -34,7 +34,7 @@ fn of_linear_maps() {
     let (large, small) = (weight(&mut random, 101, 1100), weight(&mut random, 53, 523));
     for backend in Backend::available() {
         for activations in [Activations::F32, Activations::Bf16] {
-            let map = |w: &WeightMatrix| Linear::new(w.clone(), backend).with_activations(activations);
+            let map = |w: &WeightMatrix| Linear::new(w.clone(), backend).with_input_precision(activations);
             let mut used = LinearScratch::default();
             for tokens in TOKENS {
                 let mut y = Array2::zeros((40, 101));

@@ -14,36 +14,7 @@ pub(crate) struct Avx2(());
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes(__m256, __m256);
 
-impl Avx2 {
-    /// `Some` where the processor has AVX2, FMA and F16C.
-    pub(crate) fn new() -> Option<Self> {
-        let detected = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        detected.then_some(Self(()))
-    }
-
-    /// Runs a kernel compiled for these instructions.
-    ///
-    /// # Safety
-    ///
-    /// The processor must have AVX2, FMA and F16C, which the existence of `self` shows.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
-
-    /// The same, never inlined.
-    ///
-    /// # Safety
-    ///
-    /// The processor must have AVX2, FMA and F16C, which the existence of `self` shows.
-    #[inline(never)]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
-}
+instruction_set!(Avx2, is_x86_feature_detected, "avx2", "fma", "f16c");
 
 /// Operations that are one instruction a register.
 macro_rules! lanewise {
@@ -175,11 +146,11 @@ impl Avx2 {
 }
 
 impl Simd for Avx2 {
-    type F = Lanes;
-    type Part = __m256;
-    type Piece = [f32; 8];
-    const PARTS: usize = 2;
-    const WIDE: bool = false;
+    type F32x16 = Lanes;
+    type Half = __m256;
+    type HalfInMemory = [f32; 8];
+    const HALVES: usize = 2;
+    const MANY_REGISTERS: bool = false;
 
     lanewise! {
         fn add(a, b) = _mm256_add_ps;
@@ -192,17 +163,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn load_part(self, from: &[f32; 8]) -> __m256 {
+    fn load_half(self, from: &[f32; 8]) -> __m256 {
         self.load_8_floats(from)
     }
 
     #[inline(always)]
-    fn part(self, lanes: Lanes, i: usize) -> __m256 {
+    fn half(self, lanes: Lanes, i: usize) -> __m256 {
         if i == 0 { lanes.0 } else { lanes.1 }
     }
 
     #[inline(always)]
-    fn fma_part(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+    fn fma_half(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: `self` exists only where FMA was detected (`Avx2::new`).
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
@@ -220,7 +191,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn by_parts<const M: usize, const N: usize>(
+    fn by_halves<const M: usize, const N: usize>(
         self,
         f: impl Fn(usize) -> [[__m256; N]; M],
     ) -> [[Lanes; N]; M] {
@@ -229,9 +200,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` exists only where AVX2, FMA and F16C were detected (`new`).
-        unsafe { self.run_apart(kernel) }
+        unsafe { self.run_outlined(kernel) }
     }
 
     #[inline(always)]

@@ -1,82 +1,92 @@
-//! AVX-512: sixteen lanes in one register, with or without instructions for pairs of bfloat16.
+//! AVX-512: sixteen lanes in one register, with or without instructions for bytes (VNNI) and pairs of bfloat16 (BF16).
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use moe_core::numerics::{LANES, ROUND_MAGIC};
 
 use super::{Kernel, Simd};
 
-/// Exists only where AVX-512 F, VL, BW and DQ were detected, and BF16 if so said.
+/// Exists only where AVX-512 F, VL, BW and DQ were detected, and what the level has besides.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<L>(PhantomData<L>);
 
 /// Lanes 0 to 15.
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes(__m512);
 
-impl Avx512<false> {
-    /// `Some` where the processor has AVX-512 F, VL, BW and DQ.
-    pub(crate) fn new() -> Option<Self> {
-        let detected = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq");
-        detected.then_some(Self(()))
-    }
+/// AVX-512 F, VL, BW and DQ.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Base;
+/// The same with VNNI: products of bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Vnni;
+/// The same with VNNI and BF16: products of pairs of bfloat16 too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bf16;
 
-    /// The same with BF16, where the processor has that too.
-    pub(crate) fn with_bf16(self) -> Option<Avx512<true>> {
-        is_x86_feature_detected!("avx512bf16").then_some(Avx512(()))
-    }
+instruction_set!(Avx512<Base>, is_x86_feature_detected, "avx512f", "avx512vl", "avx512bw", "avx512dq");
+instruction_set!(
+    Avx512<Vnni>,
+    is_x86_feature_detected,
+    "avx512f",
+    "avx512vl",
+    "avx512bw",
+    "avx512dq",
+    "avx512vnni"
+);
+instruction_set!(
+    Avx512<Bf16>,
+    is_x86_feature_detected,
+    "avx512f",
+    "avx512vl",
+    "avx512bw",
+    "avx512dq",
+    "avx512vnni",
+    "avx512bf16"
+);
 
-    /// Runs a kernel compiled for these instructions.
-    ///
-    /// # Safety
-    ///
-    /// The processor must have AVX-512 F, VL, BW and DQ, which the existence of `self` shows.
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
-
-    /// The same, never inlined.
-    ///
-    /// # Safety
-    ///
-    /// As for [`run`](Self::run).
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq")]
-    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
+impl<L: Level> Avx512<L> {
+    /// The same processor without the level's own instructions, for kernels that have no use for them.
+    pub(crate) fn base(self) -> Avx512<Base> {
+        Avx512(PhantomData)
     }
 }
 
-impl Avx512<true> {
-    /// The same instructions without BF16.
-    pub(crate) fn without_bf16(self) -> Avx512<false> {
-        Avx512(())
+impl Avx512<Bf16> {
+    /// The same processor without BF16.
+    pub(crate) fn vnni(self) -> Avx512<Vnni> {
+        Avx512(PhantomData)
     }
+}
 
-    /// Runs a kernel compiled for these instructions.
-    ///
-    /// # Safety
-    ///
-    /// The processor must have AVX-512 F, VL, BW, DQ and BF16, which the existence of `self` shows.
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
+/// What AVX-512 has on a processor.
+pub(crate) trait Level: Copy + Send + Sync {
+    /// Whether there are products of pairs of bfloat16.
+    const BF16: bool;
 
-    /// The same, never inlined.
-    ///
-    /// # Safety
-    ///
-    /// As for [`run`](Self::run).
-    #[inline(never)]
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
+    /// Runs a kernel as a function of its own.
+    fn outlined<K: Kernel>(isa: Avx512<Self>, kernel: K) -> K::Output;
+}
+
+macro_rules! levels {
+    ($($level:ident: BF16 = $bf16:literal;)+) => {$(
+        impl Level for $level {
+            const BF16: bool = $bf16;
+
+            #[inline(always)]
+            fn outlined<K: Kernel>(isa: Avx512<Self>, kernel: K) -> K::Output {
+                // SAFETY: `isa` exists only where the features of its level were detected (`Avx512::new`).
+                unsafe { isa.run_outlined(kernel) }
+            }
+        }
+    )+};
+}
+
+levels! {
+    Base: BF16 = false;
+    Vnni: BF16 = false;
+    Bf16: BF16 = true;
 }
 
 /// Operations that are one instruction.
@@ -174,7 +184,7 @@ fn fma_pairs(a: __m512, b: __m512, c: __m512) -> __m512 {
     _mm512_dpbf16_ps(c, a, b)
 }
 
-impl<const BF16: bool> Avx512<BF16> {
+impl<L: Level> Avx512<L> {
     #[inline(always)]
     fn load_32_bytes(self, from: &[u8; 32]) -> __m256i {
         // SAFETY: `self` exists only where AVX-512 F, and so AVX, was detected; `from` is 32 readable bytes, and no
@@ -183,12 +193,12 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
-impl<const BF16: bool> Simd for Avx512<BF16> {
-    type F = Lanes;
-    type Part = Lanes;
-    type Piece = [f32; LANES];
-    const PARTS: usize = 1;
-    const WIDE: bool = true;
+impl<L: Level> Simd for Avx512<L> {
+    type F32x16 = Lanes;
+    type Half = Lanes;
+    type HalfInMemory = [f32; LANES];
+    const HALVES: usize = 1;
+    const MANY_REGISTERS: bool = true;
 
     lanewise! {
         fn add(a, b) = _mm512_add_ps;
@@ -201,17 +211,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn load_part(self, from: &[f32; LANES]) -> Lanes {
+    fn load_half(self, from: &[f32; LANES]) -> Lanes {
         self.load(from)
     }
 
     #[inline(always)]
-    fn part(self, lanes: Lanes, _: usize) -> Lanes {
+    fn half(self, lanes: Lanes, _: usize) -> Lanes {
         lanes
     }
 
     #[inline(always)]
-    fn fma_part(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+    fn fma_half(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         self.fma(a, b, c)
     }
 
@@ -229,8 +239,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn fma_pairs(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
-        if BF16 {
-            // SAFETY: this `self` exists only where BF16 was detected (`Avx512::with_bf16`).
+        if L::BF16 {
+            // SAFETY: this `self` exists only where BF16 was detected (`Avx512::<Bf16>::new`).
             Lanes(unsafe { fma_pairs(a.0, b.0, c.0) })
         } else {
             let c = self.fma(self.high_halves(a), self.high_halves(b), c);
@@ -239,7 +249,7 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn by_parts<const M: usize, const N: usize>(
+    fn by_halves<const M: usize, const N: usize>(
         self,
         f: impl Fn(usize) -> [[Lanes; N]; M],
     ) -> [[Lanes; N]; M] {
@@ -247,14 +257,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
-        if BF16 {
-            // SAFETY: `self` exists only where all of these were detected (`with_bf16`).
-            unsafe { Avx512::<true>(()).run_apart(kernel) }
-        } else {
-            // SAFETY: `self` exists only where all of these were detected (`new`).
-            unsafe { Avx512::<false>(()).run_apart(kernel) }
-        }
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
+        L::outlined(self, kernel)
     }
 
     #[inline(always)]

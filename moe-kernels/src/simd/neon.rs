@@ -19,34 +19,7 @@ pub(crate) struct Eight(float32x4_t, float32x4_t);
 #[derive(Clone, Copy)]
 pub(crate) struct Lanes(Eight, Eight);
 
-impl Neon {
-    /// `Some` where the processor has NEON and reads memory as little-endian.
-    pub(crate) fn new() -> Option<Self> {
-        let detected = cfg!(target_endian = "little") && std::arch::is_aarch64_feature_detected!("neon");
-        detected.then_some(Self(()))
-    }
-
-    /// Runs a kernel compiled for these instructions.
-    ///
-    /// # Safety
-    ///
-    /// The processor must have NEON, which the existence of `self` shows.
-    #[target_feature(enable = "neon")]
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
-
-    /// The same, never inlined.
-    ///
-    /// # Safety
-    ///
-    /// The processor must have NEON, which the existence of `self` shows.
-    #[inline(never)]
-    #[target_feature(enable = "neon")]
-    unsafe fn run_apart<K: Kernel>(self, kernel: K) -> K::Output {
-        kernel.run(self)
-    }
-}
+instruction_set!(Neon, is_aarch64_feature_detected, "neon");
 
 /// Operations on eight lanes, which are two of four each.
 macro_rules! eight {
@@ -200,13 +173,13 @@ impl Neon {
 }
 
 impl Simd for Neon {
-    type F = Lanes;
+    type F32x16 = Lanes;
     // Two registers: three times four of them leave eight of thirty-two for operands, and one row of x against four of
     // weights is still eight chains.
-    type Part = Eight;
-    type Piece = [f32; 8];
-    const PARTS: usize = 2;
-    const WIDE: bool = false;
+    type Half = Eight;
+    type HalfInMemory = [f32; 8];
+    const HALVES: usize = 2;
+    const MANY_REGISTERS: bool = false;
 
     lanewise! {
         fn add(a, b);
@@ -219,18 +192,18 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn load_part(self, from: &[f32; 8]) -> Eight {
+    fn load_half(self, from: &[f32; 8]) -> Eight {
         let (fours, _) = from.as_chunks::<4>();
         Eight(self.load_4_floats(&fours[0]), self.load_4_floats(&fours[1]))
     }
 
     #[inline(always)]
-    fn part(self, lanes: Lanes, i: usize) -> Eight {
+    fn half(self, lanes: Lanes, i: usize) -> Eight {
         if i == 0 { lanes.0 } else { lanes.1 }
     }
 
     #[inline(always)]
-    fn fma_part(self, a: Eight, b: Eight, c: Eight) -> Eight {
+    fn fma_half(self, a: Eight, b: Eight, c: Eight) -> Eight {
         // SAFETY: `self` exists only where NEON was detected (`Neon::new`).
         unsafe { fma(a, b, c) }
     }
@@ -248,7 +221,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn by_parts<const M: usize, const N: usize>(
+    fn by_halves<const M: usize, const N: usize>(
         self,
         f: impl Fn(usize) -> [[Eight; N]; M],
     ) -> [[Lanes; N]; M] {
@@ -257,9 +230,9 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: `self` exists only where NEON was detected (`Neon::new`).
-        unsafe { self.run_apart(kernel) }
+        unsafe { self.run_outlined(kernel) }
     }
 
     #[inline(always)]

@@ -18,13 +18,13 @@ fn two_bytes(from: &[u8; 32], lane: usize) -> [u8; 2] {
 }
 
 impl Simd for Portable {
-    type F = [f32; LANES];
-    type Part = [f32; LANES];
-    type Piece = [f32; LANES];
-    const PARTS: usize = 1;
-    const WIDE: bool = false;
+    type F32x16 = [f32; LANES];
+    type Half = [f32; LANES];
+    type HalfInMemory = [f32; LANES];
+    const HALVES: usize = 1;
+    const MANY_REGISTERS: bool = false;
 
-    fn apart<K: Kernel>(self, kernel: K) -> K::Output {
+    fn outlined<K: Kernel>(self, kernel: K) -> K::Output {
         kernel.run(self)
     }
 
@@ -72,15 +72,15 @@ impl Simd for Portable {
         lanewise(|i| a[i].mul_add(b[i], c[i]))
     }
 
-    fn load_part(self, from: &[f32; LANES]) -> [f32; LANES] {
+    fn load_half(self, from: &[f32; LANES]) -> [f32; LANES] {
         *from
     }
 
-    fn part(self, lanes: [f32; LANES], _: usize) -> [f32; LANES] {
+    fn half(self, lanes: [f32; LANES], _: usize) -> [f32; LANES] {
         lanes
     }
 
-    fn fma_part(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
+    fn fma_half(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
         self.fma(a, b, c)
     }
 
@@ -92,7 +92,7 @@ impl Simd for Portable {
         lanes.map(|v| f32::from_bits(v.to_bits() << 16))
     }
 
-    fn by_parts<const M: usize, const N: usize>(
+    fn by_halves<const M: usize, const N: usize>(
         self,
         f: impl Fn(usize) -> [[[f32; LANES]; N]; M],
     ) -> [[[f32; LANES]; N]; M] {

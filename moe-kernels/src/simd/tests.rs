@@ -37,7 +37,7 @@ impl Kernel for All {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Vec<u32> {
         let mut bits = Vec::new();
-        let mut put = |lanes: S::F, computed: bool| {
+        let mut put = |lanes: S::F32x16, computed: bool| {
             let mut to = [0.0; LANES];
             s.store(lanes, &mut to);
             bits.extend(to.map(|v| if computed && v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }));
@@ -60,11 +60,11 @@ impl Kernel for All {
                 put(s.mul(a, b), true);
                 put(s.div(a, b), true);
                 put(s.fma(a, b, c), true);
-                let parts = s.by_parts::<1, 4>(
+                let parts = s.by_halves::<1, 4>(
                     #[inline(always)]
-                    |part| {
-                        let (a, b, c) = (s.part(a, part), s.part(b, part), s.part(c, part));
-                        [[s.high_halves(a), s.low_halves(a), s.fma_part(a, b, c), s.fma_pairs(a, b, c)]]
+                    |half| {
+                        let (a, b, c) = (s.half(a, half), s.half(b, half), s.half(c, half));
+                        [[s.high_halves(a), s.low_halves(a), s.fma_half(a, b, c), s.fma_pairs(a, b, c)]]
                     },
                 );
                 put(parts[0][0], false);

@@ -60,7 +60,7 @@ impl Ours {
             backend,
             // Not zero, or every page might be the same one.
             memory: vec![1; READ],
-            experts: SwiGluExperts::new(bank, backend)?.with_activations(activations),
+            experts: SwiGluExperts::new(bank, backend)?.with_input_precision(activations),
             case: None,
             assignments: Assignments::new(),
             plan: RoutingPlan::new(),

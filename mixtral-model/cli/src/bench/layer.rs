@@ -132,7 +132,7 @@ impl Contestant {
         let bank = (0..shape.experts)
             .map(|_| Ok(SwiGluWeights { w1: copy(&first[0])?, w2: copy(&first[1])?, w3: copy(&first[2])? }))
             .collect::<Result<Vec<_>>>()?;
-        let experts = SwiGluExperts::new(bank, backend)?.with_activations(activations);
+        let experts = SwiGluExperts::new(bank, backend)?.with_input_precision(activations);
         let layer = MoeLayer::new(Box::new(gate), Box::new(TopK::new(shape.chosen)?), Box::new(experts))?;
         Ok(Self { shape, layer, workspace: Workspace::new(), seconds: vec![], bytes: vec![] })
     }

@@ -1,17 +1,16 @@
-//! Some consecutive queries that share a key and value head.
+//! A key and value head in its cache, and the queries that see it.
 
 use std::ops::Range;
 
 use moe_core::numerics::LANES;
 use ndarray::{ArrayView1, ArrayView2, s};
 
-use super::{AttentionShape, KvRows, alone, together};
-use crate::Dtype;
-use crate::element::{Element, chunks_of, padded_row_bytes, with_element};
-use crate::simd::{Chunk, Kernel, Simd};
+use super::{AttentionShape, KvRows};
+use crate::chunk::chunks_of;
+use crate::element::padded_row_bytes;
 use crate::tile::StoredRows;
 
-/// Queries of a piece, at most.
+/// Queries of a task, at most.
 pub(super) const QUERIES: usize = 4 * LANES;
 
 /// A key and value head, and the queries that see it: query i is head `i % group` of its group, of token `i / group`.
@@ -74,49 +73,5 @@ impl<'a> Ring<'a> {
     pub(super) fn at(self, position: usize) -> (StoredRows<'a>, usize) {
         let row = position % self.capacity;
         (self.rows.from(row), self.capacity - row)
-    }
-}
-
-/// Queries of a head, at most [`QUERIES`].
-pub(super) struct Piece<'a> {
-    pub(super) head: Head<'a>,
-    pub(super) dtype: Dtype,
-    pub(super) queries: Range<usize>,
-    /// As much as [`scratch_chunks`] says.
-    pub(super) scratch: &'a mut [Chunk],
-    /// The results, one after the other.
-    pub(super) y: &'a mut [Chunk],
-}
-
-/// Memory for pieces of at most so many queries, which see so many positions together.
-pub(super) fn scratch_chunks(group: usize, head_chunks: usize, queries: usize, positions: usize) -> usize {
-    let together = if few(group, queries) { 0 } else { together::chunks(head_chunks, positions) };
-    together.max(alone::chunks(head_chunks, positions))
-}
-
-/// Whether queries are better computed token by token: vectors would be half empty.
-#[inline(always)]
-fn few(group: usize, queries: usize) -> bool {
-    queries.div_ceil(group.min(alone::HEADS)) < 4
-}
-
-impl Kernel for Piece<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        with_element!(self.dtype, E => self.run_with::<S, E>(s));
-    }
-}
-
-impl Piece<'_> {
-    #[inline(always)]
-    fn run_with<S: Simd, E: Element>(self, s: S) {
-        let Self { head, queries, scratch, y, .. } = self;
-        if few(head.group, queries.len()) {
-            alone::attend::<S, E>(s, &head, queries, scratch, y);
-        } else {
-            together::attend::<S, E>(s, &head, queries, scratch, y);
-        }
     }
 }

@@ -6,11 +6,11 @@ use std::ops::Range;
 use moe_core::numerics::LANES;
 
 use super::POSITIONS;
-use super::piece::{Head, Ring};
-use crate::element::{Element, chunks_of};
-use crate::pack::BLOCK_CHUNKS;
-use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
-use crate::tile::{StoredRows, StoredTiles, place};
+use super::head::{Head, Ring};
+use crate::chunk::{BLOCK_CHUNKS, Chunk, chunks_of, floats, floats_mut};
+use crate::element::Element;
+use crate::simd::{Kernel, Simd};
+use crate::tile::{StoredRows, StoredTiles, store_in_tile};
 use crate::vector::max;
 
 /// Query heads of a tile.
@@ -66,7 +66,7 @@ fn attend_tile<S: Simd, E: Element, const M: usize>(
             for j in 0..block.len() / M {
                 let mut chunk = [0.0; LANES];
                 chunk.iter_mut().zip(&mut query).for_each(|(to, q)| *to = *q);
-                place(S::PARTS, block, M, m, j, &chunk);
+                store_in_tile(S::HALVES, block, M, m, j, &chunk);
             }
         }
     }
@@ -78,7 +78,7 @@ fn attend_tile<S: Simd, E: Element, const M: usize>(
             s.store(s.exp(s.sub(s.load(v), top)), v);
         }
     }
-    weigh::<S, E, M>(s, scores, head.values, &visible, y);
+    accumulate_values::<S, E, M>(s, scores, head.values, &visible, y);
 }
 
 /// Scores of M heads, a tile of each block in `queries`, with every visible key.
@@ -98,7 +98,7 @@ fn score<S: Simd, E: Element, const M: usize>(
         let (rows, count) = keys.at(j);
         let count = count.min(visible.end - j);
         // As many chains as registers hold.
-        let keys_of_tile = if S::WIDE { KEYS } else { KEYS - 1 };
+        let keys_of_tile = if S::MANY_REGISTERS { KEYS } else { KEYS - 1 };
         let n = if count < keys_of_tile { 1 } else { keys_of_tile };
         let mut sums = [0.0; HEADS * KEYS];
         let mut from = 0;
@@ -109,11 +109,17 @@ fn score<S: Simd, E: Element, const M: usize>(
             let (len, out, out_stride) = (x.len() / M, &mut sums[..], M * n);
             let element = PhantomData;
             match n {
-                1 => s.apart(StoredTiles::<E, M, 1> { x, w, ahead: w, len, out, out_stride, element }),
-                KEYS => s.apart(StoredTiles::<E, M, KEYS> { x, w, ahead, len, out, out_stride, element }),
-                _ => {
-                    s.apart(StoredTiles::<E, M, { KEYS - 1 }> { x, w, ahead, len, out, out_stride, element })
-                }
+                1 => s.outlined(StoredTiles::<E, M, 1> { x, w, ahead: w, len, out, out_stride, element }),
+                KEYS => s.outlined(StoredTiles::<E, M, KEYS> { x, w, ahead, len, out, out_stride, element }),
+                _ => s.outlined(StoredTiles::<E, M, { KEYS - 1 }> {
+                    x,
+                    w,
+                    ahead,
+                    len,
+                    out,
+                    out_stride,
+                    element,
+                }),
             }
             from += BLOCK_CHUNKS * size_of::<E::Stored>();
         }
@@ -127,7 +133,7 @@ fn score<S: Simd, E: Element, const M: usize>(
 
 /// `y = Σ a(j) v(j) / Σ a(j)` of M heads, block by block.
 #[inline(always)]
-fn weigh<S: Simd, E: Element, const M: usize>(
+fn accumulate_values<S: Simd, E: Element, const M: usize>(
     s: S,
     a: &[Chunk],
     values: Ring<'_>,
@@ -142,8 +148,8 @@ fn weigh<S: Simd, E: Element, const M: usize>(
         let until = ((from / POSITIONS + 1) * POSITIONS).min(visible.end);
         let (rows, count) = values.at(from);
         let count = count.min(until - from);
-        // A block may lie on both sides of the ring's end.
-        let parts = [(rows, count), (values.rows, until - from - count)];
+        // A block may lie on both sides of the end of the ring.
+        let segments = [(rows, count), (values.rows, until - from - count)];
         let a: [&[f32]; M] = std::array::from_fn(|m| {
             &floats(&a[m * a.len() / M..])[from - visible.start..until - visible.start]
         });
@@ -152,11 +158,11 @@ fn weigh<S: Simd, E: Element, const M: usize>(
             let totals = (c == 0).then_some(&mut totals);
             let y = &mut y[c..];
             // As many chains as registers hold.
-            let (types, four) = (PhantomData, S::WIDE && head_chunks - c >= 4);
+            let (types, four) = (PhantomData, S::MANY_REGISTERS && head_chunks - c >= 4);
             if four {
-                s.apart(Weigh::<E, M, 4> { a, parts, c, head_chunks, y, totals, types });
+                s.outlined(AccumulateValues::<E, M, 4> { a, segments, c, head_chunks, y, totals, types });
             } else {
-                s.apart(Weigh::<E, M, 1> { a, parts, c, head_chunks, y, totals, types });
+                s.outlined(AccumulateValues::<E, M, 1> { a, segments, c, head_chunks, y, totals, types });
             }
             c += if four { 4 } else { 1 };
         }
@@ -171,10 +177,10 @@ fn weigh<S: Simd, E: Element, const M: usize>(
 }
 
 /// Adds a block's weighted values to C chunks of the results of M heads, from chunk `c` on.
-struct Weigh<'a, E, const M: usize, const C: usize> {
+struct AccumulateValues<'a, E, const M: usize, const C: usize> {
     a: [&'a [f32]; M],
-    /// Rows of values, and how many.
-    parts: [(StoredRows<'a>, usize); 2],
+    /// Stretches of rows of values, and how many rows each has: two where the ring ends within a block.
+    segments: [(StoredRows<'a>, usize); 2],
     c: usize,
     head_chunks: usize,
     /// From chunk `c` of the first head on.
@@ -184,14 +190,14 @@ struct Weigh<'a, E, const M: usize, const C: usize> {
     types: PhantomData<E>,
 }
 
-impl<E: Element, const M: usize, const C: usize> Kernel for Weigh<'_, E, M, C> {
+impl<E: Element, const M: usize, const C: usize> Kernel for AccumulateValues<'_, E, M, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let mut acc = [[s.splat(0.0); C]; M];
         let mut j = 0;
-        for (rows, count) in self.parts {
+        for (rows, count) in self.segments {
             let a: [&[f32]; M] = std::array::from_fn(|m| &self.a[m][j..j + count]);
             for i in 0..count {
                 let row = &rows.row::<E>(i, self.c + C)[self.c..];

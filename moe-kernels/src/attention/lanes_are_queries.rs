@@ -6,10 +6,10 @@ use moe_core::numerics::LANES;
 use ndarray::ArrayViewMut1;
 
 use super::POSITIONS;
-use super::piece::{Head, QUERIES};
+use super::head::{Head, QUERIES};
+use crate::chunk::{BLOCK_CHUNKS, Chunk, floats, floats_mut};
 use crate::element::Element;
-use crate::pack::BLOCK_CHUNKS;
-use crate::simd::{Chunk, Kernel, Simd, floats, floats_mut};
+use crate::simd::{Kernel, Simd};
 
 /// Vectors of queries, at most.
 const VECTORS: usize = QUERIES / LANES;
@@ -53,12 +53,12 @@ pub(super) fn attend<S: Simd, E: Element>(
     pack(tile_vectors::<S>(), head, queries.clone(), keys, packed);
     let vectors = (last + 1).div_ceil(LANES);
     let top = score::<S, E>(s, head, &visible, &packed[..vectors * LANES * head.head_chunks], keys, rows);
-    weigh::<S, E>(s, head, &visible, &top[..vectors], rows, values, y);
+    accumulate_values::<S, E>(s, head, &visible, &top[..vectors], rows, values, y);
 }
 
 /// Vectors of queries in a tile: as many chains as registers hold.
 const fn tile_vectors<S: Simd>() -> usize {
-    if S::WIDE { 2 } else { 1 }
+    if S::MANY_REGISTERS { 2 } else { 1 }
 }
 
 /// Packs queries as lanes: of each tile number after number, its vectors in turn. `sixteen` is room for that many rows.
@@ -91,12 +91,12 @@ fn score<S: Simd, E: Element>(
     packed: &[Chunk],
     keys: &mut [Chunk],
     rows: &mut [Row],
-) -> [S::F; VECTORS] {
+) -> [S::F32x16; VECTORS] {
     let (head_chunks, scale) = (head.head_chunks, head.shape.scale);
     let all = visible[0].start..visible[QUERIES - 1].end;
     let everyones = visible[QUERIES - 1].start..visible[0].end;
     let mut top = [s.splat(f32::NEG_INFINITY); VECTORS];
-    let n = if S::WIDE { KEYS } else { FEWER_KEYS };
+    let n = if S::MANY_REGISTERS { KEYS } else { FEWER_KEYS };
     let vectors = packed.len() / (LANES * head_chunks);
     for (j, first) in all.clone().step_by(n).enumerate() {
         for (i, position) in (first..all.end).take(n).enumerate() {
@@ -110,12 +110,12 @@ fn score<S: Simd, E: Element>(
         let keys = &keys[..n * head_chunks];
         for (t, queries) in packed.chunks(tile_vectors::<S>() * LANES * head_chunks).enumerate() {
             let at = t * tile_vectors::<S>();
-            if !S::WIDE {
-                s.apart(Score::<1, FEWER_KEYS> { queries, keys, scale, rows, at });
+            if !S::MANY_REGISTERS {
+                s.outlined(Score::<1, FEWER_KEYS> { queries, keys, scale, rows, at });
             } else if queries.len() == LANES * head_chunks {
-                s.apart(Score::<1, KEYS> { queries, keys, scale, rows, at });
+                s.outlined(Score::<1, KEYS> { queries, keys, scale, rows, at });
             } else {
-                s.apart(Score::<2, KEYS> { queries, keys, scale, rows, at });
+                s.outlined(Score::<2, KEYS> { queries, keys, scale, rows, at });
             }
         }
         for (position, row) in (first..all.end).zip(rows) {
@@ -136,11 +136,11 @@ fn score<S: Simd, E: Element>(
 
 /// `y = Σ a(j) v(j) / Σ a(j)`, block by block.
 #[inline(always)]
-fn weigh<S: Simd, E: Element>(
+fn accumulate_values<S: Simd, E: Element>(
     s: S,
     head: &Head<'_>,
     visible: &[Range<usize>; QUERIES],
-    top: &[S::F],
+    top: &[S::F32x16],
     rows: &mut [Row],
     values: &mut [Chunk],
     y: &mut [Chunk],
@@ -167,7 +167,7 @@ fn weigh<S: Simd, E: Element>(
         }
         let mut c = 0;
         while c < head_chunks {
-            let width = if S::WIDE && head_chunks - c >= WIDTH { WIDTH } else { 1 };
+            let width = if S::MANY_REGISTERS && head_chunks - c >= WIDTH { WIDTH } else { 1 };
             let values = &mut values[..rows.len() * width];
             for (position, to) in block.clone().zip(values.chunks_exact_mut(width)) {
                 let row = &head.values.at(position).0.row::<E>(0, head_chunks)[c..];
@@ -183,12 +183,12 @@ fn weigh<S: Simd, E: Element>(
                     within(visible.start)..within(visible.end)
                 });
                 let few = y.len() <= FEWER_WEIGHED * head_chunks;
-                let part = Part { rows, lane, seen, values, head_chunks, c, fresh, y };
+                let tile = ValueTile { rows, lane, seen, values, head_chunks, c, fresh, y };
                 match (few, width == WIDTH) {
-                    (false, true) => s.apart(Weigh::<WEIGHED, WIDTH>(part)),
-                    (false, false) => s.apart(Weigh::<WEIGHED, 1>(part)),
-                    (true, true) => s.apart(Weigh::<FEWER_WEIGHED, WIDTH>(part)),
-                    (true, false) => s.apart(Weigh::<FEWER_WEIGHED, 1>(part)),
+                    (false, true) => s.outlined(AccumulateValues::<WEIGHED, WIDTH>(tile)),
+                    (false, false) => s.outlined(AccumulateValues::<WEIGHED, 1>(tile)),
+                    (true, true) => s.outlined(AccumulateValues::<FEWER_WEIGHED, WIDTH>(tile)),
+                    (true, false) => s.outlined(AccumulateValues::<FEWER_WEIGHED, 1>(tile)),
                 }
             }
             c += width;
@@ -250,22 +250,22 @@ struct Block<'a, const M: usize, const N: usize> {
 /// The tree over the chains of a block: lane i takes lane i + 8, then i + 4, i + 2, i + 1.
 impl<const M: usize, const N: usize> Block<'_, M, N> {
     #[inline(always)]
-    fn eight<S: Simd>(&self, s: S, lane: usize) -> [[S::F; M]; N] {
+    fn eight<S: Simd>(&self, s: S, lane: usize) -> [[S::F32x16; M]; N] {
         add(s, self.four(s, lane), self.four(s, lane + 2))
     }
 
     #[inline(always)]
-    fn four<S: Simd>(&self, s: S, lane: usize) -> [[S::F; M]; N] {
+    fn four<S: Simd>(&self, s: S, lane: usize) -> [[S::F32x16; M]; N] {
         add(s, self.two(s, lane), self.two(s, lane + 4))
     }
 
     #[inline(always)]
-    fn two<S: Simd>(&self, s: S, lane: usize) -> [[S::F; M]; N] {
+    fn two<S: Simd>(&self, s: S, lane: usize) -> [[S::F32x16; M]; N] {
         add(s, self.chain(s, lane), self.chain(s, lane + 8))
     }
 
     #[inline(always)]
-    fn chain<S: Simd>(&self, s: S, lane: usize) -> [[S::F; M]; N] {
+    fn chain<S: Simd>(&self, s: S, lane: usize) -> [[S::F32x16; M]; N] {
         let mut acc = [[s.splat(0.0); M]; N];
         for (q, k) in self.queries.iter().zip(self.keys) {
             let mut x = [s.splat(0.0); M];
@@ -286,9 +286,9 @@ impl<const M: usize, const N: usize> Block<'_, M, N> {
 #[inline(always)]
 fn add<S: Simd, const M: usize, const N: usize>(
     s: S,
-    a: [[S::F; M]; N],
-    mut b: [[S::F; M]; N],
-) -> [[S::F; M]; N] {
+    a: [[S::F32x16; M]; N],
+    mut b: [[S::F32x16; M]; N],
+) -> [[S::F32x16; M]; N] {
     for n in 0..N {
         for m in 0..M {
             b[n][m] = s.add(a[n][m], b[n][m]);
@@ -298,7 +298,7 @@ fn add<S: Simd, const M: usize, const N: usize>(
 }
 
 /// Some queries, and some chunks of the values of a block.
-struct Part<'a> {
+struct ValueTile<'a> {
     rows: &'a [Row],
     /// Of the first query.
     lane: usize,
@@ -314,22 +314,22 @@ struct Part<'a> {
 }
 
 /// Adds weighted values to C chunks of the results of Q queries.
-struct Weigh<'a, const Q: usize, const C: usize>(Part<'a>);
+struct AccumulateValues<'a, const Q: usize, const C: usize>(ValueTile<'a>);
 
-impl<const Q: usize, const C: usize> Kernel for Weigh<'_, Q, C> {
+impl<const Q: usize, const C: usize> Kernel for AccumulateValues<'_, Q, C> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Part { rows, lane, seen, values, head_chunks, c, fresh, y } = self.0;
+        let ValueTile { rows, lane, seen, values, head_chunks, c, fresh, y } = self.0;
         let (values, _) = values.as_chunks::<C>();
         let mut acc = [[s.splat(0.0); C]; Q];
         let start = seen[Q - 1].start;
         let end = seen[0].end.max(start);
-        for (part, everyones) in
+        for (stretch, everyones) in
             [(seen[0].start..start, false), (start..end, true), (end..seen[Q - 1].end, false)]
         {
-            for j in part {
+            for j in stretch {
                 let (v, a) = (&values[j], &floats(&rows[j])[lane..][..Q]);
                 for i in 0..Q {
                     // What a query does not see may be no number, which its weight, a zero, would not undo.
