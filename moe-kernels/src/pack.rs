@@ -5,8 +5,9 @@
 
 use std::ops::Range;
 
+use moe_core::Dispatch;
 use moe_core::numerics::{BLOCK, LANES, PAIRS_BLOCK, round_to_bf16};
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2};
 
 use crate::grouped::Group;
 use crate::schedule::for_each_piece;
@@ -197,22 +198,39 @@ pub(crate) fn pack<'a>(
     groups: &[Group],
     x: ArrayView2<'_, f32>,
 ) -> PackedRows<'a> {
-    let columns = x.ncols();
-    pack_with(layout, buffer, groups, columns, |_, m, j, to| {
-        let row = x.row(m);
-        let (from, until) = (j * LANES, ((j + 1) * LANES).min(columns));
-        match row.as_slice() {
-            Some(row) => match row[from..until].first_chunk() {
-                Some(whole) => *to = *whole,
-                None => {
-                    to[..until - from].copy_from_slice(&row[from..until]);
-                }
-            },
-            None => {
-                to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]);
-            }
+    pack_with(layout, buffer, groups, x.ncols(), |_, m, j, to| sixteen_of(x.row(m), j, to))
+}
+
+/// Packs what the experts of a dispatch see.
+pub(crate) fn pack_dispatch<'a>(
+    layout: Layout,
+    buffer: &'a mut Vec<Chunk>,
+    groups: &[Group],
+    dispatch: &Dispatch<'_>,
+) -> PackedRows<'a> {
+    pack_with(layout, buffer, groups, dispatch.dim(), |_, m, j, to| {
+        sixteen_of(dispatch.row(m), j, to);
+        if let Some(weights) = dispatch.input_weights() {
+            to.iter_mut().for_each(|x| *x *= weights[m]);
         }
     })
+}
+
+/// Copies the numbers of a row from column 16 · j on, as many as there are.
+#[inline(always)]
+fn sixteen_of(row: ArrayView1<'_, f32>, j: usize, to: &mut [f32; LANES]) {
+    let (from, until) = (j * LANES, ((j + 1) * LANES).min(row.len()));
+    match row.as_slice() {
+        Some(row) => match row[from..until].first_chunk() {
+            Some(whole) => *to = *whole,
+            None => {
+                to[..until - from].copy_from_slice(&row[from..until]);
+            }
+        },
+        None => {
+            to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]);
+        }
+    }
 }
 
 /// Makes a buffer at least so long. Contents are unspecified.

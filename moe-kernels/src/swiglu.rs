@@ -5,11 +5,11 @@
 //! from memory once. Results are panel-major, so that each task owns one stretch of memory; copying passes between bring
 //! them into the order the next one reads.
 
-use moe_core::{Error as CoreError, Experts, GroupedRows, Result as CoreResult, Scratch};
+use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, Scratch};
 use ndarray::ArrayViewMut2;
 
 use crate::grouped::{Group, Product, products};
-use crate::pack::{Layout, pack, pack_with};
+use crate::pack::{Layout, pack_dispatch, pack_with};
 use crate::schedule::{enter, worth_threads};
 use crate::simd::Chunk;
 use crate::{Activations, Backend, Error, Result, WeightMatrix};
@@ -79,15 +79,12 @@ impl Experts for SwiGluExperts {
 
     fn forward(
         &self,
-        rows: GroupedRows<'_>,
+        dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> CoreResult<()> {
-        let (count, dim) = rows.rows().dim();
-        CoreError::check_shape("expert offsets", &[self.experts.len() + 1], &[rows.offsets().len()])?;
-        CoreError::check_shape("expert input", &[count, self.dim], &[count, dim])?;
-        CoreError::check_shape("expert output", &[count, self.dim], out.shape())?;
-        swiglu(self.backend, self.activations, self.hidden, |e| &self.experts[e], rows, scratch, out)
+        dispatch.check(self, &out)?;
+        swiglu(self.backend, self.activations, self.hidden, |e| &self.experts[e], dispatch, scratch, out)
             .map_err(CoreError::experts)
     }
 }
@@ -95,7 +92,7 @@ impl Experts for SwiGluExperts {
 /// Runs SwiGLU experts whose weights lie wherever `weights(expert)` says: for banks that hold them in another way, such as a
 /// cache, and have those at hand that have rows.
 ///
-/// All experts have H = `hidden`; rows and `out` are `[R, D]`, `out` is overwritten. Only experts with rows are asked for.
+/// All experts have H = `hidden`; `out` is `[R, D]` and is overwritten. Only experts with rows are asked for.
 ///
 /// # Errors
 ///
@@ -110,16 +107,15 @@ pub fn swiglu<'w>(
     activations: Activations,
     hidden: usize,
     weights: impl Fn(usize) -> &'w SwiGluWeights + Sync,
-    rows: GroupedRows<'_>,
+    dispatch: Dispatch<'_>,
     scratch: &mut Scratch,
     out: ArrayViewMut2<'_, f32>,
 ) -> Result<()> {
-    let (count, dim) = rows.rows().dim();
+    let (count, dim) = (dispatch.rows(), dispatch.dim());
     assert_eq!(out.dim(), (count, dim), "shape of the output");
     let SwiGluScratch { groups, packed, panels } = scratch.of();
     groups.clear();
-    groups
-        .extend(rows.offsets().windows(2).enumerate().map(|(expert, w)| Group { expert, rows: w[0]..w[1] }));
+    groups.extend((0..dispatch.experts()).map(|expert| Group { expert, rows: dispatch.rows_of(expert) }));
     groups.retain(|g| !g.rows.is_empty());
     for group in groups.iter() {
         let SwiGluWeights { w1, w2, w3 } = weights(group.expert);
@@ -139,7 +135,7 @@ pub fn swiglu<'w>(
     let activated = |e: usize| Product::Activated(&weights(e).w1, &weights(e).w3);
     let plain = |e: usize| Product::Plain(&weights(e).w2);
     let work = || {
-        let x = pack(layout, packed, groups, rows.rows());
+        let x = pack_dispatch(layout, packed, groups, &dispatch);
         let h = products(backend, x, groups, hidden, activated, panels);
         let h = pack_with(layout, packed, groups, hidden, |group, m, j, to| h.copy_chunk(group, m, j, to));
         products(backend, h, groups, dim, plain, panels).copy_to(out);
