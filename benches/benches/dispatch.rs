@@ -1,4 +1,5 @@
-//! Gather and combine alone: what moving tokens to their experts and back costs beside the experts. Throughput counts bytes
+//! Gather and combine alone: what a bank pays that wants its rows side by side, and what bringing outputs back to their
+//! tokens costs beside the experts. Throughput counts bytes
 //! of rows moved.
 //!
 //! `cargo bench --bench dispatch`
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use benches::tokens;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext, combine, gather};
+use moe_core::{ApplyWeights, Assignments, Dispatch, RouteInput, Router, RoutingPlan, TokenContext, combine};
 use moe_router::TopK;
 use ndarray::Array2;
 
@@ -29,13 +30,14 @@ fn dispatch(c: &mut Criterion) {
         let (mut rows, mut y) = (Array2::zeros((plan.rows(), DIM)), Array2::zeros((count, DIM)));
 
         // Weights sum to one, so that moving there and back gives what was there.
-        gather(&plan, x.view(), rows.view_mut());
+        let dispatch = Dispatch::of(&plan, x.view(), ApplyWeights::Output, 0);
+        dispatch.gather(0..plan.rows(), rows.view_mut());
         combine(&plan, rows.view(), true, y.view_mut());
         assert!(y.iter().zip(&x).all(|(y, x)| (y - x).abs() <= 1e-6), "what was gathered came back");
 
         group.throughput(Throughput::Bytes((plan.rows() * DIM * size_of::<f32>()) as u64));
         group.bench_function(BenchmarkId::new("gather", count), |b| {
-            b.iter(|| gather(&plan, x.view(), rows.view_mut()));
+            b.iter(|| dispatch.gather(0..plan.rows(), rows.view_mut()));
         });
         group.bench_function(BenchmarkId::new("combine", count), |b| {
             b.iter(|| combine(&plan, rows.view(), true, y.view_mut()));

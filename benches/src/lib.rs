@@ -1,7 +1,7 @@
 //! Layers of given shape with pseudo-random weights, for the benches.
 
 use moe_core::numerics::uniform;
-use moe_core::{GroupedRows, MoeLayer, Scratch};
+use moe_core::{Dispatch, MoeLayer, Scratch};
 use moe_kernels::{Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
@@ -84,7 +84,7 @@ pub fn tokens(count: usize, dim: usize) -> Array2<f32> {
 /// Runs a dense feed-forward network: a bank of one expert on all rows.
 pub fn dense(bank: &SwiGluExperts, x: ArrayView2<'_, f32>, scratch: &mut Scratch, y: ArrayViewMut2<'_, f32>) {
     use moe_core::Experts;
-    let offsets = [0, x.nrows()];
-    let rows = GroupedRows::new(x, &offsets).expect("offsets ascend");
-    bank.forward(rows, scratch, y).expect("shapes fit");
+    let (tokens, offsets) = (Vec::from_iter(0..x.nrows() as u32), [0, x.nrows()]);
+    let dispatch = Dispatch::new(x, &tokens, &offsets).expect("offsets ascend");
+    bank.forward(dispatch, scratch, y).expect("shapes fit");
 }

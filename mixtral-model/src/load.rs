@@ -89,7 +89,7 @@ impl Loader<'_> {
                 window: config.sliding_window,
             },
             moe_norm: self.vector(&tensors.post_attention_norm())?,
-            moe: moe.at(n),
+            moe: moe.with_index(n),
         })
     }
 

@@ -14,7 +14,7 @@ pub struct Assignment {
     /// How many of the token's choices came before this one.
     pub rank: u32,
     /// The expert that the router asked for. It differs from `expert` where a decorator sent the token elsewhere.
-    pub asked: u32,
+    pub requested: u32,
 }
 
 /// One pair that a router wanted and a capacity turned away.
@@ -50,7 +50,7 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Review<'a> {
     /// The pairs, in the order they were pushed. Their tokens are counted as in the router's input. Weights may be changed, and
-    /// so may experts: a pair sent elsewhere stays one request, for the expert it [asked](Assignment::asked) for.
+    /// so may experts: a pair sent elsewhere stays one request, for the expert it [requested](Assignment::requested).
     pub pairs: &'a mut [Assignment],
     /// What becomes of pair i.
     pub verdicts: &'a mut [Verdict],
@@ -131,7 +131,7 @@ impl Assignments {
     /// Grants the pair: `expert` works on `token`, its output times `weight`.
     pub fn assign(&mut self, token: usize, expert: usize, weight: f32) {
         let (token, expert, rank) = self.next(token, expert);
-        self.granted.push(Assignment { token, expert, weight, rank, asked: expert });
+        self.granted.push(Assignment { token, expert, weight, rank, requested: expert });
     }
 
     /// Records that the router wanted the pair and a capacity turned it away. It takes a rank like a granted one.
@@ -186,7 +186,7 @@ impl Assignments {
                     kept += 1;
                 }
                 Verdict::Refuse => {
-                    self.refused.push(Refusal { token: pair.token, expert: pair.asked, rank: pair.rank });
+                    self.refused.push(Refusal { token: pair.token, expert: pair.requested, rank: pair.rank });
                 }
                 Verdict::Forget => {}
             }

@@ -57,6 +57,16 @@ pub enum Error {
         /// The offsets.
         found: Vec<usize>,
     },
+    /// A dispatch's lists do not fit together.
+    #[error("dispatch, {what}: expected {expected}, found {found}")]
+    Dispatch {
+        /// Which list.
+        what: &'static str,
+        /// What would fit.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// A router assigned a token that the batch does not have.
     #[error("router: expected a token below {tokens}, found {token}")]
     TokenOutOfRange {

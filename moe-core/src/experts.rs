@@ -1,56 +1,11 @@
 //! The bank of experts, working on rows grouped by expert.
 
+use std::sync::Arc;
+
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
-use crate::context::row_range;
-use crate::{Error, Result, Scratch};
-
-/// Rows `[R, D]` grouped by expert: expert e has rows `offsets[e]..offsets[e + 1]`.
-#[derive(Clone, Copy, Debug)]
-pub struct GroupedRows<'a> {
-    rows: ArrayView2<'a, f32>,
-    offsets: &'a [usize],
-}
-
-impl<'a> GroupedRows<'a> {
-    /// Rows `[R, D]` with the boundaries of the groups, `[E + 1]`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Sequences`] if the offsets do not run from 0 to R without a step back.
-    pub fn new(rows: ArrayView2<'a, f32>, offsets: &'a [usize]) -> Result<Self> {
-        let ascending = offsets.windows(2).all(|w| w[0] <= w[1]);
-        if offsets.first() != Some(&0) || offsets.last() != Some(&rows.nrows()) || !ascending {
-            return Err(Error::Sequences { tokens: rows.nrows(), found: offsets.to_vec() });
-        }
-        Ok(Self { rows, offsets })
-    }
-
-    /// All rows, `[R, D]`.
-    pub fn rows(&self) -> ArrayView2<'a, f32> {
-        self.rows
-    }
-
-    /// Boundaries of the groups, `[E + 1]`.
-    pub fn offsets(&self) -> &'a [usize] {
-        self.offsets
-    }
-
-    /// Number of experts, E.
-    pub fn experts(&self) -> usize {
-        self.offsets.len() - 1
-    }
-
-    /// The rows of expert `e`.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such expert.
-    #[track_caller]
-    pub fn of_expert(&self, e: usize) -> ArrayView2<'a, f32> {
-        row_range(self.rows, self.offsets[e]..self.offsets[e + 1])
-    }
-}
+use crate::workspace::shaped;
+use crate::{Dispatch, Error, Result, Scratch};
 
 /// A whole bank of experts. It alone decides how the work over experts, rows and columns is scheduled.
 ///
@@ -62,7 +17,8 @@ pub trait Experts: Send + Sync {
     /// Width of a row, D, which is also the width of its output.
     fn dim(&self) -> usize;
 
-    /// Computes `out[r] = expert(r)(rows[r])` for every row.
+    /// Computes `out[r] = expert(r)(x[r])` for every row r of the dispatch, x being its token's hidden state, times the
+    /// row's [input weight](Dispatch::input_weights) where there is one.
     ///
     /// `out` is `[R, D]` and must be overwritten; its contents before are unspecified. A row's result must not depend on the
     /// other rows. Scratch that should outlive the call is taken from `scratch`.
@@ -72,11 +28,37 @@ pub trait Experts: Send + Sync {
     /// Whatever the bank's weights may run into: a disk, a cache, a network ([`Error::experts`]).
     fn forward(
         &self,
-        rows: GroupedRows<'_>,
+        dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<()>;
 }
+
+/// What a pointer to a bank does: as its target.
+macro_rules! forward_to_target {
+    ($($pointer:ty),*) => {$(
+        impl<T: Experts + ?Sized> Experts for $pointer {
+            fn experts(&self) -> usize {
+                (**self).experts()
+            }
+
+            fn dim(&self) -> usize {
+                (**self).dim()
+            }
+
+            fn forward(
+                &self,
+                dispatch: Dispatch<'_>,
+                scratch: &mut Scratch,
+                out: ArrayViewMut2<'_, f32>,
+            ) -> Result<()> {
+                (**self).forward(dispatch, scratch, out)
+            }
+        }
+    )*};
+}
+
+forward_to_target!(&T, Box<T>, Arc<T>);
 
 /// One expert: a feed-forward network from rows of width D to rows of width D.
 pub trait Expert: Send + Sync {
@@ -124,13 +106,26 @@ impl<X: Expert> Experts for PerExpert<X> {
         self.dim
     }
 
-    fn forward(&self, rows: GroupedRows<'_>, _: &mut Scratch, mut out: ArrayViewMut2<'_, f32>) -> Result<()> {
+    fn forward(
+        &self,
+        dispatch: Dispatch<'_>,
+        scratch: &mut Scratch,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
+        dispatch.check(self, &out)?;
+        let Gathered(gathered) = scratch.of();
         for (e, expert) in self.experts.iter().enumerate() {
-            let range = rows.offsets()[e]..rows.offsets()[e + 1];
+            let range = dispatch.rows_of(e);
             if !range.is_empty() {
-                expert.forward(rows.of_expert(e), out.slice_axis_mut(Axis(0), Slice::from(range)))?;
+                let mut rows = shaped(gathered, range.len(), self.dim);
+                dispatch.gather(range.clone(), rows.view_mut());
+                expert.forward(rows.view(), out.slice_axis_mut(Axis(0), Slice::from(range)))?;
             }
         }
         Ok(())
     }
 }
+
+/// The rows of one expert, side by side.
+#[derive(Debug, Default)]
+struct Gathered(Vec<f32>);

@@ -1,5 +1,7 @@
 //! The learned projection from hidden states to router logits.
 
+use std::sync::Arc;
+
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use crate::numerics;
@@ -28,6 +30,33 @@ pub trait Gate: Send + Sync {
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<()>;
 }
+
+/// What a pointer to a gate does: as its target.
+macro_rules! forward_to_target {
+    ($($pointer:ty),*) => {$(
+        impl<T: Gate + ?Sized> Gate for $pointer {
+            fn experts(&self) -> usize {
+                (**self).experts()
+            }
+
+            fn dim(&self) -> usize {
+                (**self).dim()
+            }
+
+            fn logits(
+                &self,
+                hidden: ArrayView2<'_, f32>,
+                context: &TokenContext<'_>,
+                scratch: &mut Scratch,
+                out: ArrayViewMut2<'_, f32>,
+            ) -> Result<()> {
+                (**self).logits(hidden, context, scratch, out)
+            }
+        }
+    )*};
+}
+
+forward_to_target!(&T, Box<T>, Arc<T>);
 
 /// The linear gate by its definition: `logits = hidden · Wᵀ`, each a canonical dot product, plus a bias where there is one.
 ///

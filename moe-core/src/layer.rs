@@ -5,8 +5,8 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use crate::numerics;
 use crate::workspace::shaped;
 use crate::{
-    Error, Experts, Gate, GroupedRows, Observer, Result, RouteInput, Routed, Router, Stage, TokenContext,
-    Workspace, combine, gather, gather_weighted,
+    Dispatch, Error, Experts, Gate, Observer, Result, RouteInput, Routed, Router, Stage, TokenContext,
+    Workspace, combine,
 };
 
 /// Where the combination weights enter.
@@ -26,7 +26,7 @@ pub struct MoeLayer {
     index: usize,
     gate: Box<dyn Gate>,
     router: Box<dyn Router>,
-    experts: Box<dyn Experts>,
+    bank: Box<dyn Experts>,
     apply_weights: ApplyWeights,
 }
 
@@ -35,18 +35,14 @@ impl MoeLayer {
     ///
     /// # Errors
     ///
-    /// If gate and experts disagree on the number of experts or the width of a hidden state.
-    pub fn new(gate: Box<dyn Gate>, router: Box<dyn Router>, experts: Box<dyn Experts>) -> Result<Self> {
-        Error::check_shape(
-            "gate weight",
-            &[experts.experts(), experts.dim()],
-            &[gate.experts(), gate.dim()],
-        )?;
-        Ok(Self { index: 0, gate, router, experts, apply_weights: ApplyWeights::default() })
+    /// If gate and bank disagree on the number of experts or the width of a hidden state.
+    pub fn new(gate: Box<dyn Gate>, router: Box<dyn Router>, bank: Box<dyn Experts>) -> Result<Self> {
+        Error::check_shape("gate weight", &[bank.experts(), bank.dim()], &[gate.experts(), gate.dim()])?;
+        Ok(Self { index: 0, gate, router, bank, apply_weights: ApplyWeights::default() })
     }
 
     /// The same layer, known as the `index`-th of its model in errors and to observers.
-    pub fn at(self, index: usize) -> Self {
+    pub fn with_index(self, index: usize) -> Self {
         Self { index, ..self }
     }
 
@@ -55,24 +51,34 @@ impl MoeLayer {
         Self { router, ..self }
     }
 
-    /// The same layer, with the weights applied elsewhere.
-    pub fn with_weights_applied_to(self, apply_weights: ApplyWeights) -> Self {
+    /// The same layer, with the combination weights applied there.
+    pub fn applying_weights(self, apply_weights: ApplyWeights) -> Self {
         Self { apply_weights, ..self }
     }
 
     /// Number of experts, E.
     pub fn experts(&self) -> usize {
-        self.experts.experts()
+        self.bank.experts()
     }
 
     /// Width of a hidden state, D.
     pub fn dim(&self) -> usize {
-        self.experts.dim()
+        self.bank.dim()
+    }
+
+    /// The layer's gate.
+    pub fn gate(&self) -> &dyn Gate {
+        &*self.gate
     }
 
     /// The layer's own router.
     pub fn router(&self) -> &dyn Router {
         &*self.router
+    }
+
+    /// The layer's bank of experts.
+    pub fn bank(&self) -> &dyn Experts {
+        &*self.bank
     }
 
     /// Computes the layer's output for T tokens; `hidden` and `y` are `[T, D]`, `y` is overwritten.
@@ -113,7 +119,7 @@ impl MoeLayer {
         Error::check_shape("layer output", &[tokens, dim], y.shape())?;
         let context = context.at_layer(self.index);
         context.check(tokens)?;
-        let Workspace { assignments, plan, logits, rows, outputs, scratch } = workspace;
+        let Workspace { assignments, plan, logits, outputs, scratch } = workspace;
         assignments.reset(tokens, experts)?;
 
         // Gate: one logit for each token and expert.
@@ -126,20 +132,10 @@ impl MoeLayer {
         plan.seal(assignments)?;
         observer.routed(&Routed::new(logits.view(), plan, context)?);
 
-        // Gather: the rows of each expert side by side.
-        let mut rows = shaped(rows, plan.rows(), dim);
-        match self.apply_weights {
-            ApplyWeights::Output => gather(plan, hidden, rows.view_mut()),
-            ApplyWeights::Input => gather_weighted(plan, hidden, rows.view_mut()),
-        }
-
-        // Experts: the whole bank at once.
+        // Experts: the whole bank at once, reading each row's token where it lies.
         let mut outputs = shaped(outputs, plan.rows(), dim);
-        self.experts.forward(
-            GroupedRows::new(rows.view(), plan.expert_offsets())?,
-            scratch,
-            outputs.view_mut(),
-        )?;
+        let dispatch = Dispatch::of(plan, hidden, self.apply_weights, self.index);
+        self.bank.forward(dispatch, scratch, outputs.view_mut())?;
 
         // Combine: back to token order.
         combine(plan, outputs.view(), self.apply_weights == ApplyWeights::Output, y.view_mut());

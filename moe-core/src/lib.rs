@@ -7,18 +7,19 @@
 //!                                                    | seal: validate, counting sort, O(R+E+T)
 //!                                                    v
 //!                                               RoutingPlan           (read-only, both views)
-//!  hidden - gather(plan) -> rows [R,D] - Experts -> out [R,D] - combine(plan) -> y [T,D]
+//!                hidden - Dispatch(plan) - Experts -> out [R,D] - combine(plan) -> y [T,D]
 //! ```
 //!
 //! Each stage reads only what the one before it wrote: the router never sees buffers, the experts never see combination
 //! weights, combine never sees logits. [`MoeLayer`] is that figure as code, and the place to start reading.
 //!
 //! Three slots are open. A [`Gate`] is the learned projection, a [`Router`] the policy without weights, [`Experts`] the
-//! whole bank on grouped rows; [`Expert`], one feed-forward network, is the simple face of a bank through [`PerExpert`].
+//! whole bank on a [`Dispatch`], which says for each expert which tokens it is to read; [`Expert`], one feed-forward network, is the simple face of a bank through [`PerExpert`].
 //! Routers live in `moe-router`, fast banks in `moe-kernels`; this crate has no `unsafe` and no threads.
 #![forbid(unsafe_code)]
 
 mod assignments;
+mod combine;
 mod context;
 mod dispatch;
 mod error;
@@ -34,15 +35,16 @@ mod stats;
 mod workspace;
 
 pub use assignments::{Assignment, Assignments, Mark, Refusal, Review, RouteScratch, Verdict};
+pub use combine::combine;
 pub use context::{RouteInput, TokenContext, TokenRows};
-pub use dispatch::{combine, gather, gather_weighted};
+pub use dispatch::Dispatch;
 pub use error::{BoxError, Error, Result, Stage};
-pub use experts::{Expert, Experts, GroupedRows, PerExpert};
+pub use experts::{Expert, Experts, PerExpert};
 pub use gate::{Gate, LinearGate};
 pub use layer::{ApplyWeights, MoeLayer};
 pub use null_experts::{NullExpert, NullExperts};
 pub use observer::{Observer, Routed};
-pub use plan::{Choice, Part, RoutingPlan};
+pub use plan::{Choice, RoutingPlan, Term};
 pub use router::{Locality, PerSequence, Router};
 pub use stats::PlanStats;
 pub use workspace::{Scratch, Workspace};

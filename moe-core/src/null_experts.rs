@@ -1,10 +1,11 @@
 //! Experts that cost nothing.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice, Zip};
+use std::ops::Range;
 
-use crate::context::row_range;
+use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
+
 use crate::numerics;
-use crate::{Error, Experts, GroupedRows, Result, Scratch};
+use crate::{Dispatch, Error, Experts, Result, Scratch};
 
 /// What an expert without a network does with a row x.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,44 +67,38 @@ impl<X: Experts> Experts for NullExperts<X> {
 
     fn forward(
         &self,
-        rows: GroupedRows<'_>,
+        dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
-        Error::check_shape("groups of rows", &[self.experts()], &[rows.experts()])?;
-        let offsets = &rows.offsets()[..=self.bank.experts()];
-        let own = 0..offsets[self.bank.experts()];
-        self.bank.forward(
-            GroupedRows::new(row_range(rows.rows(), own.clone()), offsets)?,
-            scratch,
-            out.slice_axis_mut(Axis(0), Slice::from(own)),
-        )?;
-        for (i, null) in self.nulls.iter().enumerate() {
-            let e = self.bank.experts() + i;
-            let range = rows.offsets()[e]..rows.offsets()[e + 1];
-            null.forward(rows.of_expert(e), out.slice_axis_mut(Axis(0), Slice::from(range)));
+        dispatch.check(self, &out)?;
+        let own = dispatch.of_experts(0..self.bank.experts());
+        self.bank.forward(own, scratch, out.slice_axis_mut(Axis(0), Slice::from(0..own.rows())))?;
+        for (null, e) in self.nulls.iter().zip(self.bank.experts()..) {
+            let range = dispatch.rows_of(e);
+            null.forward(&dispatch, range.clone(), out.slice_axis_mut(Axis(0), Slice::from(range)));
         }
         Ok(())
     }
 }
 
 impl NullExpert {
-    fn forward(&self, rows: ArrayView2<'_, f32>, mut out: ArrayViewMut2<'_, f32>) {
+    fn forward(&self, dispatch: &Dispatch<'_>, range: Range<usize>, mut out: ArrayViewMut2<'_, f32>) {
         match self {
             Self::Zero => out.fill(0.0),
-            Self::Copy => out.assign(&rows),
+            Self::Copy => dispatch.gather(range, out),
             Self::Constant { vector, mixing } => {
                 let (to_row, to_vector) = mixing.split_at(vector.len());
-                for (row, mut out) in rows.rows().into_iter().zip(out.rows_mut()) {
-                    // Rows are gathered into standard layout; a copy serves whoever brings others.
-                    let row = row.as_standard_layout();
-                    let x = row.as_slice().unwrap_or(&[]);
-                    let mut mix = [numerics::dot(to_row, x), numerics::dot(to_vector, x)];
+                dispatch.gather(range, out.view_mut());
+                for mut row in out.rows_mut() {
+                    let mut mix = {
+                        // Mostly a slice already; a copy serves whoever brings others.
+                        let row = row.as_standard_layout();
+                        let x = row.as_slice().unwrap_or(&[]);
+                        [numerics::dot(to_row, x), numerics::dot(to_vector, x)]
+                    };
                     numerics::softmax(&mut mix);
-                    Zip::from(&mut out)
-                        .and(&row)
-                        .and(vector.as_slice())
-                        .for_each(|out, x, v| *out = mix[0] * x + mix[1] * v);
+                    row.zip_mut_with(&ArrayView1::from(vector), |x, v| *x = mix[0] * *x + mix[1] * v);
                 }
             }
         }
@@ -112,7 +107,7 @@ impl NullExpert {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::{Array2, array};
+    use ndarray::{Array2, ArrayView2, array};
 
     use super::*;
     use crate::{Expert, PerExpert};
@@ -141,8 +136,8 @@ mod tests {
         assert_eq!((all.experts(), all.dim()), (4, 2));
         let rows = array![[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]];
         let mut out = Array2::from_elem((4, 2), f32::NAN);
-        let grouped = GroupedRows::new(rows.view(), &[0, 1, 2, 3, 4]).unwrap();
-        all.forward(grouped, &mut Scratch::default(), out.view_mut()).unwrap();
+        let dispatch = Dispatch::new(rows.view(), &[0, 1, 2, 3], &[0, 1, 2, 3, 4]).unwrap();
+        all.forward(dispatch, &mut Scratch::default(), out.view_mut()).unwrap();
         let expected = array![[2.0, 4.0], [0.0, 0.0], [5.0, 6.0], [7.75, 11.0]];
         assert!((&out - &expected).iter().all(|off: &f32| off.abs() < 1e-5), "{out}");
         let wrong = NullExpert::Constant { vector: vec![1.0], mixing: vec![1.0; 4] };

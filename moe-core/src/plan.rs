@@ -6,7 +6,7 @@ use crate::{Assignments, Error, PlanStats, Refusal, Result};
 
 /// One term of a token's combination.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Part {
+pub struct Term {
     /// Row of the grouped rows.
     pub row: usize,
     /// What the row's output is multiplied by.
@@ -42,7 +42,7 @@ pub struct RoutingPlan {
     row_expert: Vec<u32>,
     row_weight: Vec<f32>,
     row_rank: Vec<u32>,
-    row_asked: Vec<u32>,
+    row_requested: Vec<u32>,
     /// Token t has entries `token_offsets[t]..token_offsets[t + 1]` of the two lists below; `[T + 1]`.
     token_offsets: Vec<usize>,
     /// Its rows by ascending expert.
@@ -82,7 +82,7 @@ impl RoutingPlan {
         self.clear(tokens, experts);
         for p in pairs {
             check_range(p.token, p.expert, tokens, experts)?;
-            check_range(p.token, p.asked, tokens, experts)?;
+            check_range(p.token, p.requested, tokens, experts)?;
             if !p.weight.is_finite() {
                 return Err(Error::WeightNotFinite { token: p.token, expert: p.expert, weight: p.weight });
             }
@@ -108,7 +108,7 @@ impl RoutingPlan {
         self.row_expert.resize(pairs.len(), 0);
         self.row_weight.resize(pairs.len(), 0.0);
         self.row_rank.resize(pairs.len(), 0);
-        self.row_asked.resize(pairs.len(), 0);
+        self.row_requested.resize(pairs.len(), 0);
         restart(&mut self.cursor, &self.expert_offsets);
         for &i in &self.by_token {
             let p = pairs[i as usize];
@@ -121,7 +121,7 @@ impl RoutingPlan {
             self.row_expert[row] = p.expert;
             self.row_weight[row] = p.weight;
             self.row_rank[row] = p.rank;
-            self.row_asked[row] = p.asked;
+            self.row_requested[row] = p.requested;
         }
 
         // Rows come by ascending expert, so dealing them out to their tokens leaves each token's in that order.
@@ -192,8 +192,8 @@ impl RoutingPlan {
     }
 
     /// The expert that the router asked for in each row, `[R]`: the row's own unless the token was sent elsewhere.
-    pub fn row_asked(&self) -> &[u32] {
-        &self.row_asked
+    pub fn row_requested(&self) -> &[u32] {
+        &self.row_requested
     }
 
     /// The terms of token `t`'s combination, by ascending expert.
@@ -202,11 +202,11 @@ impl RoutingPlan {
     ///
     /// If there is no such token.
     #[track_caller]
-    pub fn token_parts(&self, t: usize) -> impl ExactSizeIterator<Item = Part> + '_ {
+    pub fn token_terms(&self, t: usize) -> impl ExactSizeIterator<Item = Term> + '_ {
         let range = self.token_offsets[t]..self.token_offsets[t + 1];
         self.token_rows[range]
             .iter()
-            .map(|&row| Part { row: row as usize, weight: self.row_weight[row as usize] })
+            .map(|&row| Term { row: row as usize, weight: self.row_weight[row as usize] })
     }
 
     /// The choices of token `t` that were kept, best first.
@@ -224,9 +224,9 @@ impl RoutingPlan {
                 weight: self.row_weight[row],
                 rank: self.row_rank[row] as usize,
                 row,
-                instead_of: Some(self.row_asked[row])
-                    .filter(|&asked| asked != self.row_expert[row])
-                    .map(|asked| asked as usize),
+                instead_of: Some(self.row_requested[row])
+                    .filter(|&requested| requested != self.row_expert[row])
+                    .map(|requested| requested as usize),
             }
         })
     }
@@ -242,8 +242,10 @@ impl RoutingPlan {
     }
 
     fn clear(&mut self, tokens: usize, experts: usize) {
-        let Self { row_token, row_expert, row_rank, row_asked, token_rows, ranked_rows, by_token, .. } = self;
-        for list in [row_token, row_expert, row_rank, row_asked, token_rows, ranked_rows, by_token] {
+        let Self {
+            row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token, ..
+        } = self;
+        for list in [row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token] {
             list.clear();
         }
         self.row_weight.clear();
@@ -300,11 +302,11 @@ mod tests {
         let plan = sealed(3, 4, &[(2, 3, 0.7), (0, 1, 0.6), (2, 1, 0.3), (0, 0, 0.4)]).unwrap();
         assert_eq!(plan.expert_offsets(), [0, 1, 3, 3, 4]);
         assert_eq!(plan.row_tokens(), [0, 0, 2, 2]);
-        let parts: Vec<_> = plan.token_parts(2).map(|p| (p.row, p.weight)).collect();
-        assert_eq!(parts, [(2, 0.3), (3, 0.7)]);
+        let terms: Vec<_> = plan.token_terms(2).map(|p| (p.row, p.weight)).collect();
+        assert_eq!(terms, [(2, 0.3), (3, 0.7)]);
         let best_first: Vec<_> = plan.choices(2).map(|c| (c.expert, c.rank)).collect();
         assert_eq!(best_first, [(3, 0), (1, 1)]);
-        assert_eq!(plan.token_parts(1).len(), 0);
+        assert_eq!(plan.token_terms(1).len(), 0);
     }
 
     #[test]

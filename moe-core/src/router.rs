@@ -1,5 +1,7 @@
 //! The routing policy: which experts work on which token, and with what weight.
 
+use std::sync::Arc;
+
 use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
 
 use crate::numerics;
@@ -68,33 +70,26 @@ pub trait Router: Send + Sync {
     }
 }
 
-impl<R: Router + ?Sized> Router for &R {
-    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        (**self).route(input, out)
-    }
+/// What a pointer to a router does: as its target.
+macro_rules! forward_to_target {
+    ($($pointer:ty),*) => {$(
+        impl<T: Router + ?Sized> Router for $pointer {
+            fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+                (**self).route(input, out)
+            }
 
-    fn locality(&self) -> Locality {
-        (**self).locality()
-    }
+            fn locality(&self) -> Locality {
+                (**self).locality()
+            }
 
-    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
-        (**self).scores(context, logits);
-    }
+            fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+                (**self).scores(context, logits);
+            }
+        }
+    )*};
 }
 
-impl<R: Router + ?Sized> Router for Box<R> {
-    fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        (**self).route(input, out)
-    }
-
-    fn locality(&self) -> Locality {
-        (**self).locality()
-    }
-
-    fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
-        (**self).scores(context, logits);
-    }
-}
+forward_to_target!(&T, Box<T>, Arc<T>);
 
 /// A router of its own for each sequence of the batch, for sessions that are decoded together under different policies.
 pub struct PerSequence<'a>(

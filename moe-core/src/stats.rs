@@ -10,7 +10,7 @@ pub struct PlanStats {
     /// Rows each expert works on, `[E]`.
     pub load: Vec<usize>,
     /// Requests for each expert, `[E]`: refused ones included, and those that another expert took.
-    pub load_before: Vec<usize>,
+    pub requested_load: Vec<usize>,
     /// Sum of the combination weights each expert received, `[E]`.
     pub importance: Vec<f32>,
     /// Share of the requested pairs that were refused; 0 where none was requested.
@@ -31,12 +31,12 @@ impl PlanStats {
     pub(crate) fn of(plan: &RoutingPlan) -> Self {
         let experts = plan.experts();
         let load: Vec<usize> = (0..experts).map(|e| plan.expert_rows(e).len()).collect();
-        let mut load_before = vec![0; experts];
-        for &e in plan.row_asked() {
-            load_before[e as usize] += 1;
+        let mut requested_load = vec![0; experts];
+        for &e in plan.row_requested() {
+            requested_load[e as usize] += 1;
         }
         for r in plan.refused() {
-            load_before[r.expert as usize] += 1;
+            requested_load[r.expert as usize] += 1;
         }
         let weights = |e| plan.row_weights()[plan.expert_rows(e)].iter();
         // The sum of nothing by `sum` is -0.0.
@@ -49,7 +49,7 @@ impl PlanStats {
         let some = plan.rows() > 0;
         Self {
             drop_rate: if requested == 0 { 0.0 } else { plan.refused().len() as f32 / requested as f32 },
-            rerouted: plan.row_asked().iter().zip(plan.row_experts()).filter(|(a, e)| a != e).count(),
+            rerouted: plan.row_requested().iter().zip(plan.row_experts()).filter(|(a, e)| a != e).count(),
             entropy: match (some, experts) {
                 (false, _) => 0.0,
                 (true, 1) => 1.0,
@@ -59,7 +59,7 @@ impl PlanStats {
             max_over_mean: if some { load.iter().copied().max().unwrap_or(0) as f32 / mean } else { 0.0 },
             idle: load.iter().filter(|&&n| n == 0).count(),
             load,
-            load_before,
+            requested_load,
             importance,
         }
     }

@@ -14,8 +14,6 @@ pub struct Workspace {
     /// `[T, E]`.
     pub(crate) logits: Vec<f32>,
     /// `[R, D]`.
-    pub(crate) rows: Vec<f32>,
-    /// `[R, D]`.
     pub(crate) outputs: Vec<f32>,
     pub(crate) scratch: Scratch,
 }

@@ -52,7 +52,7 @@ fn values_that_are_not_finite_name_layer_stage_and_token() {
     for bad in [f32::NAN, f32::INFINITY] {
         let mut hidden = matrix(1, 3, 4);
         hidden[[1, 0]] = bad;
-        let error = forward(&layer(2, 4, Best(1)).at(5), hidden.view()).unwrap_err();
+        let error = forward(&layer(2, 4, Best(1)).with_index(5), hidden.view()).unwrap_err();
         let Error::NotFinite { layer: 5, stage: Stage::RouterLogits, token: 1, .. } = error else {
             panic!("{error}")
         };
@@ -61,7 +61,7 @@ fn values_that_are_not_finite_name_layer_stage_and_token() {
         // Beyond the columns that the gate looks at.
         let mut hidden = matrix(1, 3, 4);
         hidden[[2, 3]] = bad;
-        let error = forward(&layer(2, 4, Best(1)).at(5), hidden.view()).unwrap_err();
+        let error = forward(&layer(2, 4, Best(1)).with_index(5), hidden.view()).unwrap_err();
         let Error::NotFinite { layer: 5, stage: Stage::LayerOutput, token: 2, .. } = error else {
             panic!("{error}")
         };

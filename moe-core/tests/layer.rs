@@ -104,14 +104,14 @@ fn weights_apply_to_output_or_input() {
     let hidden = matrix(4, 5, DIM);
     let pairs = vec![(0, 1, 0.5), (1, 0, 0.25), (2, 1, 2.0), (3, 0, -4.0)];
     let output = forward(&layer(2, DIM, Fixed(pairs.clone())), hidden.view()).unwrap();
-    let layer = layer(2, DIM, Fixed(pairs)).with_weights_applied_to(ApplyWeights::Input);
+    let layer = layer(2, DIM, Fixed(pairs)).applying_weights(ApplyWeights::Input);
     // Powers of two scale a linear expert exactly, so both places give the same numbers.
     assert_eq!(forward(&layer, hidden.view()).unwrap(), output);
 }
 
 #[test]
 fn the_observer_sees_plan_logits_and_layer() {
-    let layer = layer(3, DIM, Best(2)).at(7);
+    let layer = layer(3, DIM, Best(2)).with_index(7);
     let hidden = matrix(5, 4, DIM);
     let mut seen = 0;
     let mut observer = |routed: &Routed<'_>| {

@@ -53,18 +53,18 @@ proptest! {
         }
         prop_assert_eq!(row, plan.rows());
 
-        // By token: every row once, experts ascend in the parts and ranks in the choices.
+        // By token: every row once, experts ascend in the terms and ranks in the choices.
         let mut seen = vec![0; plan.rows()];
         for t in 0..tokens {
-            let parts: Vec<_> = plan.token_parts(t).collect();
+            let terms: Vec<_> = plan.token_terms(t).collect();
             let choices: Vec<_> = plan.choices(t).collect();
-            prop_assert_eq!(parts.len(), choices.len());
-            prop_assert!(parts.is_sorted_by_key(|p| plan.row_experts()[p.row]));
+            prop_assert_eq!(terms.len(), choices.len());
+            prop_assert!(terms.is_sorted_by_key(|p| plan.row_experts()[p.row]));
             prop_assert!(choices.is_sorted_by(|a, b| a.rank < b.rank));
-            for part in parts {
-                seen[part.row] += 1;
-                prop_assert_eq!(plan.row_tokens()[part.row] as usize, t);
-                prop_assert_eq!(plan.row_weights()[part.row].to_bits(), part.weight.to_bits());
+            for term in terms {
+                seen[term.row] += 1;
+                prop_assert_eq!(plan.row_tokens()[term.row] as usize, t);
+                prop_assert_eq!(plan.row_weights()[term.row].to_bits(), term.weight.to_bits());
             }
             // What was pushed for the token, in that order.
             let pushed = pairs.iter().filter(|p| p.0 == t).enumerate();
@@ -89,7 +89,7 @@ fn statistics_by_hand() {
     ];
     let stats = sealed(3, 4, &pairs).stats();
     assert_eq!(stats.load, [3, 1, 0, 0]);
-    assert_eq!(stats.load_before, [3, 1, 1, 0]);
+    assert_eq!(stats.requested_load, [3, 1, 1, 0]);
     assert_eq!(stats.importance, [1.0, 2.0, 0.0, 0.0]);
     assert_eq!(stats.drop_rate, 0.2);
     assert_eq!(stats.idle, 2);

@@ -6,8 +6,9 @@
 
 use std::ops::Range;
 
+use moe_core::Dispatch;
 use moe_core::numerics::{BLOCK, LANES, PAIRS_BLOCK};
-use ndarray::ArrayView2;
+use ndarray::{ArrayView1, ArrayView2};
 
 use crate::Backend;
 use crate::chunk::{Chunk, grow};
@@ -138,15 +139,34 @@ impl RowSource for ArrayView2<'_, f32> {
 
     #[inline(always)]
     fn read_chunk(&self, _: usize, m: usize, j: usize, to: &mut [f32; LANES]) {
-        let row = self.row(m);
-        let (from, until) = (j * LANES, ((j + 1) * LANES).min(self.ncols()));
-        match row.as_slice() {
-            Some(row) => match row[from..until].first_chunk() {
-                Some(whole) => *to = *whole,
-                None => to[..until - from].copy_from_slice(&row[from..until]),
-            },
-            None => to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]),
+        read_chunk_of(self.row(m), j, to);
+    }
+}
+
+/// The rows that experts see: hidden states by their index, times the row's weight where that multiplies the input.
+impl RowSource for Dispatch<'_> {
+    fn columns(&self) -> usize {
+        self.dim()
+    }
+
+    #[inline(always)]
+    fn read_chunk(&self, _: usize, m: usize, j: usize, to: &mut [f32; LANES]) {
+        read_chunk_of(self.row(m), j, to);
+        if let Some(weights) = self.input_weights() {
+            to.iter_mut().for_each(|x| *x *= weights[m]);
         }
+    }
+}
+
+#[inline(always)]
+fn read_chunk_of(row: ArrayView1<'_, f32>, j: usize, to: &mut [f32; LANES]) {
+    let (from, until) = (j * LANES, ((j + 1) * LANES).min(row.len()));
+    match row.as_slice() {
+        Some(row) => match row[from..until].first_chunk() {
+            Some(whole) => *to = *whole,
+            None => to[..until - from].copy_from_slice(&row[from..until]),
+        },
+        None => to.iter_mut().zip(from..until).for_each(|(to, i)| *to = row[i]),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use moe_core::{Error as CoreError, Experts, GroupedRows, Result as CoreResult, Scratch};
+use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, Scratch};
 use ndarray::ArrayViewMut2;
 
 use crate::chunk::Chunk;
@@ -147,8 +147,8 @@ impl SwiGlu {
         Ok(())
     }
 
-    /// Computes `out[r] = f(rows[r])` with the weights of each row's expert, which lie wherever `weights(expert)` says. Only
-    /// experts with rows are asked for. Rows and `out` are `[R, D]`, `out` is overwritten.
+    /// Computes `out[r] = f(x[r])` for every row of the dispatch with the weights of its expert, which lie wherever
+    /// `weights(expert)` says. Only experts with rows are asked for. `out` is `[R, D]` and is overwritten.
     ///
     /// # Errors
     ///
@@ -156,40 +156,45 @@ impl SwiGlu {
     ///
     /// # Panics
     ///
-    /// If rows and `out` do not fit the bank.
+    /// If the dispatch does not fit the bank, or `out` the dispatch.
     #[track_caller]
     pub fn forward<'w>(
         &self,
         weights: impl Fn(usize) -> SwiGluView<'w> + Sync,
-        rows: GroupedRows<'_>,
+        dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
-        let (count, dim) = rows.rows().dim();
-        assert_eq!((rows.experts(), dim), (self.experts(), self.dim), "experts and width of the rows");
+        let (count, dim) = (dispatch.rows(), self.dim);
+        assert_eq!(
+            (dispatch.experts(), dispatch.dim()),
+            (self.experts(), dim),
+            "experts and width of the rows"
+        );
         assert_eq!(out.dim(), (count, dim), "shape of the output");
         let SwiGluScratch { groups, packed, jobs, panels } = scratch.of();
         groups.clear();
-        groups.extend(with_rows(rows).map(|(_, rows)| rows));
-        for (e, _) in with_rows(rows) {
+        groups.extend(with_rows(&dispatch).map(|(_, rows)| rows));
+        for (e, _) in with_rows(&dispatch) {
             self.check_shapes(e, weights(e))?;
         }
         let packings = |matrices: &'static [usize]| {
-            with_rows(rows).flat_map(move |(e, _)| matrices.iter().map(move |&m| self.kinds[e][m].packing()))
+            with_rows(&dispatch)
+                .flat_map(move |(e, _)| matrices.iter().map(move |&m| self.kinds[e][m].packing()))
         };
         let activated = |e: usize| {
             let ([kind1, _, kind3], SwiGluView { w1, w3, .. }) = (self.kinds[e], weights(e));
             Product::Activated([(kind1, w1), (kind3, w3)])
         };
         let back = |e: usize| Product::Linear(self.kinds[e][1], weights(e).w2);
-        let all = with_rows(rows).count();
+        let all = with_rows(&dispatch).count();
         // No pass of little work leaves this thread, and waking another would take longer.
         enter_if_worth(count.saturating_mul(self.hidden).saturating_mul(dim), || {
-            let x = packed.pack(packings(&[0, 2]), groups, &rows.rows());
-            lay_out(jobs, with_rows(rows).map(|(e, rows)| (e, rows, self.hidden)));
+            let x = packed.pack(packings(&[0, 2]), groups, &dispatch);
+            lay_out(jobs, with_rows(&dispatch).map(|(e, rows)| (e, rows, self.hidden)));
             let h = multiply(self.backend, x, jobs, dim, activated, panels);
             let h = packed.pack(packings(&[1]), groups, &h);
-            lay_out(jobs, with_rows(rows).map(|(e, rows)| (e, rows, dim)));
+            lay_out(jobs, with_rows(&dispatch).map(|(e, rows)| (e, rows, dim)));
             multiply(self.backend, h, jobs, self.hidden, back, panels).copy_jobs_to(0..all, out);
         });
         Ok(())
@@ -197,9 +202,8 @@ impl SwiGlu {
 }
 
 /// The experts that have rows, with their rows.
-fn with_rows(rows: GroupedRows<'_>) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
-    let groups = rows.offsets().windows(2).map(|w| w[0]..w[1]).enumerate();
-    groups.filter(|(_, rows)| !rows.is_empty())
+fn with_rows<'a>(dispatch: &'a Dispatch<'_>) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
+    (0..dispatch.experts()).map(|e| (e, dispatch.rows_of(e))).filter(|(_, rows)| !rows.is_empty())
 }
 
 /// What a bank keeps between calls.
@@ -270,15 +274,12 @@ impl Experts for SwiGluExperts {
 
     fn forward(
         &self,
-        rows: GroupedRows<'_>,
+        dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> CoreResult<()> {
-        let (count, dim) = rows.rows().dim();
-        CoreError::check_shape("expert offsets", &[self.experts() + 1], &[rows.offsets().len()])?;
-        CoreError::check_shape("expert input", &[count, self.dim()], &[count, dim])?;
-        CoreError::check_shape("expert output", &[count, self.dim()], out.shape())?;
-        for (e, _) in with_rows(rows) {
+        dispatch.check(self, &out)?;
+        for (e, _) in with_rows(&dispatch) {
             let SwiGluWeights { w1, w2, w3 } = &self.weights[e];
             for (((fit, kind), w), matrix) in
                 self.fit[e].iter().zip(self.bank.kinds[e]).zip([w1, w2, w3]).zip(MATRICES)
@@ -286,6 +287,6 @@ impl Experts for SwiGluExperts {
                 fit.check(kind, w).map_err(|error| CoreError::experts(Error::of_expert(e, matrix, error)))?;
             }
         }
-        self.bank.forward(|e| self.weights[e].view(), rows, scratch, out).map_err(CoreError::experts)
+        self.bank.forward(|e| self.weights[e].view(), dispatch, scratch, out).map_err(CoreError::experts)
     }
 }

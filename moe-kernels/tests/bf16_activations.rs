@@ -4,12 +4,12 @@
 
 mod support;
 
-use moe_core::{Experts, GroupedRows, Scratch, numerics};
+use moe_core::{Dispatch, Experts, Scratch, numerics};
 use moe_kernels::{
     Activations, Backend, Dtype, Error, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix,
 };
 use ndarray::{Array2, ArrayView2};
-use support::{Values, bits};
+use support::{Values, bits, in_order};
 
 /// `x · wᵀ` by the definition.
 fn product(x: ArrayView2<'_, f32>, w: &WeightMatrix) -> Array2<f32> {
@@ -123,8 +123,9 @@ fn experts_are_the_definition() {
             let experts =
                 SwiGluExperts::new(bank.clone(), backend).unwrap().with_input_precision(Activations::Bf16);
             let mut y = Array2::from_elem((rows, dim), f32::NAN);
-            let grouped = GroupedRows::new(x.view(), &offsets).unwrap();
-            experts.forward(grouped, &mut Scratch::default(), y.view_mut()).unwrap();
+            let tokens = in_order(rows);
+            let dispatch = Dispatch::new(x.view(), &tokens, &offsets).unwrap();
+            experts.forward(dispatch, &mut Scratch::default(), y.view_mut()).unwrap();
             assert_eq!(bits(&y), bits(&expected), "{dim} x {hidden} {groups:?} {backend}");
         }
     }
@@ -196,7 +197,8 @@ fn types_and_kinds_mix_in_one_bank() {
         let run = |bank: Vec<SwiGluWeights>, x: ArrayView2<'_, f32>, offsets: &[usize]| {
             let bank = SwiGluExperts::new(bank, backend).unwrap().with_input_precision(Activations::Bf16);
             let mut y = Array2::from_elem(x.dim(), f32::NAN);
-            let grouped = GroupedRows::new(x, offsets).unwrap();
+            let tokens = in_order(x.nrows());
+            let grouped = Dispatch::new(x, &tokens, offsets).unwrap();
             bank.forward(grouped, &mut Scratch::default(), y.view_mut()).unwrap();
             y
         };
@@ -232,8 +234,8 @@ fn refuses_weights_that_are_too_small() {
     let experts = experts.with_input_precision(Activations::Bf16);
     let x = Array2::zeros((1, 3));
     let run = |offsets: &[usize]| {
-        let rows = GroupedRows::new(x.view(), offsets).unwrap();
-        experts.forward(rows, &mut Scratch::default(), Array2::zeros((1, 3)).view_mut())
+        let dispatch = Dispatch::new(x.view(), &[0], offsets).unwrap();
+        experts.forward(dispatch, &mut Scratch::default(), Array2::zeros((1, 3)).view_mut())
     };
     run(&[0, 1, 1]).expect("an expert without rows is not asked");
     let error = run(&[0, 0, 1]).unwrap_err().to_string();

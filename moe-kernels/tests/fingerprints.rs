@@ -3,14 +3,14 @@
 
 mod support;
 
-use moe_core::{Experts, GroupedRows, Scratch};
+use moe_core::{Dispatch, Experts, Scratch};
 use moe_kernels::attention::{AttentionScratch, AttentionShape, KvRows, attend};
 use moe_kernels::{
     Backend, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix, narrow_row,
     padded_row_bytes, vector,
 };
 use ndarray::{Array2, ArrayView2};
-use support::Values;
+use support::{Values, in_order};
 
 /// FNV-1a, 64 bits, over the results' bits in little-endian order.
 fn fingerprint<'a>(values: impl IntoIterator<Item = &'a f32>) -> u64 {
@@ -45,10 +45,11 @@ fn swiglu(backend: Backend, dtype: Dtype) -> u64 {
         .collect();
     let x = Array2::from_shape_vec((24, dim), values.take(24 * dim)).unwrap();
     let mut y = Array2::zeros((24, dim));
-    let rows = GroupedRows::new(x.view(), &[0, 1, 1, 4, 24]).unwrap();
+    let tokens = in_order(24);
+    let dispatch = Dispatch::new(x.view(), &tokens, &[0, 1, 1, 4, 24]).unwrap();
     SwiGluExperts::new(experts, backend)
         .unwrap()
-        .forward(rows, &mut Scratch::default(), y.view_mut())
+        .forward(dispatch, &mut Scratch::default(), y.view_mut())
         .unwrap();
     fingerprint(&y)
 }

@@ -5,15 +5,15 @@
 mod support;
 
 use moe_core::numerics;
-use moe_core::{Experts, GroupedRows, Scratch};
+use moe_core::{Dispatch, Experts, Scratch};
 use moe_kernels::attention::{AttentionScratch, AttentionShape, KvRows, POSITIONS, attend};
 use moe_kernels::{
     Backend, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix, narrow_row,
     padded_row_bytes, vector, widen_row,
 };
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, Axis, Slice};
 use proptest::prelude::*;
-use support::{DTYPES, Values, bits};
+use support::{DTYPES, Values, bits, in_order};
 
 /// `x · wᵀ` by the definition.
 fn product(x: ArrayView2<'_, f32>, w: &WeightMatrix) -> Array2<f32> {
@@ -121,13 +121,15 @@ fn swiglu_bank_is_the_definition() {
                     Some(*at)
                 }))
                 .collect();
-            let grouped = GroupedRows::new(x.view(), &offsets).unwrap();
+            let tokens = in_order(rows);
+            let dispatch = Dispatch::new(x.view(), &tokens, &offsets).unwrap();
+            let of_expert = |e| x.slice_axis(Axis(0), Slice::from(dispatch.rows_of(e)));
             let expected: Vec<Array2<f32>> =
-                weights.iter().enumerate().map(|(e, w)| swiglu_definition(w, grouped.of_expert(e))).collect();
+                weights.iter().enumerate().map(|(e, w)| swiglu_definition(w, of_expert(e))).collect();
             for backend in Backend::available() {
                 let experts = SwiGluExperts::new(weights.clone(), backend).unwrap();
                 let mut y = Array2::from_elem((rows, dim), f32::NAN);
-                experts.forward(grouped, &mut Scratch::default(), y.view_mut()).unwrap();
+                experts.forward(dispatch, &mut Scratch::default(), y.view_mut()).unwrap();
                 for (e, expected) in expected.iter().enumerate() {
                     let found = y.slice(ndarray::s![offsets[e]..offsets[e + 1], ..]).to_owned();
                     assert_eq!(
@@ -151,8 +153,9 @@ fn one_thread_is_many_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let experts = SwiGluExperts::new(weights.clone(), Backend::best()).unwrap();
         let mut y = Array2::zeros((19, dim));
-        let rows = GroupedRows::new(x.view(), &[0, 11, 12, 19]).unwrap();
-        pool.install(|| experts.forward(rows, &mut Scratch::default(), y.view_mut())).unwrap();
+        let tokens = in_order(19);
+        let dispatch = Dispatch::new(x.view(), &tokens, &[0, 11, 12, 19]).unwrap();
+        pool.install(|| experts.forward(dispatch, &mut Scratch::default(), y.view_mut())).unwrap();
         bits(&y)
     };
     let one = run(1);

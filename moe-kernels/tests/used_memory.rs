@@ -4,14 +4,14 @@
 
 mod support;
 
-use moe_core::{Experts, GroupedRows, Scratch};
+use moe_core::{Dispatch, Experts, Scratch};
 use moe_kernels::attention::{AttentionScratch, AttentionShape, KvRows, attend};
 use moe_kernels::padded_row_bytes;
 use moe_kernels::{
     Activations, Backend, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix,
 };
 use ndarray::Array2;
-use support::{Values, bits};
+use support::{Values, bits, in_order};
 
 /// Shapes whose rows end within a chunk, from many rows to few.
 const TOKENS: [usize; 4] = [33, 18, 5, 1];
@@ -68,15 +68,16 @@ fn of_experts() {
         let mut used = Scratch::default();
         for tokens in TOKENS {
             let (x, mut y) = (no_numbers(40, 530), Array2::zeros((40, 530)));
-            large
-                .forward(GroupedRows::new(x.view(), &[0, 35, 40]).unwrap(), &mut used, y.view_mut())
-                .unwrap();
+            let in_order = in_order(40);
+            let dispatch = Dispatch::new(x.view(), &in_order, &[0, 35, 40]).unwrap();
+            large.forward(dispatch, &mut used, y.view_mut()).unwrap();
             assert!(y.iter().all(|y| y.is_nan()), "NaN reaches every sum");
             let x = numbers(&mut Values::new(42), tokens, 75);
             let offsets = [0, tokens / 2, tokens];
             let run = |scratch: &mut Scratch| {
                 let mut y = Array2::zeros((tokens, 75));
-                small.forward(GroupedRows::new(x.view(), &offsets).unwrap(), scratch, y.view_mut()).unwrap();
+                let dispatch = Dispatch::new(x.view(), &in_order[..tokens], &offsets).unwrap();
+                small.forward(dispatch, scratch, y.view_mut()).unwrap();
                 bits(&y)
             };
             assert_eq!(run(&mut used), run(&mut Scratch::default()), "{tokens} tokens, {backend}");

@@ -48,7 +48,7 @@ enum Overflow {
 /// [`Router::scores`] that has a free place and that the token did not ask for; ties to the lower expert, NaN last. Only where
 /// there is none it is refused. Its weight w becomes `w · s'/s`, with s and s' the scores of the expert asked for and of the one it
 /// got (0 where that is not finite), which is the other expert's own weight where weights are scores. It stays the
-/// choice it was: rank, and the expert [asked](moe_core::Assignment::asked) for, which the load before capacity counts.
+/// choice it was: rank, and the expert [requested](moe_core::Assignment::requested), which the load before capacity counts.
 ///
 /// Padding ([`TokenContext::padding`](moe_core::TokenContext)) takes no place, has no experts, and counts neither as granted
 /// nor as refused.

@@ -151,11 +151,11 @@ mod gates;
 mod spec;
 
 // What they share.
-mod asked;
 mod capacity;
 mod draw;
 mod groups;
 mod precise;
+mod requested;
 mod score;
 mod select;
 

@@ -29,3 +29,8 @@ impl Values {
 pub(crate) fn bits(a: &Array2<f32>) -> Vec<u32> {
     a.iter().map(|v| v.to_bits()).collect()
 }
+
+/// The tokens of rows that lie in the experts' order already.
+pub(crate) fn in_order(rows: usize) -> Vec<u32> {
+    (0..rows as u32).collect()
+}

@@ -5,7 +5,7 @@ use ndarray::Array2;
 
 pub use super::groups::Affinity;
 use super::groups::{mean, pull_back, total_probability};
-use crate::asked::{Asked, present};
+use crate::requested::{Requested, present};
 
 /// `Σₑ fₑ Pₑ` for each sequence, averaged over sequences: DeepSeek-V2's expert-level balance ([2405.04434]) with
 /// [`Affinity::Softmax`], DeepSeek-V3's sequence-wise balance ([2412.19437]) with [`Affinity::Sigmoid`].
@@ -155,10 +155,11 @@ struct Balanced<'a> {
 impl<'a> Balanced<'a> {
     /// `coefficients` makes c, `[E]`, of the experts of each token of a sequence that is not padding; there is at least one.
     fn of(routed: &Routed<'a>, affinity: Affinity, coefficients: impl Fn(&[&[usize]]) -> Vec<f64>) -> Self {
-        let (input, asked) = (routed.input(), Asked::of(routed.plan));
+        let (input, requested) = (routed.input(), Requested::of(routed.plan));
         let (mut values, mut slopes) = (vec![], vec![]);
         for range in input.sequences() {
-            let choices: Vec<&[usize]> = present(&input, range.clone()).map(|t| asked.experts(t)).collect();
+            let choices: Vec<&[usize]> =
+                present(&input, range.clone()).map(|t| requested.experts(t)).collect();
             if choices.is_empty() {
                 values.push(0.0);
                 slopes.push(vec![]);

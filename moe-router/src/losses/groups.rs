@@ -5,8 +5,8 @@ use std::ops::Range;
 use moe_core::RouteInput;
 use ndarray::{Array2, ArrayViewMut1};
 
-use crate::asked::present;
 use crate::backward::Weighting;
+use crate::requested::present;
 use crate::{Normalizer, Score};
 
 /// Probabilities over all experts: softmax, or sigmoids divided by their sum.

@@ -4,8 +4,8 @@ use moe_core::RouteInput;
 use ndarray::{Array2, ArrayView2};
 
 use super::groups::{Affinity, mean, pull_back, total_probability};
-use crate::asked::present;
 use crate::precise::{cv_squared, normal_density, normal_tail};
+use crate::requested::present;
 use crate::select;
 
 /// `CV²(Iₑ)`, `Iₑ = Σₜ softmax(l)[t, e]`, for each sequence, averaged (Shazeer et al., [1701.06538]; V-MoE, [2106.05974]).

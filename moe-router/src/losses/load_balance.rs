@@ -4,7 +4,7 @@ use moe_core::{RouteInput, Routed};
 use ndarray::Array2;
 
 use super::groups::{Affinity, mean, pull_back, total_probability};
-use crate::asked::{Asked, present};
+use crate::requested::{Requested, present};
 
 /// `E Σₑ fₑ Pₑ`: the share of tokens that choose an expert times its mean probability (Switch, [2101.03961]; GShard,
 /// [2006.16668]).
@@ -78,7 +78,7 @@ impl<'a> LoadBalance<'a> {
         let mut all = Sums::new(experts);
         for layer in layers {
             assert_eq!(layer.input().experts(), experts, "layers of one number of experts");
-            all.add(&layer.input(), &Asked::of(layer.plan), 0..layer.input().tokens(), usize::MAX);
+            all.add(&layer.input(), &Requested::of(layer.plan), 0..layer.input().tokens(), usize::MAX);
         }
         Self::new(layers.iter().map(Routed::input).collect(), vec![all.balance()])
     }
@@ -99,10 +99,10 @@ impl<'a> LoadBalance<'a> {
     }
 
     fn grouped(routed: &Routed<'a>, ranks: usize) -> Self {
-        let (input, asked) = (routed.input(), Asked::of(routed.plan));
+        let (input, requested) = (routed.input(), Requested::of(routed.plan));
         let of_sequence = |range| {
             let mut sums = Sums::new(input.experts());
-            sums.add(&input, &asked, range, ranks);
+            sums.add(&input, &requested, range, ranks);
             sums.balance()
         };
         Self::new(vec![input], input.sequences().map(of_sequence).collect())
@@ -158,12 +158,18 @@ impl Sums {
     }
 
     /// Adds the tokens of a range and the first `ranks` choices of each.
-    fn add(&mut self, input: &RouteInput<'_>, asked: &Asked, range: std::ops::Range<usize>, ranks: usize) {
+    fn add(
+        &mut self,
+        input: &RouteInput<'_>,
+        requested: &Requested,
+        range: std::ops::Range<usize>,
+        ranks: usize,
+    ) {
         let (probability, tokens) = total_probability(input, range.clone(), Affinity::Softmax);
         self.tokens += tokens;
         self.probability.iter_mut().zip(probability).for_each(|(sum, p)| *sum += p);
         for t in present(input, range) {
-            asked.experts(t).iter().take(ranks).for_each(|&e| self.choices[e] += 1);
+            requested.experts(t).iter().take(ranks).for_each(|&e| self.choices[e] += 1);
         }
     }
 

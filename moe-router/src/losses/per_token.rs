@@ -3,8 +3,8 @@
 use moe_core::RouteInput;
 use ndarray::{Array2, ArrayView1};
 
-use crate::asked::present;
 use crate::precise::{entropy, log_sum_exp, softmax, widened};
+use crate::requested::present;
 
 /// The router z-loss: the mean over tokens of `(ln Σ exp(l))²`, which keeps logits small (ST-MoE, [2202.08906]).
 ///

@@ -2,8 +2,8 @@
 
 use moe_core::{RouteInput, RoutingPlan};
 
-use crate::asked::present;
 use crate::precise::{entropy, log_sum_exp, softmax, widened};
+use crate::requested::present;
 
 /// How peaked the probabilities `p = softmax(l)` of tokens are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -3,7 +3,7 @@
 use moe_core::Routed;
 
 use super::Proportion;
-use crate::asked::Asked;
+use crate::requested::Requested;
 
 /// How often a token has the experts of the one before it (Mixtral, [2401.04088], section 5).
 ///
@@ -23,12 +23,12 @@ pub struct TemporalLocality {
 impl TemporalLocality {
     /// Adds the pairs of neighbours t, t + 1 of each sequence. A pair counts if neither is padding and both chose.
     pub fn add(&mut self, routed: &Routed<'_>) {
-        let asked = Asked::of(routed.plan);
+        let requested = Requested::of(routed.plan);
         let input = routed.input();
         for range in input.sequences() {
             let pairs = range.clone().zip(range.skip(1));
             for (t, next) in pairs.filter(|&(t, n)| ![t, n].iter().any(|&t| input.context.is_padding(t))) {
-                let (a, b) = (asked.experts(t), asked.experts(next));
+                let (a, b) = (requested.experts(t), requested.experts(next));
                 if let (Some(first), Some(second)) = (a.first(), b.first()) {
                     self.first.count(first == second);
                     self.any.count(a.iter().any(|e| b.contains(e)));

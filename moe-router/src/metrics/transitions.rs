@@ -4,8 +4,8 @@ use moe_core::Routed;
 use ndarray::{Array2, ArrayView2, Axis};
 
 use super::Proportion;
-use crate::asked::{Asked, present};
 use crate::precise::entropy;
+use crate::requested::{Requested, present};
 
 /// For each pair of experts, the number of tokens whose first choice is the one in a layer and the other in another layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Transitions {
     pub fn add(&mut self, from: &Routed<'_>, to: &Routed<'_>) {
         assert_eq!(from.plan.tokens(), to.plan.tokens(), "tokens of two layers");
         assert_eq!((from.plan.experts(), to.plan.experts()), self.counts.dim(), "experts of two layers");
-        let (a, b) = (Asked::of(from.plan), Asked::of(to.plan));
+        let (a, b) = (Requested::of(from.plan), Requested::of(to.plan));
         for t in present(&from.input(), 0..from.plan.tokens()) {
             if let (Some(&a), Some(&b)) = (a.experts(t).first(), b.experts(t).first()) {
                 self.counts[[a, b]] += 1;

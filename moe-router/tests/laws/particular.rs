@@ -43,8 +43,8 @@ proptest! {
             for router in [router, router.by_score(), router.token_by_token()] {
                 let plan = route(&router, batch.logits.view(), batch.unpadded());
                 prop_assert_eq!(plan.rows() + plan.refused().len(), asked.rows());
-                prop_assert_eq!(&plan.stats().load_before, &asked.stats().load);
-                prop_assert_eq!(plan.stats().rerouted, plan.row_asked().iter().zip(plan.row_experts()).filter(|(a, e)| a != e).count());
+                prop_assert_eq!(&plan.stats().requested_load, &asked.stats().load);
+                prop_assert_eq!(plan.stats().rerouted, plan.row_requested().iter().zip(plan.row_experts()).filter(|(a, e)| a != e).count());
                 if k == 1 {
                     let room = batch.experts() * places;
                     let rows: usize = batch.sequences().map(|s| s.len().min(room)).sum();
@@ -105,14 +105,14 @@ fn rerouting_by_hand() {
     assert!((got.weight - own.weight).abs() < 1e-7, "the weight that the other expert would have had");
     assert_eq!((plan.refused()[0].token, plan.refused()[0].expert), (3, 0));
     let stats = plan.stats();
-    assert_eq!((stats.load, stats.load_before, stats.rerouted), (vec![1, 1, 1], vec![4, 0, 0], 2));
+    assert_eq!((stats.load, stats.requested_load, stats.rerouted), (vec![1, 1, 1], vec![4, 0, 0], 2));
 
     // What a second cap turns away is refused as what it asked for.
     let wide = Capped::new(top, Capacity::absolute(2)).unwrap().rerouting();
     let stacked = Capped::new(wide, Capacity::absolute(1)).unwrap();
     let alike = Array2::from_shape_fn((4, 3), |(_, e)| -(e as f32));
     let stats = route(&stacked, alike.view(), TokenContext::new()).stats();
-    assert_eq!((stats.load, stats.load_before), (vec![1, 1, 0], vec![4, 0, 0]));
+    assert_eq!((stats.load, stats.requested_load), (vec![1, 1, 0], vec![4, 0, 0]));
 }
 
 #[test]

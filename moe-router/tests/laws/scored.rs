@@ -287,7 +287,7 @@ fn balance_comes_from_biases_alone() {
     let mut balancer = BiasBalancer::new(EXPERTS, 0.01).unwrap();
     let imbalance = |router: &ScoredTopK| {
         let stats = route(router, logits.view(), TokenContext::new()).stats();
-        (stats.max_over_mean, stats.load_before)
+        (stats.max_over_mean, stats.requested_load)
     };
     let before = imbalance(&router).0;
     for _ in 0..200 {

@@ -64,7 +64,7 @@ proptest! {
         prop_assert_eq!(&c, &together(&batch.reversed()));
         let stats = batch.without_padding().plan().stats();
         let diagonal: Vec<usize> = c.counts().diag().iter().map(|&n| n as usize).collect();
-        prop_assert_eq!(diagonal, stats.load_before);
+        prop_assert_eq!(diagonal, stats.requested_load);
         for ((a, b), &n) in c.counts().indexed_iter() {
             prop_assert!(n <= c.counts()[[a, a]].min(c.counts()[[b, b]]));
         }

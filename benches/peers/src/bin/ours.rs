@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use mixtral_model::{Access, Checkpoint};
-use moe_core::{Assignments, Experts, GroupedRows, RoutingPlan, Scratch, combine, gather};
+use moe_core::{ApplyWeights, Assignments, Dispatch, Experts, RoutingPlan, Scratch, combine};
 use moe_kernels::{Activations, Backend, SwiGluExperts, SwiGluWeights, WeightMatrix, limits};
 use ndarray::{Array2, ArrayView2};
 use peers::{Case, Contestant, Result, arguments, serve};
@@ -34,7 +34,6 @@ struct Ours {
     plan: RoutingPlan,
     scratch: Scratch,
     /// `[R, D]`.
-    rows: Array2<f32>,
     /// `[R, D]`.
     outputs: Array2<f32>,
     /// `[T, D]`.
@@ -65,7 +64,6 @@ impl Ours {
             assignments: Assignments::new(),
             plan: RoutingPlan::new(),
             scratch: Scratch::default(),
-            rows: Array2::default((0, 0)),
             outputs: Array2::default((0, 0)),
             y: Array2::default((0, 0)),
         })
@@ -75,8 +73,7 @@ impl Ours {
 impl Contestant for Ours {
     fn prepare(&mut self, case: &Case) -> Result<()> {
         let (tokens, rows, dim) = (case.tokens, case.tokens * case.chosen, self.experts.dim());
-        if self.y.dim() != (tokens, dim) || self.rows.nrows() != rows {
-            self.rows = Array2::zeros((rows, dim));
+        if self.y.dim() != (tokens, dim) || self.outputs.nrows() != rows {
             self.outputs = Array2::zeros((rows, dim));
             self.y = Array2::zeros((tokens, dim));
         }
@@ -92,9 +89,8 @@ impl Contestant for Ours {
             self.assignments.assign(token, expert, weight);
         }
         self.plan.seal(&self.assignments)?;
-        gather(&self.plan, x, self.rows.view_mut());
-        let grouped = GroupedRows::new(self.rows.view(), self.plan.expert_offsets())?;
-        self.experts.forward(grouped, &mut self.scratch, self.outputs.view_mut())?;
+        let dispatch = Dispatch::of(&self.plan, x, ApplyWeights::Output, 0);
+        self.experts.forward(dispatch, &mut self.scratch, self.outputs.view_mut())?;
         combine(&self.plan, self.outputs.view(), true, self.y.view_mut());
         Ok(())
     }

@@ -28,7 +28,7 @@ pub(super) struct Report {
 struct Stats {
     rows: usize,
     load: Vec<usize>,
-    load_before: Vec<usize>,
+    requested_load: Vec<usize>,
     importance: Vec<f32>,
     max_over_mean: f32,
     cv: f32,
@@ -128,8 +128,8 @@ impl Report {
         let _ = writeln!(text, "experts    {}, of which idle {}\n", self.experts, stats.idle);
         let _ = writeln!(text, "expert      load  requested  weight received");
         for e in 0..self.experts {
-            let (load, before, importance) = (stats.load[e], stats.load_before[e], stats.importance[e]);
-            let _ = writeln!(text, "{e:>6}  {load:>8}  {before:>9}  {importance:>15.4}");
+            let (load, requested, importance) = (stats.load[e], stats.requested_load[e], stats.importance[e]);
+            let _ = writeln!(text, "{e:>6}  {load:>8}  {requested:>9}  {importance:>15.4}");
         }
         let requested = stats.rows + self.refused.len();
         let rate = 100.0 * stats.drop_rate;
@@ -150,7 +150,7 @@ impl Stats {
     fn of(plan: &RoutingPlan) -> Self {
         let PlanStats {
             load,
-            load_before,
+            requested_load,
             importance,
             drop_rate,
             rerouted,
@@ -161,7 +161,7 @@ impl Stats {
             ..
         } = plan.stats();
         let rows = plan.rows();
-        Self { rows, load, load_before, importance, max_over_mean, cv, entropy, idle, drop_rate, rerouted }
+        Self { rows, load, requested_load, importance, max_over_mean, cv, entropy, idle, drop_rate, rerouted }
     }
 }
 

@@ -136,7 +136,7 @@ fn the_report_in_full() {
         assert_eq!(report[key], value, "{key}");
     }
     let stats = &report["stats"];
-    assert_eq!((&stats["load"], &stats["load_before"]), (&json!([0, 1, 0]), &json!([0, 2, 0])));
+    assert_eq!((&stats["load"], &stats["requested_load"]), (&json!([0, 1, 0]), &json!([0, 2, 0])));
     assert_eq!(
         (&stats["drop_rate"], &stats["idle"], &stats["max_over_mean"]),
         (&json!(0.5), &json!(2), &json!(3.0))

@@ -11,16 +11,16 @@ pub(crate) fn present(input: &RouteInput<'_>, range: Range<usize>) -> impl Itera
 }
 
 /// The experts that each token asked for, by rank: refused ones included, and those that another took the place of.
-pub(crate) struct Asked {
+pub(crate) struct Requested {
     /// Token t asked for `experts[offsets[t]..offsets[t + 1]]`; `[T + 1]`.
     offsets: Vec<usize>,
     experts: Vec<usize>,
 }
 
-impl Asked {
+impl Requested {
     /// Reads a plan, in O(R log R + T).
     pub(crate) fn of(plan: &RoutingPlan) -> Self {
-        let rows = plan.row_tokens().iter().zip(plan.row_ranks()).zip(plan.row_asked());
+        let rows = plan.row_tokens().iter().zip(plan.row_ranks()).zip(plan.row_requested());
         let mut pairs: Vec<_> = rows.map(|((&t, &rank), &e)| (t, rank, e)).collect();
         pairs.extend(plan.refused().iter().map(|r| (r.token, r.rank, r.expert)));
         pairs.sort_unstable();
@@ -57,7 +57,10 @@ mod tests {
         a.review(start, |review| review.pairs[0].expert = 3);
         let mut plan = RoutingPlan::new();
         plan.seal(&a).unwrap();
-        let asked = Asked::of(&plan);
-        assert_eq!([asked.experts(0), asked.experts(1), asked.experts(2)], [&[2, 0][..], &[0], &[1, 3]]);
+        let requested = Requested::of(&plan);
+        assert_eq!(
+            [requested.experts(0), requested.experts(1), requested.experts(2)],
+            [&[2, 0][..], &[0], &[1, 3]]
+        );
     }
 }
