@@ -6,11 +6,13 @@
 //! the platforms' differ. See `docs/numerics.md`.
 
 mod elementary;
+mod int8;
 mod pairs;
 mod random;
 
 pub use elementary::{EXP_MAX, EXP_MIN, exp, ln, sigmoid, silu, softplus, tanh};
 pub use elementary::{EXP_POLY, LN2_HI, LN2_LO, LOG2_E, ROUND_MAGIC, scale_by_power_of_two};
+pub use int8::{INT8_LEAST, IntegerBlock, add_int8_block, quantise_int8};
 pub use pairs::{BF16_LEAST, PAIRS_BLOCK, dot_bf16, round_to_bf16};
 pub use random::uniform;
 

@@ -179,6 +179,29 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn splat_half(self, value: f32) -> __m256 {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { _mm256_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn mul_half(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn floats_of(self, ints: __m256i) -> __m256 {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { _mm256_cvtepi32_ps(ints) }
+    }
+
+    #[inline(always)]
+    fn store_half(self, lanes: __m256, to: &mut [f32; 8]) {
+        self.store_8_floats(lanes, to);
+    }
+
+    #[inline(always)]
     fn high_halves(self, lanes: __m256) -> __m256 {
         // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
         unsafe { high_halves(lanes) }

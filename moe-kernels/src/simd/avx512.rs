@@ -62,6 +62,8 @@ impl Avx512<Bf16> {
 
 /// What AVX-512 has on a processor.
 pub(crate) trait Level: Copy + Send + Sync {
+    /// Whether there are products of bytes.
+    const VNNI: bool;
     /// Whether there are products of pairs of bfloat16.
     const BF16: bool;
 
@@ -70,8 +72,9 @@ pub(crate) trait Level: Copy + Send + Sync {
 }
 
 macro_rules! levels {
-    ($($level:ident: BF16 = $bf16:literal;)+) => {$(
+    ($($level:ident: VNNI = $vnni:literal, BF16 = $bf16:literal;)+) => {$(
         impl Level for $level {
+            const VNNI: bool = $vnni;
             const BF16: bool = $bf16;
 
             #[inline(always)]
@@ -84,9 +87,9 @@ macro_rules! levels {
 }
 
 levels! {
-    Base: BF16 = false;
-    Vnni: BF16 = false;
-    Bf16: BF16 = true;
+    Base: VNNI = false, BF16 = false;
+    Vnni: VNNI = true, BF16 = false;
+    Bf16: VNNI = true, BF16 = true;
 }
 
 /// Operations that are one instruction.
@@ -223,6 +226,27 @@ impl<L: Level> Simd for Avx512<L> {
     #[inline(always)]
     fn fma_half(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
         self.fma(a, b, c)
+    }
+
+    #[inline(always)]
+    fn splat_half(self, value: f32) -> Lanes {
+        self.splat(value)
+    }
+
+    #[inline(always)]
+    fn mul_half(self, a: Lanes, b: Lanes) -> Lanes {
+        self.mul(a, b)
+    }
+
+    #[inline(always)]
+    fn floats_of(self, ints: __m512i) -> Lanes {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        Lanes(unsafe { _mm512_cvtepi32_ps(ints) })
+    }
+
+    #[inline(always)]
+    fn store_half(self, lanes: Lanes, to: &mut [f32; LANES]) {
+        self.store(lanes, to);
     }
 
     #[inline(always)]

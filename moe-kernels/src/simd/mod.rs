@@ -48,10 +48,12 @@ pub(crate) mod avx2;
 pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+mod integers;
 mod portable;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use integers::{Bytes, Integers, bytes_of, ints_chunk};
 pub(crate) use portable::Portable;
 
 use bytemuck::Pod;
@@ -68,7 +70,7 @@ pub(crate) trait Kernel {
 }
 
 /// The operations kernels are made of, on sixteen lanes. Each lane is IEEE binary32, rounded to nearest even.
-pub(crate) trait Simd: Copy + Send + Sync {
+pub(crate) trait Simd: Integers + Send + Sync {
     /// Sixteen lanes.
     type F32x16: Copy;
 
@@ -112,6 +114,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn half(self, lanes: Self::F32x16, i: usize) -> Self::Half;
     /// [`fma`](Self::fma) on a half.
     fn fma_half(self, a: Self::Half, b: Self::Half, c: Self::Half) -> Self::Half;
+    fn splat_half(self, value: f32) -> Self::Half;
+    fn mul_half(self, a: Self::Half, b: Self::Half) -> Self::Half;
+    /// Integers as floats, rounded to nearest even.
+    fn floats_of(self, ints: Self::Ints) -> Self::Half;
+    fn store_half(self, lanes: Self::Half, to: &mut Self::HalfInMemory);
     /// The upper halves of lanes, the lower ones zero: of pairs of bfloat16, those with odd index.
     fn high_halves(self, lanes: Self::Half) -> Self::Half;
     /// The lower halves of lanes in the place of the upper ones: of pairs of bfloat16, those with even index.

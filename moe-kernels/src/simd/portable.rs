@@ -84,6 +84,22 @@ impl Simd for Portable {
         self.fma(a, b, c)
     }
 
+    fn splat_half(self, value: f32) -> [f32; LANES] {
+        [value; LANES]
+    }
+
+    fn mul_half(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        self.mul(a, b)
+    }
+
+    fn floats_of(self, ints: [i32; LANES]) -> [f32; LANES] {
+        ints.map(|v| v as f32)
+    }
+
+    fn store_half(self, lanes: [f32; LANES], to: &mut [f32; LANES]) {
+        *to = lanes;
+    }
+
     fn high_halves(self, lanes: [f32; LANES]) -> [f32; LANES] {
         lanes.map(|v| f32::from_bits(v.to_bits() & 0xffff_0000))
     }

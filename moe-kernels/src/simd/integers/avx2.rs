@@ -1,0 +1,210 @@
+//! Products of bytes by AVX2: in pairs, in words that saturate and therefore must not be full.
+
+use std::arch::x86_64::*;
+
+use bytemuck::{cast_mut, cast_ref};
+use moe_core::numerics::LANES;
+
+use super::{Bytes, Integers, pairs_in_word};
+use crate::chunk::Chunk;
+use crate::simd::avx2::Avx2;
+
+/// Transposes 4 x 4 dwords in each 128-bit lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+    let (ab_low, ab_high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let (cd_low, cd_high) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab_low, cd_low),
+        _mm256_unpackhi_epi64(ab_low, cd_low),
+        _mm256_unpacklo_epi64(ab_high, cd_high),
+        _mm256_unpackhi_epi64(ab_high, cd_high),
+    ]
+}
+
+/// Sums of pairs of words, as dwords.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_pairs(words: __m256i, to: __m256i) -> __m256i {
+    _mm256_add_epi32(to, _mm256_madd_epi16(words, _mm256_set1_epi16(1)))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_unsigned<const N: usize, const D: usize>(
+    mut sums: [__m256i; N],
+    w: [__m256i; D],
+    bits: u32,
+    x: [&[i32; D]; N],
+) -> [__m256i; N] {
+    let together = pairs_in_word(bits).min(D);
+    let mut d = 0;
+    while d < D {
+        let mut words = [_mm256_setzero_si256(); N];
+        for i in d..(d + together).min(D) {
+            for n in 0..N {
+                let products = _mm256_maddubs_epi16(w[i], _mm256_set1_epi32(x[n][i]));
+                words[n] = if i == d { products } else { _mm256_add_epi16(words[n], products) };
+            }
+        }
+        for n in 0..N {
+            sums[n] = add_pairs(words[n], sums[n]);
+        }
+        d += together;
+    }
+    sums
+}
+
+/// A product of signed bytes is that of the magnitude of one with the other, negated where the first is negative.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_signed<const N: usize, const D: usize>(
+    mut sums: [__m256i; N],
+    w: [__m256i; D],
+    x: [&[i32; D]; N],
+) -> [__m256i; N] {
+    for d in 0..D {
+        let magnitude = _mm256_abs_epi8(w[d]);
+        for n in 0..N {
+            let x = _mm256_sign_epi8(_mm256_set1_epi32(x[n][d]), w[d]);
+            sums[n] = add_pairs(_mm256_maddubs_epi16(magnitude, x), sums[n]);
+        }
+    }
+    sums
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn two(low: __m128i, high: __m128i) -> __m256i {
+    _mm256_set_m128i(high, low)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn table_of(table: __m128i, codes: __m256i) -> __m256i {
+    _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
+}
+
+impl Avx2 {
+    #[inline(always)]
+    fn load_32(self, from: &[u8; 32]) -> __m256i {
+        // SAFETY: `self` exists only where AVX2 was detected; `from` is 32 readable bytes; no alignment is asked for.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_32(self, value: __m256i, to: &mut [u8; 32]) {
+        // SAFETY: `self` exists only where AVX2 was detected; `to` is 32 writable bytes; no alignment is asked for.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), value) }
+    }
+
+    #[inline(always)]
+    fn load_16(self, from: &[u8; 16]) -> __m128i {
+        // SAFETY: `from` is 16 readable bytes, and the load asks for no alignment.
+        unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+    }
+}
+
+#[inline(always)]
+fn halves(chunk: &Chunk) -> &[[u8; 32]; 2] {
+    cast_ref(chunk)
+}
+
+impl Integers for Avx2 {
+    type Ints = __m256i;
+    const SIGNED_OFFSET: u8 = 0;
+    const TOKENS: usize = 4;
+
+    #[inline(always)]
+    fn splat_ints(self, value: i32) -> __m256i {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { _mm256_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn load_ints(self, from: &Chunk, half: usize) -> __m256i {
+        self.load_32(&halves(from)[half])
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { _mm256_mullo_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn dot_bytes<const N: usize, const D: usize>(
+        self,
+        sums: [__m256i; N],
+        w: &[Chunk; D],
+        half: usize,
+        bytes: Bytes,
+        x: [&[i32; D]; N],
+    ) -> [__m256i; N] {
+        let w: [__m256i; D] = std::array::from_fn(
+            #[inline(always)]
+            |d| self.load_ints(&w[d], half),
+        );
+        match bytes {
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x) },
+            // SAFETY: as above.
+            Bytes::Signed => unsafe { dot_signed(sums, w, x) },
+        }
+    }
+
+    #[inline(always)]
+    fn dot_words<const N: usize>(
+        self,
+        mut sums: [__m256i; N],
+        w: &Chunk,
+        half: usize,
+        x: [i32; N],
+    ) -> [__m256i; N] {
+        let w = self.load_ints(w, half);
+        for n in 0..N {
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            let products = unsafe { _mm256_madd_epi16(w, self.splat_ints(x[n])) };
+            sums[n] = self.add_ints(sums[n], products);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 16]; LANES], to: &mut [Chunk; 4]) {
+        for half in 0..2 {
+            let four = std::array::from_fn(
+                #[inline(always)]
+                |i| {
+                    let (low, high) = (self.load_16(rows[8 * half + i]), self.load_16(rows[8 * half + 4 + i]));
+                    // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+                    unsafe { two(low, high) }
+                },
+            );
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            let columns = unsafe { transpose(four) };
+            for (to, column) in to.iter_mut().zip(columns) {
+                let halves: &mut [[u8; 32]; 2] = cast_mut(to);
+                self.store_32(column, &mut halves[half]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], codes: &mut Chunk) {
+        let table = self.load_16(cast_ref(table));
+        let halves: &mut [[u8; 32]; 2] = cast_mut(codes);
+        for half in halves {
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            let values = unsafe { table_of(table, self.load_32(half)) };
+            self.store_32(values, half);
+        }
+    }
+}
