@@ -90,4 +90,34 @@ pub enum Error {
         /// Instruction sets it needs.
         needs: &'static str,
     },
+    /// A block type that does not exist.
+    #[error("block type: expected one of {known}, found {found:?}")]
+    UnknownBlockType {
+        /// The names there are.
+        known: String,
+        /// The name given.
+        found: String,
+    },
+    /// A row of blocks that would end within one.
+    #[error("{block} row: expected a multiple of {elements} columns, found {columns}")]
+    PartialBlock {
+        /// How the row is stored.
+        block: crate::BlockType,
+        /// Elements of a block.
+        elements: usize,
+        /// Columns given.
+        columns: usize,
+    },
+    /// A row's bytes do not have the length that its columns and type imply.
+    #[error("{block} row of {columns} columns: expected {expected} bytes, found {found}")]
+    RowBytes {
+        /// How the row is stored.
+        block: crate::BlockType,
+        /// Columns.
+        columns: usize,
+        /// Bytes implied.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
 }
