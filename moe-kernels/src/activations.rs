@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use crate::Error;
 
-/// What a product does to its activations, the rows of x.
+/// What a product does to its activations, the rows of x, where the weight's format has such products: other matrices are
+/// multiplied exactly.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Activations {
@@ -16,17 +17,21 @@ pub enum Activations {
     /// multiply at up to twice the speed. Weights must be bfloat16, each zero or at least
     /// [`BF16_LEAST`](moe_core::numerics::BF16_LEAST) in magnitude.
     Bf16,
+    /// They are rounded to int8 block by block ([`moe_core::numerics::quantise_int8`]), and products of integers are added up
+    /// ([`moe_core::numerics::add_int8_block`]). Weights must be blocks of integers ([`BlockType::has_int8`](crate::BlockType::has_int8)).
+    Int8,
 }
 
 impl Activations {
     /// The names of all kinds.
-    pub const NAMES: [&'static str; 2] = ["f32", "bf16"];
+    pub const NAMES: [&'static str; 3] = ["f32", "bf16", "int8"];
 
     /// Its name, one of [`NAMES`](Self::NAMES).
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 }
@@ -41,7 +46,7 @@ impl FromStr for Activations {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        [Self::F32, Self::Bf16].into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+        [Self::F32, Self::Bf16, Self::Int8].into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
             Error::UnknownActivations { known: Self::NAMES.join(", "), found: name.to_owned() }
         })
     }

@@ -59,6 +59,12 @@ pub enum Error {
         /// Its value.
         value: f32,
     },
+    /// An activation that is to be rounded to int8 is NaN or infinite.
+    #[error("row {row} of the input: expected finite activations to round to int8")]
+    InputNotFinite {
+        /// The first such row.
+        row: usize,
+    },
     /// A matrix of an expert.
     #[error("expert {expert} {matrix}: {source}")]
     Expert {
@@ -87,6 +93,36 @@ pub enum Error {
         name: &'static str,
         /// Instruction sets it needs.
         needs: &'static str,
+    },
+    /// A block type that does not exist.
+    #[error("block type: expected one of {known}, found {found:?}")]
+    UnknownBlockType {
+        /// The names there are.
+        known: String,
+        /// The name given.
+        found: String,
+    },
+    /// A row of blocks that would end within one.
+    #[error("{block} row: expected a multiple of {elements} columns, found {columns}")]
+    PartialBlock {
+        /// How the row is stored.
+        block: crate::BlockType,
+        /// Elements of a block.
+        elements: usize,
+        /// Columns given.
+        columns: usize,
+    },
+    /// A row's bytes do not have the length that its columns and type imply.
+    #[error("{block} row of {columns} columns: expected {expected} bytes, found {found}")]
+    RowBytes {
+        /// How the row is stored.
+        block: crate::BlockType,
+        /// Columns.
+        columns: usize,
+        /// Bytes implied.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
     },
 }
 

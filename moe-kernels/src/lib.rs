@@ -14,6 +14,7 @@
 mod activations;
 pub mod attention;
 mod backend;
+mod blocks;
 mod chunk;
 mod dtype;
 mod element;
@@ -32,6 +33,7 @@ mod weight;
 
 pub use activations::Activations;
 pub use backend::Backend;
+pub use blocks::BlockType;
 pub use dtype::Dtype;
 pub use element::{narrow_row, padded_row_bytes, widen_row};
 pub use error::{Error, Result};

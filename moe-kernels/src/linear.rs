@@ -64,7 +64,7 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// Those of [`check`](Self::check).
+    /// Those of [`check`](Self::check), and [`Error::InputNotFinite`](crate::Error::InputNotFinite) with int8 activations.
     ///
     /// # Panics
     ///
@@ -84,7 +84,7 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// Those of [`check`](Self::check).
+    /// Those of [`check`](Self::check), and [`Error::InputNotFinite`](crate::Error::InputNotFinite) with int8 activations.
     ///
     /// # Panics
     ///
@@ -108,14 +108,14 @@ impl Linear {
         lay_out(jobs, maps.iter().enumerate().map(|(i, map)| (i, 0..tokens, map.weight.rows())));
         enter_if_worth(tokens.saturating_mul(inner).saturating_mul(outer), || {
             let all = 0..tokens;
-            let x = packed.pack(maps.map(|map| map.kind.packing()), std::slice::from_ref(&all), &x);
+            let x = packed.pack(maps.map(|map| map.kind.packing()), std::slice::from_ref(&all), &x)?;
             let product = |i: usize| Product::Linear(maps[i].kind, maps[i].weight.view());
             let products = multiply(backend, x, jobs, inner, product, panels);
             for (i, y) in ys.into_iter().enumerate() {
                 products.copy_jobs_to(i..i + 1, y);
             }
-        });
-        Ok(())
+            Ok(())
+        })
     }
 }
 

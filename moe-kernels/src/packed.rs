@@ -5,15 +5,16 @@
 //! cache, and what a sweep needs of one block lies together.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 
 use moe_core::Dispatch;
 use moe_core::numerics::{BLOCK, LANES, PAIRS_BLOCK};
 use ndarray::{ArrayView1, ArrayView2};
 
-use crate::Backend;
 use crate::chunk::{Chunk, grow};
-use crate::kind::{bf16, exact};
+use crate::kind::{bf16, exact, int8};
 use crate::schedule::for_each_piece;
+use crate::{Backend, Error, Result};
 
 /// How activations are packed. It follows from the kind of product, so that kinds with the same packing share packed rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(crate) struct Packing {
     pub(crate) halves: usize,
     /// Rows of a tile. A group's last tile may have fewer.
     pub(crate) tile_rows: usize,
+    backend: Backend,
 }
 
 /// What packed rows hold.
@@ -34,11 +36,15 @@ pub(crate) enum PackedAs {
     Pairs,
     /// Activations rounded to bfloat16 and widened again, thirty-two in two chunks: those of odd index, then those of even.
     OddsThenEvens,
+    /// Activations rounded to int8 by blocks of 32, with their scales and sums.
+    Int8By32,
+    /// The same by blocks of 256.
+    Int8By256,
 }
 
 impl PackedAs {
     /// How many ways of packing there are.
-    pub(crate) const COUNT: usize = 3;
+    pub(crate) const COUNT: usize = 5;
 
     /// Its place among all.
     fn slot(self) -> usize {
@@ -46,6 +52,8 @@ impl PackedAs {
             Self::F32 => 0,
             Self::Pairs => 1,
             Self::OddsThenEvens => 2,
+            Self::Int8By32 => 3,
+            Self::Int8By256 => 4,
         }
     }
 
@@ -53,7 +61,7 @@ impl PackedAs {
     #[inline(always)]
     pub(crate) fn block(self) -> usize {
         match self {
-            Self::F32 => BLOCK,
+            Self::F32 | Self::Int8By32 | Self::Int8By256 => BLOCK,
             Self::Pairs | Self::OddsThenEvens => PAIRS_BLOCK,
         }
     }
@@ -65,6 +73,8 @@ impl PackedAs {
             Self::F32 => activations.div_ceil(LANES),
             Self::Pairs => activations.div_ceil(2 * LANES),
             Self::OddsThenEvens => 2 * activations.div_ceil(2 * LANES),
+            Self::Int8By32 => int8::chunks::<32>(activations),
+            Self::Int8By256 => int8::chunks::<256>(activations),
         }
     }
 }
@@ -72,7 +82,11 @@ impl PackedAs {
 impl Packing {
     /// Rows of `packed_as` for this backend.
     pub(crate) fn new(packed_as: PackedAs, backend: Backend) -> Self {
-        Self { packed_as, halves: backend.halves(), tile_rows: exact::TILE_ROWS }
+        let tile_rows = match packed_as {
+            PackedAs::Int8By32 | PackedAs::Int8By256 => int8::TILE_ROWS,
+            _ => exact::TILE_ROWS,
+        };
+        Self { packed_as, halves: backend.halves(), tile_rows, backend }
     }
 }
 
@@ -171,8 +185,10 @@ fn read_chunk_of(row: ArrayView1<'_, f32>, j: usize, to: &mut [f32; LANES]) {
 }
 
 /// The rows of one pass, in every packing that one of its products wants.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct PackedSet<'a>([Option<PackedRows<'a>>; PackedAs::COUNT]);
+#[derive(Clone, Copy)]
+pub(crate) struct PackedSet<'a> {
+    packed: [Option<PackedRows<'a>>; PackedAs::COUNT],
+}
 
 impl<'a> PackedSet<'a> {
     /// The rows in this packing.
@@ -181,7 +197,7 @@ impl<'a> PackedSet<'a> {
     ///
     /// If they were not packed so.
     pub(crate) fn of(&self, packing: Packing) -> PackedRows<'a> {
-        self.0[packing.packed_as.slot()].expect("rows are packed for every kind of product in the pass")
+        self.packed[packing.packed_as.slot()].expect("rows are packed for every kind of product in the pass")
     }
 }
 
@@ -191,21 +207,27 @@ pub(crate) struct PackedMemory([Vec<Chunk>; PackedAs::COUNT]);
 
 impl PackedMemory {
     /// Packs rows in each of `packings`. Groups cover all rows, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InputNotFinite`] where one of the packings has no NaN and no infinity, and rows have.
     pub(crate) fn pack(
         &mut self,
         packings: impl IntoIterator<Item = Packing>,
         groups: &[Range<usize>],
         source: &impl RowSource,
-    ) -> PackedSet<'_> {
+    ) -> Result<PackedSet<'_>> {
         let mut wanted = [None; PackedAs::COUNT];
         for packing in packings {
             wanted[packing.packed_as.slot()] = Some(packing);
         }
-        let mut set = PackedSet::default();
-        for ((packed, memory), packing) in set.0.iter_mut().zip(&mut self.0).zip(wanted) {
-            *packed = packing.map(|packing| pack(packing, memory, groups, source));
+        let mut set = PackedSet { packed: [None; PackedAs::COUNT] };
+        for ((packed, memory), packing) in set.packed.iter_mut().zip(&mut self.0).zip(wanted) {
+            if let Some(packing) = packing {
+                *packed = Some(pack(packing, memory, groups, source)?);
+            }
         }
-        set
+        Ok(set)
     }
 }
 
@@ -215,7 +237,7 @@ fn pack<'a>(
     memory: &'a mut Vec<Chunk>,
     groups: &[Range<usize>],
     source: &impl RowSource,
-) -> PackedRows<'a> {
+) -> Result<PackedRows<'a>> {
     let rows = groups.last().map_or(0, |g| g.end);
     let columns = source.columns();
     let mut packed = PackedRows { chunks: &[], packed_as: packing.packed_as, rows, columns };
@@ -229,6 +251,7 @@ fn pack<'a>(
         }
         _ => total,
     };
+    let first_bad = AtomicUsize::new(usize::MAX);
     for_each_piece(0..blocks * groups.len(), &mut memory[..total], &start, total * LANES, &|i, to| {
         let (b, group) = (i / groups.len(), i % groups.len());
         let len = packed.block_len(b);
@@ -239,11 +262,17 @@ fn pack<'a>(
                 PackedAs::F32 => exact::pack_tile(source, tile, to),
                 PackedAs::Pairs => bf16::pack_pairs(source, tile, to),
                 PackedAs::OddsThenEvens => bf16::pack_odds_then_evens(source, tile, to),
+                PackedAs::Int8By32 => int8::pack_tile::<32>(packing.backend, source, tile, to, &first_bad),
+                PackedAs::Int8By256 => int8::pack_tile::<256>(packing.backend, source, tile, to, &first_bad),
             }
         }
     });
+    let row = first_bad.into_inner();
+    if row < rows {
+        return Err(Error::InputNotFinite { row });
+    }
     packed.chunks = &memory[..total];
-    packed
+    Ok(packed)
 }
 
 /// Which rows a tile packs, and which block of K.

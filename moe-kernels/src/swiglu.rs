@@ -152,7 +152,8 @@ impl SwiGlu {
     ///
     /// # Errors
     ///
-    /// Where weights have another shape or format than the bank was made for.
+    /// Where weights have another shape or format than the bank was made for; [`Error::InputNotFinite`] with int8
+    /// activations, whose row is one of the dispatch.
     ///
     /// # Panics
     ///
@@ -190,14 +191,14 @@ impl SwiGlu {
         let all = with_rows(&dispatch).count();
         // No pass of little work leaves this thread, and waking another would take longer.
         enter_if_worth(count.saturating_mul(self.hidden).saturating_mul(dim), || {
-            let x = packed.pack(packings(&[0, 2]), groups, &dispatch);
+            let x = packed.pack(packings(&[0, 2]), groups, &dispatch)?;
             lay_out(jobs, with_rows(&dispatch).map(|(e, rows)| (e, rows, self.hidden)));
             let h = multiply(self.backend, x, jobs, dim, activated, panels);
-            let h = packed.pack(packings(&[1]), groups, &h);
+            let h = packed.pack(packings(&[1]), groups, &h)?;
             lay_out(jobs, with_rows(&dispatch).map(|(e, rows)| (e, rows, dim)));
             multiply(self.backend, h, jobs, self.hidden, back, panels).copy_jobs_to(0..all, out);
-        });
-        Ok(())
+            Ok(())
+        })
     }
 }
 

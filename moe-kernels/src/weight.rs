@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use crate::{Dtype, Error, Result, element};
+use crate::blocks::{self, with_block};
+use crate::{BlockType, Dtype, Error, Result, element};
 
 /// How a row of a weight matrix is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,6 +11,8 @@ use crate::{Dtype, Error, Result, element};
 pub enum WeightFormat {
     /// One element after the other.
     Plain(Dtype),
+    /// Blocks of small integers and their scales.
+    Blocks(BlockType),
 }
 
 impl WeightFormat {
@@ -17,6 +20,7 @@ impl WeightFormat {
     pub fn row_bytes(self, columns: usize) -> Option<usize> {
         match self {
             Self::Plain(dtype) => columns.checked_mul(dtype.bytes()),
+            Self::Blocks(block) => block.row_bytes(columns),
         }
     }
 }
@@ -27,10 +31,17 @@ impl From<Dtype> for WeightFormat {
     }
 }
 
+impl From<BlockType> for WeightFormat {
+    fn from(block: BlockType) -> Self {
+        Self::Blocks(block)
+    }
+}
+
 impl std::fmt::Display for WeightFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Plain(dtype) => dtype.fmt(f),
+            Self::Blocks(block) => block.fmt(f),
         }
     }
 }
@@ -119,6 +130,7 @@ impl<'a> WeightView<'a> {
     pub fn widen_row(self, i: usize, to: &mut [f32]) {
         match self.format {
             WeightFormat::Plain(dtype) => element::widen_row(dtype, self.row(i), to),
+            WeightFormat::Blocks(block) => with_block!(block, B => blocks::widen_row::<B>(self.row(i), to)),
         }
     }
 }

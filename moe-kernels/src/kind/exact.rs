@@ -12,8 +12,9 @@ use std::ops::Range;
 use moe_core::numerics::{BLOCK, LANES};
 
 use crate::WeightView;
+use crate::blocks::Block;
 use crate::chunk::{BLOCK_CHUNKS, Chunk};
-use crate::element::Element;
+use crate::element::{Element, F32};
 use crate::packed::{PackedRows, RowSource, Tile};
 use crate::products::{PANEL, ROW_BLOCK};
 use crate::simd::Simd;
@@ -79,6 +80,27 @@ impl<E: Element> Weights for Plain<E> {
                 s.store(E::load(s, from, c), &mut chunk);
                 put(j * E::X_CHUNKS + c, &chunk);
             }
+        }
+    }
+}
+
+/// Weights in blocks. Rows are a whole number of them.
+pub(crate) struct Blocks<B>(PhantomData<B>);
+
+impl<B: Block> Weights for Blocks<B> {
+    type Term = F32;
+    const UNIT: usize = B::ELEMENTS;
+    const BLOCK_BYTES: usize = BLOCK / B::ELEMENTS * B::BYTES;
+    const AS_STORED: bool = false;
+
+    #[inline(always)]
+    fn widen<S: Simd>(_: S, stored: &[u8], mut put: impl FnMut(usize, &[f32; LANES])) {
+        for (i, block) in stored.chunks_exact(B::BYTES).enumerate() {
+            B::widen(
+                block,
+                #[inline(always)]
+                |j, chunk| put(i * B::ELEMENTS / LANES + j, &chunk),
+            );
         }
     }
 }

@@ -2,14 +2,17 @@
 //!
 //! A kind ties together what belongs together: how x is packed and how long a K block is ([`Packing`]), how a panel of
 //! weights is swept, and what a weight must satisfy. [`exact`] is the kind of every format, [`bf16`] that of bfloat16 weights
-//! where bfloat16 activations were asked for. A matrix whose format lacks the kind that was asked for is multiplied exactly.
+//! where bfloat16 activations were asked for, [`int8`] that of blocks of integers where int8 activations were. A matrix whose
+//! format lacks the kind that was asked for is multiplied exactly.
 
 pub(crate) mod bf16;
 pub(crate) mod exact;
+pub(crate) mod int8;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use crate::blocks::{with_block, with_integer_block};
 use crate::chunk::{Chunk, floats_mut};
 use crate::element::with_element;
 use crate::packed::{PackedAs, PackedRows, PackedSet, Packing};
@@ -34,6 +37,10 @@ impl Kind {
                 (activations, PackedAs::Pairs)
             }
             (Activations::Bf16, WeightFormat::Plain(Dtype::Bf16)) => (activations, PackedAs::OddsThenEvens),
+            (Activations::Int8, WeightFormat::Blocks(block)) if block.has_int8() => match block.elements() {
+                256 => (activations, PackedAs::Int8By256),
+                _ => (activations, PackedAs::Int8By32),
+            },
             _ => (Activations::F32, PackedAs::F32),
         };
         Self { activations, format, packing: Packing::new(packed_as, backend), backend }
@@ -87,6 +94,7 @@ impl Kind {
             PackedAs::F32 => self.backend.run(task),
             PackedAs::Pairs => self.backend.run_pairs(Of::<bf16::PairWeights>(task, PhantomData)),
             PackedAs::OddsThenEvens => self.backend.run(Of::<bf16::OddEvenWeights>(task, PhantomData)),
+            PackedAs::Int8By32 | PackedAs::Int8By256 => self.backend.run_bytes(Int8(task)),
         }
     }
 }
@@ -114,6 +122,7 @@ impl Kernel for PanelTask<'_> {
     fn run<S: Simd>(self, s: S) {
         match self.w.format() {
             WeightFormat::Plain(dtype) => with_element!(dtype, E => self.sweep::<S, exact::Plain<E>>(s)),
+            WeightFormat::Blocks(block) => with_block!(block, B => self.sweep::<S, exact::Blocks<B>>(s)),
         }
     }
 }
@@ -129,3 +138,21 @@ impl<W: Weights> Kernel for Of<'_, W> {
         self.0.sweep::<S, W>(s);
     }
 }
+
+/// The same with activations rounded to int8, for weights in blocks of integers.
+struct Int8<'a>(PanelTask<'a>);
+
+impl Kernel for Int8<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let PanelTask { x, rows, w, p, out } = self.0;
+        if let WeightFormat::Blocks(block) = w.format() {
+            with_integer_block!(block, B => int8::multiply_panel::<S, B>(s, x, rows, w, p, out), else => {});
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -46,14 +46,14 @@ macro_rules! instruction_set {
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+mod integers;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
-mod integers;
 mod portable;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use integers::{Bytes, Integers, bytes_of, ints_chunk};
+pub(crate) use integers::{Bytes, Integers, ints_chunk};
 pub(crate) use portable::Portable;
 
 use bytemuck::Pod;

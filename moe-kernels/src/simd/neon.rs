@@ -5,6 +5,7 @@ use std::arch::asm;
 
 use moe_core::numerics::{LANES, ROUND_MAGIC};
 
+use super::integers::plain_integers;
 use super::{Kernel, Simd};
 
 /// Exists only where NEON was detected and memory is little-endian.
@@ -172,6 +173,9 @@ impl Neon {
     }
 }
 
+// The integers of a half are plain code, which the compiler makes vectors of.
+plain_integers!(Neon, 8);
+
 impl Simd for Neon {
     type F32x16 = Lanes;
     // Two registers: three times four of them leave eight of thirty-two for operands, and one row of x against four of
@@ -206,6 +210,29 @@ impl Simd for Neon {
     fn fma_half(self, a: Eight, b: Eight, c: Eight) -> Eight {
         // SAFETY: `self` exists only where NEON was detected (`Neon::new`).
         unsafe { fma(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn splat_half(self, value: f32) -> Eight {
+        self.splat(value).0
+    }
+
+    #[inline(always)]
+    fn mul_half(self, a: Eight, b: Eight) -> Eight {
+        // SAFETY: `self` exists only where NEON was detected (`Neon::new`).
+        unsafe { mul(a, b) }
+    }
+
+    #[inline(always)]
+    fn floats_of(self, ints: [i32; 8]) -> Eight {
+        self.load_half(&ints.map(|v| v as f32))
+    }
+
+    #[inline(always)]
+    fn store_half(self, lanes: Eight, to: &mut [f32; 8]) {
+        let (fours, _) = to.as_chunks_mut::<4>();
+        self.store_4_floats(lanes.0, &mut fours[0]);
+        self.store_4_floats(lanes.1, &mut fours[1]);
     }
 
     #[inline(always)]

@@ -183,7 +183,8 @@ impl Integers for Avx2 {
             let four = std::array::from_fn(
                 #[inline(always)]
                 |i| {
-                    let (low, high) = (self.load_16(rows[8 * half + i]), self.load_16(rows[8 * half + 4 + i]));
+                    let (low, high) =
+                        (self.load_16(rows[8 * half + i]), self.load_16(rows[8 * half + 4 + i]));
                     // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
                     unsafe { two(low, high) }
                 },

@@ -8,7 +8,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 
-use bytemuck::{cast, cast_ref};
+use bytemuck::cast;
 use moe_core::numerics::LANES;
 
 use crate::chunk::Chunk;
@@ -70,11 +70,6 @@ pub(crate) trait Integers: Copy {
     fn look_up(self, table: &[i8; 16], codes: &mut Chunk);
 }
 
-/// The four bytes of each lane of a vector.
-pub(crate) fn bytes_of(chunk: &Chunk) -> &[[u8; 4]; LANES] {
-    cast_ref(chunk)
-}
-
 /// A vector of sixteen integers.
 pub(crate) fn ints_chunk(lanes: [i32; LANES]) -> Chunk {
     cast(lanes)
@@ -83,7 +78,7 @@ pub(crate) fn ints_chunk(lanes: [i32; LANES]) -> Chunk {
 /// How many products of two pairs, each of a byte below `1 << bits` and one of -127 to 127, add up in a signed word.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for instructions that add words"))]
 pub(crate) const fn pairs_in_word(bits: u32) -> usize {
-    (i16::MAX as usize / (2 * ((1 << bits) - 1) * 127)) as usize
+    i16::MAX as usize / (2 * ((1 << bits) - 1) * 127)
 }
 
 /// The definition, for instruction sets without instructions of their own, whose half is all sixteen lanes or eight of them.
@@ -125,7 +120,8 @@ macro_rules! plain_integers {
                 x: [&[i32; D]; N],
             ) -> [Self::Ints; N] {
                 for (d, w) in w.iter().enumerate() {
-                    let w = &$crate::simd::integers::bytes_of(w)[half * $lanes..][..$lanes];
+                    let w = &bytemuck::cast_ref::<$crate::chunk::Chunk, [[u8; 4]; 16]>(w)[half * $lanes..]
+                        [..$lanes];
                     for n in 0..N {
                         let x = x[n][d].to_le_bytes();
                         for (sum, w) in sums[n].iter_mut().zip(w) {
@@ -180,6 +176,7 @@ macro_rules! plain_integers {
         }
     };
 }
+#[cfg(target_arch = "aarch64")]
 pub(crate) use plain_integers;
 
 plain_integers!(super::Portable, 16);

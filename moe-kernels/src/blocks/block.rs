@@ -1,0 +1,146 @@
+//! What kernels know of a layout.
+
+use super::scale::widen_f16;
+use crate::BlockType;
+
+/// A layout as a type.
+///
+/// Methods are inlined into the kernels that use them, and are written so that they become that kernel's vector
+/// instructions. They panic if given fewer bytes than a block has.
+pub(crate) trait Block: Copy + Send + Sync + 'static {
+    /// The type's name in the table.
+    #[allow(dead_code, reason = "a fact of the layout")]
+    const TYPE: BlockType;
+    /// Elements of a block, a multiple of 16.
+    const ELEMENTS: usize;
+    /// Bytes of a block.
+    const BYTES: usize;
+
+    /// Widens a block: `put(j, e)` is given elements 16 j to 16 j + 15, for each j in order.
+    fn widen(block: &[u8], put: impl FnMut(usize, [f32; 16]));
+}
+
+/// Blocks of small integers times scales: element i of sub-block s is
+///
+/// ```text
+/// (scale · scales[s]) · (q[i] - ZERO) - (minimum · minima[s])
+/// ```
+///
+/// where a factor that the layout lacks is not multiplied with, and what it lacks as minimum is not subtracted.
+pub(crate) trait IntegerBlock: Block {
+    /// Elements of a sub-block.
+    const SUB: usize;
+    /// Whether a quant is a byte's i8; otherwise it is 0 to 63.
+    const SIGNED: bool = false;
+    /// How many bits a quant has: at most 6, or 8 where it is [`SIGNED`](Self::SIGNED).
+    const BITS: u32;
+    /// What is subtracted from a quant.
+    const ZERO: i32 = 0;
+    /// Whether sub-blocks have integer scales.
+    const SCALED: bool = false;
+    /// Whether sub-blocks have minima.
+    const MINIMA: bool = false;
+    /// Whether [`scale_bits`](Self::scale_bits) is an f16.
+    #[allow(dead_code, reason = "a fact of the layout")]
+    const SCALE_IS_F16: bool = true;
+    /// What [`codes`](Self::codes) are numbers of, where quants are not the codes themselves.
+    #[allow(dead_code, reason = "a fact of the layout")]
+    const TABLE: Option<&'static [i8; 16]> = None;
+
+    /// The scale as it is stored: an f16, or the byte of an E8M0.
+    fn scale_bits(block: &[u8]) -> u16;
+
+    /// The scale.
+    #[inline(always)]
+    fn scale(block: &[u8]) -> f32 {
+        widen_f16(Self::scale_bits(block))
+    }
+
+    /// The scale of the minima, an f16. What the layout adds is negated here.
+    #[inline(always)]
+    fn minimum_bits(_block: &[u8]) -> u16 {
+        0
+    }
+
+    /// The scale of the minima.
+    #[inline(always)]
+    fn minimum(block: &[u8]) -> f32 {
+        widen_f16(Self::minimum_bits(block))
+    }
+
+    /// Writes what is stored for each element, in order: the quants, or with a [`TABLE`](Self::TABLE) their numbers in it.
+    fn codes(block: &[u8], to: &mut [u8]);
+
+    /// Writes the quants, in the order of the elements.
+    #[inline(always)]
+    fn quants(block: &[u8], to: &mut [u8]) {
+        Self::codes(block, to);
+    }
+
+    /// Writes the scales of the sub-blocks.
+    #[inline(always)]
+    fn scales(_block: &[u8], to: &mut [i8]) {
+        to.fill(1);
+    }
+
+    /// Writes the minima of the sub-blocks.
+    #[inline(always)]
+    fn minima(_block: &[u8], to: &mut [u8]) {
+        to.fill(0);
+    }
+}
+
+/// [`Block::widen`] of a block of integers.
+#[inline(always)]
+pub(crate) fn widen_integers<B: IntegerBlock>(block: &[u8], mut put: impl FnMut(usize, [f32; 16])) {
+    let block = &block[..B::BYTES];
+    let (mut quants, mut scales, mut minima) = ([0; 256], [0; 16], [0; 16]);
+    B::quants(block, &mut quants[..B::ELEMENTS]);
+    let d = B::scale(block);
+    let m = if B::MINIMA { B::minimum(block) } else { 0.0 };
+    if B::SCALED {
+        B::scales(block, &mut scales[..B::ELEMENTS / B::SUB]);
+    }
+    if B::MINIMA {
+        B::minima(block, &mut minima[..B::ELEMENTS / B::SUB]);
+    }
+    let (quants, _) = quants.as_chunks::<16>();
+    for j in 0..B::ELEMENTS / 16 {
+        let s = 16 * j / B::SUB;
+        let d = if B::SCALED { d * f32::from(scales[s]) } else { d };
+        let m = m * f32::from(minima[s]);
+        let value = |q: u8| {
+            let q = if B::SIGNED { i32::from(q as i8) } else { i32::from(q) - B::ZERO };
+            let value = d * q as f32;
+            if B::MINIMA { value - m } else { value }
+        };
+        put(j, quants[j].map(value));
+    }
+}
+
+/// The `N` bytes from `at` on.
+#[inline(always)]
+pub(super) fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+    block[at..].first_chunk().expect("a whole block")
+}
+
+/// All of a block's places.
+#[inline(always)]
+pub(super) fn places<const N: usize>(to: &mut [u8]) -> &mut [u8; N] {
+    to.first_chunk_mut().expect("a place for every element")
+}
+
+/// The two bytes from `at` on, little-endian.
+#[inline(always)]
+pub(super) fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(*part(block, at))
+}
+
+/// Four-bit codes of 32 elements in 16 bytes: the low halves are the first 16 elements.
+#[inline(always)]
+pub(super) fn nibbles(from: &[u8; 16], to: &mut [u8; 32]) {
+    for i in 0..16 {
+        to[i] = from[i] & 15;
+        to[i + 16] = from[i] >> 4;
+    }
+}

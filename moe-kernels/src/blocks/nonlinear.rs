@@ -1,0 +1,162 @@
+//! Blocks whose four-bit codes are numbers of a table's entries.
+
+use super::block::{Block, IntegerBlock, nibbles, part, places, u16_at, widen_integers};
+use super::scale::widen_half_e8m0;
+use crate::BlockType;
+
+/// The integers of [`BlockType::Iq4Nl`] and [`BlockType::Iq4Xs`] (`kvalues_iq4nl` of ggml, by the ggml authors, MIT licence).
+const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+
+/// Twice the values of the 4-bit floats (E2M1) of OCP Microscaling Formats 1.0, -0 being 0.
+const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// [`BlockType::Iq4Nl`]: d f16, q 16 x 2 halves.
+#[derive(Clone, Copy)]
+pub(crate) struct Iq4Nl;
+
+impl Block for Iq4Nl {
+    const TYPE: BlockType = BlockType::Iq4Nl;
+    const ELEMENTS: usize = 32;
+    const BYTES: usize = 18;
+
+    #[inline(always)]
+    fn widen(block: &[u8], put: impl FnMut(usize, [f32; 16])) {
+        widen_integers::<Self>(block, put);
+    }
+}
+
+impl IntegerBlock for Iq4Nl {
+    const SUB: usize = 32;
+    const BITS: u32 = 8;
+    const SIGNED: bool = true;
+    const TABLE: Option<&'static [i8; 16]> = Some(&IQ4);
+
+    #[inline(always)]
+    fn scale_bits(block: &[u8]) -> u16 {
+        u16_at(block, 0)
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], to: &mut [u8]) {
+        nibbles(part(block, 2), places(to));
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8], to: &mut [u8]) {
+        let to = places::<32>(to);
+        Self::codes(block, to);
+        *to = to.map(|code| lookup(&IQ4, code));
+    }
+}
+
+/// [`BlockType::Iq4Xs`]: d f16, upper bits of the scales 8 x 2, lower bits 8 x 4, q 8 x 16 x 2 halves.
+#[derive(Clone, Copy)]
+pub(crate) struct Iq4Xs;
+
+impl Block for Iq4Xs {
+    const TYPE: BlockType = BlockType::Iq4Xs;
+    const ELEMENTS: usize = 256;
+    const BYTES: usize = 136;
+
+    #[inline(always)]
+    fn widen(block: &[u8], put: impl FnMut(usize, [f32; 16])) {
+        widen_integers::<Self>(block, put);
+    }
+}
+
+impl IntegerBlock for Iq4Xs {
+    const SUB: usize = 32;
+    const BITS: u32 = 8;
+    const SIGNED: bool = true;
+    const SCALED: bool = true;
+    const TABLE: Option<&'static [i8; 16]> = Some(&IQ4);
+
+    #[inline(always)]
+    fn scale_bits(block: &[u8]) -> u16 {
+        u16_at(block, 0)
+    }
+
+    #[inline(always)]
+    fn scales(block: &[u8], to: &mut [i8]) {
+        let (high, low) = (u16_at(block, 2), part::<4>(block, 4));
+        for (s, to) in to.iter_mut().enumerate() {
+            let low = low[s / 2] >> (4 * (s % 2)) & 15;
+            let high = (high >> (2 * s)) as u8 & 3;
+            *to = (low | high << 4) as i8 - 32;
+        }
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], to: &mut [u8]) {
+        let (from, _) = part::<128>(block, 8).as_chunks();
+        let (to, _) = places::<256>(to).as_chunks_mut();
+        from.iter().zip(to).for_each(|(from, to)| nibbles(from, to));
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8], to: &mut [u8]) {
+        let to = places::<256>(to);
+        Self::codes(block, to);
+        *to = to.map(|code| lookup(&IQ4, code));
+    }
+}
+
+/// [`BlockType::Mxfp4`]: e E8M0, q 16 x 2 halves. Quants are twice the floats, and the scale is half of 2ᵉ.
+#[derive(Clone, Copy)]
+pub(crate) struct Mxfp4;
+
+impl Block for Mxfp4 {
+    const TYPE: BlockType = BlockType::Mxfp4;
+    const ELEMENTS: usize = 32;
+    const BYTES: usize = 17;
+
+    #[inline(always)]
+    fn widen(block: &[u8], put: impl FnMut(usize, [f32; 16])) {
+        widen_integers::<Self>(block, put);
+    }
+}
+
+impl IntegerBlock for Mxfp4 {
+    const SUB: usize = 32;
+    const BITS: u32 = 8;
+    const SIGNED: bool = true;
+    const SCALE_IS_F16: bool = false;
+    const TABLE: Option<&'static [i8; 16]> = Some(&E2M1);
+
+    #[inline(always)]
+    fn scale_bits(block: &[u8]) -> u16 {
+        u16::from(block[0])
+    }
+
+    #[inline(always)]
+    fn scale(block: &[u8]) -> f32 {
+        widen_half_e8m0(block[0])
+    }
+
+    #[inline(always)]
+    fn codes(block: &[u8], to: &mut [u8]) {
+        nibbles(part(block, 1), places(to));
+    }
+
+    #[inline(always)]
+    fn quants(block: &[u8], to: &mut [u8]) {
+        let to = places::<32>(to);
+        Self::codes(block, to);
+        *to = to.map(|code| lookup(&E2M1, code));
+    }
+}
+
+/// The bits of `table[code]`, as a choice for each bit of the code: a compiler makes no vector of a table that is looked
+/// up, but it does of choices.
+#[inline(always)]
+fn lookup(table: &[i8; 16], code: u8) -> u8 {
+    let (mut level, mut length) = (*table, 16);
+    for bit in 0..4 {
+        length /= 2;
+        let set = code & 1 << bit != 0;
+        for i in 0..length {
+            level[i] = if set { level[2 * i + 1] } else { level[2 * i] };
+        }
+    }
+    level[0] as u8
+}
