@@ -25,10 +25,13 @@ pub(crate) const TILE_ROWS: usize = 8;
 const _: () = assert!(ROW_BLOCK.is_multiple_of(TILE_ROWS) && PANEL.is_multiple_of(LANES));
 const _: () = assert!(exact::TILE_ROWS <= TILE_ROWS);
 
-/// Dwords of a packed block of `SIZE` activations of one row: its bytes, its scale, and its sums as pairs of words. Blocks of
-/// 256 have the sums of each 16 activations, then those of each 32; blocks of 32 have one, beside a zero.
-const fn dwords<const SIZE: usize>() -> usize {
-    SIZE / 4 + 1 + sums_of_16::<SIZE>() + sums_of_32::<SIZE>()
+/// Dwords of 32 bytes.
+const GROUP: usize = 8;
+
+/// Dwords beside the bytes of a packed block of `SIZE` activations of one row: its scale, and its sums as pairs of words.
+/// Blocks of 256 have the sums of each 16 activations, then those of each 32; blocks of 32 have one, beside a zero.
+const fn tail<const SIZE: usize>() -> usize {
+    1 + sums_of_16::<SIZE>() + sums_of_32::<SIZE>()
 }
 
 const fn sums_of_16<const SIZE: usize>() -> usize {
@@ -39,12 +42,18 @@ const fn sums_of_32<const SIZE: usize>() -> usize {
     if SIZE == 32 { 1 } else { SIZE / 64 }
 }
 
+/// Dwords of a packed block of one row.
+const fn dwords<const SIZE: usize>() -> usize {
+    SIZE / 4 + tail::<SIZE>()
+}
+
 /// Chunks that so many activations of a row fill, at most a K block of them.
 pub(crate) const fn chunks<const SIZE: usize>(activations: usize) -> usize {
     (activations.div_ceil(SIZE) * dwords::<SIZE>()).div_ceil(LANES)
 }
 
-/// Packs a tile, whose index order is `[block][row][dword]`. The first row with an activation that is not finite is noted.
+/// Packs a tile. For each block follow each other its bytes, `[32 activations][row][byte]`, and what else there is,
+/// `[row][dword]`. The first row with an activation that is not finite is noted.
 pub(crate) fn pack_tile<const SIZE: usize>(
     backend: Backend,
     source: &impl RowSource,
@@ -56,15 +65,15 @@ pub(crate) fn pack_tile<const SIZE: usize>(
     let to: &mut [i32] = cast_slice_mut(to);
     let first = tile.b * BLOCK;
     let blocks = BLOCK.min(columns - first) / SIZE;
-    let to = to.chunks_exact_mut(dwords::<SIZE>()).take(blocks * rows);
-    for (i, to) in to.enumerate() {
-        let (b, m) = (i / rows, tile.rows.start + i % rows);
-        let mut x = [0.0; SIZE];
-        for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
-            source.read_chunk(tile.group, m, (first + b * SIZE) / LANES + j, x);
-        }
-        if !backend.run(Quantise::<SIZE> { x: &x, to }) {
-            first_bad.fetch_min(m, Ordering::Relaxed);
+    for (b, to) in to.chunks_exact_mut(rows * dwords::<SIZE>()).take(blocks).enumerate() {
+        for m in 0..rows {
+            let mut x = [0.0; SIZE];
+            for (j, x) in x.as_chunks_mut().0.iter_mut().enumerate() {
+                source.read_chunk(tile.group, tile.rows.start + m, (first + b * SIZE) / LANES + j, x);
+            }
+            if !backend.run(Quantise::<SIZE> { x: &x, rows, m, to }) {
+                first_bad.fetch_min(tile.rows.start + m, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -72,6 +81,9 @@ pub(crate) fn pack_tile<const SIZE: usize>(
 /// [`moe_core::numerics::quantise_int8`], with sums; `false` where an activation is not finite.
 struct Quantise<'a, const SIZE: usize> {
     x: &'a [f32; SIZE],
+    /// Rows of the tile, and which of them this is.
+    rows: usize,
+    m: usize,
     to: &'a mut [i32],
 }
 
@@ -92,10 +104,13 @@ impl<const SIZE: usize> Kernel for Quantise<'_, SIZE> {
         let divisor = if xs == 0.0 { f32::INFINITY } else { xs };
         let round = |v: f32| (v / divisor + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i32;
         let q: [i32; SIZE] = std::array::from_fn(|i| round(self.x[i]));
-        let (quants, rest) = self.to.split_at_mut(SIZE / 4);
-        let bytes: &mut [i8] = cast_slice_mut(quants);
-        bytes.iter_mut().zip(&q).for_each(|(to, q)| *to = *q as i8);
-        let (scale, sums) = rest.split_at_mut(1);
+        let (groups, tails) = self.to.split_at_mut(self.rows * SIZE / 4);
+        for (q, to) in q.as_chunks::<32>().0.iter().zip(groups.chunks_exact_mut(self.rows * GROUP)) {
+            let bytes: &mut [i8] = cast_slice_mut(&mut to[self.m * GROUP..(self.m + 1) * GROUP]);
+            bytes.iter_mut().zip(q).for_each(|(to, q)| *to = *q as i8);
+        }
+        let tail = &mut tails[self.m * tail::<SIZE>()..(self.m + 1) * tail::<SIZE>()];
+        let (scale, sums) = tail.split_at_mut(1);
         scale[0] = xs.to_bits() as i32;
         let sixteens: &[[i32; 16]] = q.as_chunks().0;
         let sum = |i: usize| sixteens[i].iter().sum::<i32>();
@@ -148,7 +163,7 @@ pub(crate) fn multiply_panel<S: Simd, B: IntegerBlock>(
     }
 }
 
-/// One tile of x, as many tokens at a time as registers hold.
+/// One tile of x, as many rows at a time as registers hold sums of.
 #[inline(always)]
 fn multiply_tile<S: Simd, B: IntegerBlock>(
     s: S,
@@ -161,28 +176,15 @@ fn multiply_tile<S: Simd, B: IntegerBlock>(
     let x: &[i32] = cast_slice(x);
     let mut first = 0;
     while first < rows {
-        let (x, out) = (&x[first * tile_dwords::<B>()..], &mut out[first * PANEL_CHUNKS..]);
-        let left = (rows - first).min(S::TOKENS);
-        first += if left >= 8 {
-            s.outlined(Tokens::<B, 8> { x, rows, blocks, w, out, block: PhantomData });
-            8
-        } else if left >= 4 {
-            s.outlined(Tokens::<B, 4> { x, rows, blocks, w, out, block: PhantomData });
-            4
-        } else if left >= 2 {
-            s.outlined(Tokens::<B, 2> { x, rows, blocks, w, out, block: PhantomData });
-            2
-        } else {
-            s.outlined(Tokens::<B, 1> { x, rows, blocks, w, out, block: PhantomData });
-            1
+        let out = &mut out[first * PANEL_CHUNKS..];
+        let task = TokenTask { x, rows, first, blocks, w, out };
+        first += match (rows - first).min(S::TOKENS) {
+            8.. => s.outlined(Tokens::<B, 8>(task, PhantomData)),
+            4.. => s.outlined(Tokens::<B, 4>(task, PhantomData)),
+            2.. => s.outlined(Tokens::<B, 2>(task, PhantomData)),
+            _ => s.outlined(Tokens::<B, 1>(task, PhantomData)),
         };
     }
-}
-
-/// Dwords of a packed block of activations for this type of weights.
-#[inline(always)]
-const fn tile_dwords<B: IntegerBlock>() -> usize {
-    if B::ELEMENTS == 32 { dwords::<32>() } else { dwords::<256>() }
 }
 
 /// Sub-blocks of a block.
@@ -258,12 +260,28 @@ fn interleave_block<S: Simd, B: IntegerBlock>(s: S, rows: [&[u8]; LANES], to: &m
     } else {
         to
     };
-    let mut codes = [[0u8; 256]; LANES];
+    match B::ELEMENTS {
+        32 => interleave_bytes::<S, B, 32>(s, rows, to),
+        _ => interleave_bytes::<S, B, 256>(s, rows, to),
+    }
+}
+
+/// The bytes of a block of `SIZE` elements.
+#[inline(always)]
+fn interleave_bytes<S: Simd, B: IntegerBlock, const SIZE: usize>(
+    s: S,
+    rows: [&[u8]; LANES],
+    to: &mut [Chunk],
+) {
+    let mut codes = [[0u8; SIZE]; LANES];
     for i in 0..LANES {
-        B::codes(rows[i], &mut codes[i][..B::ELEMENTS]);
+        B::codes(rows[i], &mut codes[i]);
     }
     for (j, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let sixteen: [&[u8; 16]; LANES] = std::array::from_fn(|i| &codes[i].as_chunks().0[j]);
+        let sixteen: [&[u8; 16]; LANES] = std::array::from_fn(
+            #[inline(always)]
+            |i| &codes[i].as_chunks().0[j],
+        );
         s.interleave(sixteen, to);
         for to in to {
             if let Some(table) = B::TABLE {
@@ -296,129 +314,173 @@ fn widened<S: Simd, B: IntegerBlock>(
     to
 }
 
-/// Adds the products of N rows of x with sixteen interleaved rows of weights over a K block.
-struct Tokens<'a, B, const N: usize> {
-    /// From the first of them on: `[block][row of the tile][dword]`.
+/// Rows of a tile of x, and sixteen interleaved rows of weights, over a K block.
+struct TokenTask<'a> {
+    /// The tile.
     x: &'a [i32],
-    /// Rows of the tile.
+    /// Its rows, and the first that is wanted.
     rows: usize,
+    first: usize,
     blocks: usize,
     w: &'a [Chunk],
-    /// The output of each is `PANEL_CHUNKS` further on.
+    /// The sums of the first row; those of each next are `PANEL_CHUNKS` further on.
     out: &'a mut [[f32; LANES]],
-    block: PhantomData<B>,
 }
 
+/// Adds the products of N rows to their sums, and says how many those were.
+struct Tokens<'a, B, const N: usize>(TokenTask<'a>, PhantomData<B>);
+
 impl<B: IntegerBlock, const N: usize> Kernel for Tokens<'_, B, N> {
-    type Output = ();
+    type Output = usize;
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        if N > S::TOKENS {
-            return;
-        }
-        for half in 0..S::HALVES {
-            match B::SUB {
-                16 => self.half::<S, 4>(s, half),
-                _ => self.half::<S, 8>(s, half),
+    fn run<S: Simd>(mut self, s: S) -> usize {
+        if N <= S::TOKENS {
+            for half in 0..S::HALVES {
+                match B::ELEMENTS {
+                    32 => self.half::<S, 32>(s, half),
+                    _ => self.half::<S, 256>(s, half),
+                }
             }
         }
+        N
     }
 }
 
 impl<B: IntegerBlock, const N: usize> Tokens<'_, B, N> {
-    /// Half of the sixteen rows of weights, whose sub-blocks are D dwords.
+    /// Half of the sixteen rows of weights.
     #[inline(always)]
-    fn half<S: Simd, const D: usize>(&mut self, s: S, half: usize) {
-        let dwords = tile_dwords::<B>();
-        let out: &mut [S::HalfInMemory] = cast_slice_mut(&mut *self.out);
-        let at = |n: usize| n * PANEL_CHUNKS * S::HALVES + half;
-        let mut sums: [S::Half; N] = std::array::from_fn(
-            #[inline(always)]
-            |n| s.load_half(&out[at(n)]),
-        );
-        let blocks = self.w.chunks_exact(unit_chunks::<B>()).zip(self.x.chunks(self.rows * dwords));
-        for (w, x) in blocks.take(self.blocks) {
-            let x: [&[i32]; N] = std::array::from_fn(
-                #[inline(always)]
-                |n| &x[n * dwords..(n + 1) * dwords],
-            );
+    fn half<S: Simd, const SIZE: usize>(&mut self, s: S, half: usize) {
+        let TokenTask { x, rows, first, blocks, w, .. } = self.0;
+        let out: &mut [S::HalfInMemory] = cast_slice_mut(&mut *self.0.out);
+        let mut sums = [s.splat_half(0.0); N];
+        for n in 0..N {
+            sums[n] = s.load_half(&out[n * PANEL_CHUNKS * S::HALVES + half]);
+        }
+        let blocks_of_x = x.chunks_exact(rows * dwords::<SIZE>()).take(blocks);
+        for (w, x) in w.chunks_exact(unit_chunks::<B>()).zip(blocks_of_x) {
+            let (groups, tails) = x.split_at(rows * SIZE / 4);
+            let tails = &tails[first * tail::<SIZE>()..(first + N) * tail::<SIZE>()];
+            let x = RowsOfX { groups: groups.as_chunks().0, tails, tail: tail::<SIZE>(), rows, first };
             let (products, minima) = match B::SCALED {
-                true => scaled_sums::<S, B, N, D>(s, w, x, half),
-                false => plain_sums::<S, B, N, D>(s, w, x, half),
+                true => scaled_sums::<S, B, N>(s, w, &x, half),
+                false => plain_sums::<S, B, N>(s, w, &x, half),
             };
-            let floats = |i: usize| s.load_half(&cast_slice::<Chunk, S::HalfInMemory>(&w[i..=i])[half]);
-            let scale = floats(0);
+            let head: &[S::HalfInMemory] = cast_slice(&w[..2]);
+            let scale = s.load_half(&head[half]);
             for n in 0..N {
-                let xs = f32::from_bits(x[n][B::ELEMENTS / 4] as u32);
+                let xs = f32::from_bits(x.tail(n, 0) as u32);
                 let product = s.mul_half(s.floats_of(products[n]), scale);
                 sums[n] = s.fma_half(product, s.splat_half(xs), sums[n]);
                 if B::MINIMA {
-                    let minimum = s.mul_half(s.floats_of(minima[n]), floats(1));
+                    let minimum = s.load_half(&head[S::HALVES + half]);
+                    let minimum = s.mul_half(s.floats_of(minima[n]), minimum);
                     // fma(-m, xs, s) and fma(m, -xs, s) are the same number.
                     sums[n] = s.fma_half(minimum, s.splat_half(-xs), sums[n]);
                 }
             }
         }
         for n in 0..N {
-            s.store_half(sums[n], &mut out[at(n)]);
+            s.store_half(sums[n], &mut out[n * PANEL_CHUNKS * S::HALVES + half]);
         }
+    }
+}
+
+/// Some rows of a packed block.
+struct RowsOfX<'a> {
+    /// Bytes of all rows of the tile, `[32 activations][row]`.
+    groups: &'a [[i32; GROUP]],
+    /// What else these rows have, `[row][tail]`.
+    tails: &'a [i32],
+    tail: usize,
+    rows: usize,
+    first: usize,
+}
+
+impl RowsOfX<'_> {
+    /// The `g`-th 32 bytes of N rows.
+    #[inline(always)]
+    fn group<const N: usize>(&self, g: usize) -> &[[i32; GROUP]; N] {
+        &self.groups[g * self.rows + self.first..].as_chunks().0[0]
+    }
+
+    /// Dword `i` of row n beside the bytes.
+    #[inline(always)]
+    fn tail(&self, n: usize, i: usize) -> i32 {
+        self.tails[n * self.tail + i]
     }
 }
 
 /// Products and minima of a block without integer scales.
 #[inline(always)]
-fn plain_sums<S: Simd, B: IntegerBlock, const N: usize, const D: usize>(
+fn plain_sums<S: Simd, B: IntegerBlock, const N: usize>(
     s: S,
     w: &[Chunk],
-    x: [&[i32]; N],
+    x: &RowsOfX<'_>,
     half: usize,
 ) -> ([S::Ints; N], [S::Ints; N]) {
     let none = [s.splat_ints(0); N];
-    let all: [i32; N] = std::array::from_fn(
-        #[inline(always)]
-        |n| x[n][B::ELEMENTS / 4 + 1],
-    );
-    let times_sum = |factor: i32| {
-        let words = ints_chunk([i32::from(factor as u16); LANES]);
-        s.dot_words(none, &words, half, all)
-    };
+    let mut all = [0; N];
+    for n in 0..N {
+        all[n] = x.tail(n, 1);
+    }
+    let (mut products, mut minima) = (none, none);
     let zero = zero::<S, B>();
-    let products = if zero == 0 { none } else { times_sum(-zero) };
-    let products = s.dot_bytes::<N, D>(products, dwords_of(&w[2..]), half, bytes::<B>(), firsts(x, 0));
-    (products, if B::MINIMA { times_sum(1) } else { none })
+    if zero != 0 {
+        products = s.dot_words(none, &ints_chunk([i32::from(-zero as u16); LANES]), half, all);
+    }
+    if B::MINIMA {
+        minima = s.dot_words(none, &ints_chunk([1; LANES]), half, all);
+    }
+    let (w, _) = w[2..].as_chunks::<GROUP>();
+    products = s.dot_bytes(products, &w[0], half, bytes::<B>(), x.group(0), 0);
+    (products, minima)
 }
 
 /// Products and minima of a block whose sub-blocks have integer scales.
 #[inline(always)]
-fn scaled_sums<S: Simd, B: IntegerBlock, const N: usize, const D: usize>(
+fn scaled_sums<S: Simd, B: IntegerBlock, const N: usize>(
     s: S,
     w: &[Chunk],
-    x: [&[i32]; N],
+    x: &RowsOfX<'_>,
     half: usize,
 ) -> ([S::Ints; N], [S::Ints; N]) {
     let none = [s.splat_ints(0); N];
     let (scales, w) = w[2..].split_at(subs::<B>());
     let (minima, w) = w.split_at(subs::<B>() / 2);
     let mut products = none;
-    for (sub, scale) in scales.iter().enumerate() {
-        let of_sub =
-            s.dot_bytes::<N, D>(none, dwords_of(&w[sub * D..]), half, bytes::<B>(), firsts(x, sub * D));
-        let scale = s.load_ints(scale, half);
-        for n in 0..N {
-            products[n] = s.add_ints(products[n], s.mul_ints(of_sub[n], scale));
+    let (w, _) = w.as_chunks::<GROUP>();
+    // Scales of 32 activations each: one, or two.
+    for (g, (w, scales)) in w.iter().zip(scales.chunks_exact(32 / B::SUB)).enumerate() {
+        let x = x.group(g);
+        for (sub, scale) in scales.iter().enumerate() {
+            let of_sub = match B::SUB {
+                32 => s.dot_bytes(none, w, half, bytes::<B>(), x, 0),
+                _ => s.dot_bytes::<N, { GROUP / 2 }>(
+                    none,
+                    &w.as_chunks().0[sub],
+                    half,
+                    bytes::<B>(),
+                    x,
+                    sub * GROUP / 2,
+                ),
+            };
+            let scale = s.load_ints(scale, half);
+            for n in 0..N {
+                products[n] = s.add_ints(products[n], s.mul_ints(of_sub[n], scale));
+            }
         }
     }
     if !B::MINIMA && zero::<S, B>() == 0 {
         return (products, none);
     }
     let mut sum = if B::MINIMA { none } else { products };
-    let first = B::ELEMENTS / 4 + 1 + if B::SUB == 16 { 0 } else { sums_of_16::<256>() };
+    let first = 1 + if B::SUB == 16 { 0 } else { sums_of_16::<256>() };
     for (pair, minima) in minima.iter().enumerate() {
-        let sums: [i32; N] = std::array::from_fn(
-            #[inline(always)]
-            |n| x[n][first + pair],
-        );
+        let mut sums = [0; N];
+        for n in 0..N {
+            sums[n] = x.tail(n, first + pair);
+        }
         sum = s.dot_words(sum, minima, half, sums);
     }
     if B::MINIMA { (products, sum) } else { (sum, none) }
@@ -427,19 +489,4 @@ fn scaled_sums<S: Simd, B: IntegerBlock, const N: usize, const D: usize>(
 #[inline(always)]
 fn bytes<B: IntegerBlock>() -> Bytes {
     if B::SIGNED { Bytes::Signed } else { Bytes::Unsigned { bits: B::BITS } }
-}
-
-/// The first D vectors.
-#[inline(always)]
-fn dwords_of<const D: usize>(w: &[Chunk]) -> &[Chunk; D] {
-    &w.as_chunks().0[0]
-}
-
-/// D dwords of each row from `at` on.
-#[inline(always)]
-fn firsts<const N: usize, const D: usize>(x: [&[i32]; N], at: usize) -> [&[i32; D]; N] {
-    x.map(
-        #[inline(always)]
-        |x| &x[at..].as_chunks().0[0],
-    )
 }

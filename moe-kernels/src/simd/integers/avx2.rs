@@ -36,7 +36,8 @@ fn dot_unsigned<const N: usize, const D: usize>(
     mut sums: [__m256i; N],
     w: [__m256i; D],
     bits: u32,
-    x: [&[i32; D]; N],
+    x: &[[i32; 8]; N],
+    at: usize,
 ) -> [__m256i; N] {
     let together = pairs_in_word(bits).min(D);
     let mut d = 0;
@@ -44,7 +45,7 @@ fn dot_unsigned<const N: usize, const D: usize>(
         let mut words = [_mm256_setzero_si256(); N];
         for i in d..(d + together).min(D) {
             for n in 0..N {
-                let products = _mm256_maddubs_epi16(w[i], _mm256_set1_epi32(x[n][i]));
+                let products = _mm256_maddubs_epi16(w[i], _mm256_set1_epi32(x[n][at + i]));
                 words[n] = if i == d { products } else { _mm256_add_epi16(words[n], products) };
             }
         }
@@ -62,12 +63,13 @@ fn dot_unsigned<const N: usize, const D: usize>(
 fn dot_signed<const N: usize, const D: usize>(
     mut sums: [__m256i; N],
     w: [__m256i; D],
-    x: [&[i32; D]; N],
+    x: &[[i32; 8]; N],
+    at: usize,
 ) -> [__m256i; N] {
     for d in 0..D {
         let magnitude = _mm256_abs_epi8(w[d]);
         for n in 0..N {
-            let x = _mm256_sign_epi8(_mm256_set1_epi32(x[n][d]), w[d]);
+            let x = _mm256_sign_epi8(_mm256_set1_epi32(x[n][at + d]), w[d]);
             sums[n] = add_pairs(_mm256_maddubs_epi16(magnitude, x), sums[n]);
         }
     }
@@ -146,7 +148,8 @@ impl Integers for Avx2 {
         w: &[Chunk; D],
         half: usize,
         bytes: Bytes,
-        x: [&[i32; D]; N],
+        x: &[[i32; 8]; N],
+        at: usize,
     ) -> [__m256i; N] {
         let w: [__m256i; D] = std::array::from_fn(
             #[inline(always)]
@@ -154,9 +157,9 @@ impl Integers for Avx2 {
         );
         match bytes {
             // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x) },
+            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x, at) },
             // SAFETY: as above.
-            Bytes::Signed => unsafe { dot_signed(sums, w, x) },
+            Bytes::Signed => unsafe { dot_signed(sums, w, x, at) },
         }
     }
 

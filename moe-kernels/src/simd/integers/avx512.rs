@@ -28,11 +28,12 @@ fn transpose([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
 fn dot_vnni<const N: usize, const D: usize>(
     mut sums: [__m512i; N],
     w: [__m512i; D],
-    x: [&[i32; D]; N],
+    x: &[[i32; 8]; N],
+    at: usize,
 ) -> [__m512i; N] {
     for d in 0..D {
         for n in 0..N {
-            sums[n] = _mm512_dpbusd_epi32(sums[n], w[d], _mm512_set1_epi32(x[n][d]));
+            sums[n] = _mm512_dpbusd_epi32(sums[n], w[d], _mm512_set1_epi32(x[n][at + d]));
         }
     }
     sums
@@ -51,7 +52,8 @@ fn dot_unsigned<const N: usize, const D: usize>(
     mut sums: [__m512i; N],
     w: [__m512i; D],
     bits: u32,
-    x: [&[i32; D]; N],
+    x: &[[i32; 8]; N],
+    at: usize,
 ) -> [__m512i; N] {
     let together = pairs_in_word(bits).min(D);
     let mut d = 0;
@@ -59,7 +61,7 @@ fn dot_unsigned<const N: usize, const D: usize>(
         let mut words = [_mm512_setzero_si512(); N];
         for i in d..(d + together).min(D) {
             for n in 0..N {
-                let products = _mm512_maddubs_epi16(w[i], _mm512_set1_epi32(x[n][i]));
+                let products = _mm512_maddubs_epi16(w[i], _mm512_set1_epi32(x[n][at + i]));
                 words[n] = if i == d { products } else { _mm512_add_epi16(words[n], products) };
             }
         }
@@ -77,12 +79,13 @@ fn dot_unsigned<const N: usize, const D: usize>(
 fn dot_signed<const N: usize, const D: usize>(
     mut sums: [__m512i; N],
     w: [__m512i; D],
-    x: [&[i32; D]; N],
+    x: &[[i32; 8]; N],
+    at: usize,
 ) -> [__m512i; N] {
     for d in 0..D {
         let (magnitude, negative) = (_mm512_abs_epi8(w[d]), _mm512_movepi8_mask(w[d]));
         for n in 0..N {
-            let x = _mm512_set1_epi32(x[n][d]);
+            let x = _mm512_set1_epi32(x[n][at + d]);
             let x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
             sums[n] = add_pairs(_mm512_maddubs_epi16(magnitude, x), sums[n]);
         }
@@ -174,7 +177,8 @@ impl<L: Level> Integers for Avx512<L> {
         w: &[Chunk; D],
         _: usize,
         bytes: Bytes,
-        x: [&[i32; D]; N],
+        x: &[[i32; 8]; N],
+        at: usize,
     ) -> [__m512i; N] {
         let w: [__m512i; D] = std::array::from_fn(
             #[inline(always)]
@@ -182,13 +186,13 @@ impl<L: Level> Integers for Avx512<L> {
         );
         if L::VNNI {
             // SAFETY: this `self` exists only where VNNI was detected (`Avx512::new` of its level).
-            return unsafe { dot_vnni(sums, w, x) };
+            return unsafe { dot_vnni(sums, w, x, at) };
         }
         match bytes {
             // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
-            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x) },
+            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x, at) },
             // SAFETY: as above.
-            Bytes::Signed => unsafe { dot_signed(sums, w, x) },
+            Bytes::Signed => unsafe { dot_signed(sums, w, x, at) },
         }
     }
 

@@ -44,14 +44,15 @@ pub(crate) trait Integers: Copy {
     fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
 
     /// Adds to each lane of `sums[n]` the products of its bytes in `w`, four in each of D vectors, with the signed bytes of
-    /// `x[n]`, the same for all lanes.
+    /// D dwords of `x[n]` from dword `at` on, the same for all lanes.
     fn dot_bytes<const N: usize, const D: usize>(
         self,
         sums: [Self::Ints; N],
         w: &[Chunk; D],
         half: usize,
         bytes: Bytes,
-        x: [&[i32; D]; N],
+        x: &[[i32; 8]; N],
+        at: usize,
     ) -> [Self::Ints; N];
 
     /// Adds to each lane of `sums[n]` the products of its two signed words in `w` with those of `x[n]`.
@@ -117,13 +118,14 @@ macro_rules! plain_integers {
                 w: &[$crate::chunk::Chunk; D],
                 half: usize,
                 bytes: $crate::simd::integers::Bytes,
-                x: [&[i32; D]; N],
+                x: &[[i32; 8]; N],
+                at: usize,
             ) -> [Self::Ints; N] {
                 for (d, w) in w.iter().enumerate() {
                     let w = &bytemuck::cast_ref::<$crate::chunk::Chunk, [[u8; 4]; 16]>(w)[half * $lanes..]
                         [..$lanes];
                     for n in 0..N {
-                        let x = x[n][d].to_le_bytes();
+                        let x = x[n][at + d].to_le_bytes();
                         for (sum, w) in sums[n].iter_mut().zip(w) {
                             for i in 0..4 {
                                 let w = match bytes {
