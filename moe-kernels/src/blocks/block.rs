@@ -50,10 +50,16 @@ pub(crate) trait IntegerBlock: Block {
     /// The scale as it is stored: an f16, or the byte of an E8M0.
     fn scale_bits(block: &[u8]) -> u16;
 
+    /// A scale from what is stored.
+    #[inline(always)]
+    fn widen_scale(bits: u16) -> f32 {
+        widen_f16(bits)
+    }
+
     /// The scale.
     #[inline(always)]
     fn scale(block: &[u8]) -> f32 {
-        widen_f16(Self::scale_bits(block))
+        Self::widen_scale(Self::scale_bits(block))
     }
 
     /// The scale of the minima, an f16. What the layout adds is negated here.

@@ -129,8 +129,8 @@ impl IntegerBlock for Mxfp4 {
     }
 
     #[inline(always)]
-    fn scale(block: &[u8]) -> f32 {
-        widen_half_e8m0(block[0])
+    fn widen_scale(bits: u16) -> f32 {
+        widen_half_e8m0(bits as u8)
     }
 
     #[inline(always)]

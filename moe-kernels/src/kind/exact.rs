@@ -11,14 +11,14 @@ use std::ops::Range;
 
 use moe_core::numerics::{BLOCK, LANES};
 
-use crate::WeightView;
-use crate::blocks::Block;
+use crate::blocks::{Block, with_block};
 use crate::chunk::{BLOCK_CHUNKS, Chunk};
 use crate::element::{Element, F32};
 use crate::packed::{PackedRows, RowSource, Tile};
 use crate::products::{PANEL, ROW_BLOCK};
-use crate::simd::Simd;
+use crate::simd::{Kernel, Simd};
 use crate::tile::{PackedTiles, StoredRows, StoredTiles, store_in_tile};
+use crate::{WeightFormat, WeightView};
 
 /// Rows of x of a tile, whose chunks alternate.
 pub(crate) const TILE_ROWS: usize = 4;
@@ -52,13 +52,21 @@ pub(crate) trait Weights {
     type Term: Element;
     /// Elements that only occur together: rows that are no multiple of them end within such a unit.
     const UNIT: usize;
-    /// Bytes of a row in a whole K block.
-    const BLOCK_BYTES: usize;
     /// Whether tiles can read rows as they are stored.
     const AS_STORED: bool;
 
-    /// Widens what a row has in one K block: `put(j, chunk)` for each of its chunks j, the last one padded with zeros.
-    fn widen<S: Simd>(s: S, block: &[u8], put: impl FnMut(usize, &[f32; LANES]));
+    /// Bytes of a row in a whole K block.
+    fn block_bytes(w: WeightView<'_>) -> usize;
+
+    /// Widens what some rows have in one K block, which is in `stored` of their bytes, into a tile; what is missing of the
+    /// last chunk is zeros.
+    fn widen_tile<S: Simd>(
+        s: S,
+        w: WeightView<'_>,
+        rows: Range<usize>,
+        stored: Range<usize>,
+        tile: &mut [Chunk],
+    );
 }
 
 /// Weights of one element after the other.
@@ -67,40 +75,95 @@ pub(crate) struct Plain<E>(PhantomData<E>);
 impl<E: Element> Weights for Plain<E> {
     type Term = E;
     const UNIT: usize = E::ELEMENTS;
-    const BLOCK_BYTES: usize = BLOCK_CHUNKS * size_of::<E::Stored>();
     const AS_STORED: bool = true;
 
     #[inline(always)]
-    fn widen<S: Simd>(s: S, block: &[u8], mut put: impl FnMut(usize, &[f32; LANES])) {
-        let (whole, tail) = E::chunks(block);
-        let padded = (!tail.is_empty()).then(|| E::padded(tail));
-        for (j, from) in whole.iter().chain(&padded).enumerate() {
-            for c in 0..E::X_CHUNKS {
-                let mut chunk = [0.0; LANES];
-                s.store(E::load(s, from, c), &mut chunk);
-                put(j * E::X_CHUNKS + c, &chunk);
+    fn block_bytes(_: WeightView<'_>) -> usize {
+        BLOCK_CHUNKS * size_of::<E::Stored>()
+    }
+
+    #[inline(always)]
+    fn widen_tile<S: Simd>(
+        s: S,
+        w: WeightView<'_>,
+        rows: Range<usize>,
+        stored: Range<usize>,
+        tile: &mut [Chunk],
+    ) {
+        let n = rows.len();
+        for (i, row) in rows.enumerate() {
+            let (whole, tail) = E::chunks(&w.row(row)[stored.clone()]);
+            let padded = (!tail.is_empty()).then(|| E::padded(tail));
+            for (j, from) in whole.iter().chain(&padded).enumerate() {
+                for c in 0..E::X_CHUNKS {
+                    let mut chunk = [0.0; LANES];
+                    s.store(E::load(s, from, c), &mut chunk);
+                    store_in_tile(S::HALVES, tile, n, i, j * E::X_CHUNKS + c, &chunk);
+                }
             }
         }
     }
 }
 
-/// Weights in blocks. Rows are a whole number of them.
-pub(crate) struct Blocks<B>(PhantomData<B>);
+/// Weights in blocks, of which rows are a whole number. One sweep serves all types.
+pub(crate) struct Blocks;
 
-impl<B: Block> Weights for Blocks<B> {
+impl Weights for Blocks {
     type Term = F32;
-    const UNIT: usize = B::ELEMENTS;
-    const BLOCK_BYTES: usize = BLOCK / B::ELEMENTS * B::BYTES;
+    const UNIT: usize = 1;
     const AS_STORED: bool = false;
 
+    fn block_bytes(w: WeightView<'_>) -> usize {
+        match w.format() {
+            WeightFormat::Blocks(block) => BLOCK / block.elements() * block.bytes(),
+            WeightFormat::Plain(dtype) => BLOCK * dtype.bytes(),
+        }
+    }
+
     #[inline(always)]
-    fn widen<S: Simd>(_: S, stored: &[u8], mut put: impl FnMut(usize, &[f32; LANES])) {
-        for (i, block) in stored.chunks_exact(B::BYTES).enumerate() {
-            B::widen(
-                block,
-                #[inline(always)]
-                |j, chunk| put(i * B::ELEMENTS / LANES + j, &chunk),
-            );
+    fn widen_tile<S: Simd>(
+        s: S,
+        w: WeightView<'_>,
+        rows: Range<usize>,
+        stored: Range<usize>,
+        tile: &mut [Chunk],
+    ) {
+        s.outlined(WidenBlocks { w, rows, stored, tile });
+    }
+}
+
+/// Widens what some rows have in one K block into a tile.
+struct WidenBlocks<'a> {
+    w: WeightView<'a>,
+    rows: Range<usize>,
+    stored: Range<usize>,
+    tile: &'a mut [Chunk],
+}
+
+impl Kernel for WidenBlocks<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if let WeightFormat::Blocks(block) = self.w.format() {
+            with_block!(block, B => self.run_with::<S, B>(s));
+        }
+    }
+}
+
+impl WidenBlocks<'_> {
+    #[inline(always)]
+    fn run_with<S: Simd, B: Block>(self, _: S) {
+        let Self { w, rows, stored, tile } = self;
+        let n = rows.len();
+        for (i, row) in rows.enumerate() {
+            for (b, block) in w.row(row)[stored.clone()].chunks_exact(B::BYTES).enumerate() {
+                B::widen(
+                    block,
+                    #[inline(always)]
+                    |j, chunk| store_in_tile(S::HALVES, tile, n, i, b * (B::ELEMENTS / LANES) + j, &chunk),
+                );
+            }
         }
     }
 }
@@ -205,19 +268,12 @@ impl PanelSweep<'_> {
             w
         };
         let len = self.x.block_len(b);
-        let stored = b * W::BLOCK_BYTES..((b + 1) * W::BLOCK_BYTES).min(self.w.stride());
+        let bytes = W::block_bytes(self.w);
+        let stored = b * bytes..((b + 1) * bytes).min(self.w.stride());
         let packed = if self.widened || self.ragged && b == last {
             let buffer = &mut buffer[..columns.len() * len];
             for (tile, n) in buffer.chunks_exact_mut(N * len).zip(columns.clone().step_by(N)) {
-                for i in 0..N {
-                    let block = &self.w.row(n + i)[stored.clone()];
-                    W::widen(
-                        s,
-                        block,
-                        #[inline(always)]
-                        |j, chunk| store_in_tile(S::HALVES, tile, N, i, j, chunk),
-                    );
-                }
+                W::widen_tile(s, self.w, n..n + N, stored.clone(), tile);
             }
             Some(&*buffer)
         } else {
@@ -242,7 +298,7 @@ impl PanelSweep<'_> {
 /// Block `b` of the weight rows from `n` on.
 #[inline(always)]
 fn block_of<W: Weights>(w: WeightView<'_>, n: usize, b: usize) -> StoredRows<'_> {
-    StoredRows { bytes: &w.bytes()[n * w.stride() + b * W::BLOCK_BYTES..], stride: w.stride() }
+    StoredRows { bytes: &w.bytes()[n * w.stride() + b * W::block_bytes(w)..], stride: w.stride() }
 }
 
 /// One strip of columns over one block.

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytemuck::{cast, cast_mut, cast_slice, cast_slice_mut};
+use bytemuck::{cast, cast_mut, cast_ref, cast_slice, cast_slice_mut};
 use moe_core::numerics::{BLOCK, INT8_LEAST, LANES};
 
 use super::exact;
@@ -141,23 +141,21 @@ pub(crate) fn multiply_panel<S: Simd, B: IntegerBlock>(
     out: &mut [f32],
 ) {
     out.fill(0.0);
-    let mut buffer = [Chunk::ZERO; MOST_CHUNKS];
+    let (mut unpacked, mut buffer) = (Unpacked::ZERO, [Chunk::ZERO; MOST_CHUNKS]);
     let (out, _) = out.as_chunks_mut::<LANES>();
     let columns = p * PANEL..((p + 1) * PANEL).min(w.rows());
     for (strip, n) in columns.step_by(LANES).enumerate() {
         for b in 0..x.blocks() {
-            let stored = b * BLOCK / B::ELEMENTS * B::BYTES
-                ..((b + 1) * BLOCK / B::ELEMENTS * B::BYTES).min(w.stride());
+            let bytes = BLOCK / B::ELEMENTS * B::BYTES;
+            let stored = b * bytes..((b + 1) * bytes).min(w.stride());
             let blocks = stored.len() / B::BYTES;
-            let buffer = &mut buffer[..blocks * unit_chunks::<B>()];
-            // Rows beyond the last are it again; nobody looks at their lanes.
-            let rows_of_w = std::array::from_fn(|i| &w.row((n + i).min(w.rows() - 1))[stored.clone()]);
-            s.outlined(Interleave::<B> { rows: rows_of_w, to: buffer, block: PhantomData });
-            let tiles = rows.clone().step_by(TILE_ROWS);
-            for first in tiles {
+            let interleaved = &mut buffer[..blocks * unit_chunks::<B>()];
+            let block = PhantomData;
+            s.outlined(Interleave::<B> { w, n, stored, unpacked: &mut unpacked, to: interleaved, block });
+            for first in rows.clone().step_by(TILE_ROWS) {
                 let tile = first..(first + TILE_ROWS).min(rows.end);
                 let out = &mut out[(first - rows.start) * PANEL_CHUNKS + strip..];
-                multiply_tile::<S, B>(s, x.tiles(b, tile.clone()), tile.len(), blocks, buffer, out);
+                multiply_tile::<S, B>(s, x.tiles(b, tile.clone()), tile.len(), blocks, interleaved, out);
             }
         }
     }
@@ -181,7 +179,6 @@ fn multiply_tile<S: Simd, B: IntegerBlock>(
         first += match (rows - first).min(S::TOKENS) {
             8.. => s.outlined(Tokens::<B, 8>(task, PhantomData)),
             4.. => s.outlined(Tokens::<B, 4>(task, PhantomData)),
-            2.. => s.outlined(Tokens::<B, 2>(task, PhantomData)),
             _ => s.outlined(Tokens::<B, 1>(task, PhantomData)),
         };
     }
@@ -207,10 +204,55 @@ const fn unit_chunks<B: IntegerBlock>() -> usize {
 const MOST_CHUNKS: usize = BLOCK / 256 * (2 + 16 + 16 / 2 + 256 / 4);
 const _: () = assert!(BLOCK / 32 * (2 + 32 / 4) <= MOST_CHUNKS);
 
+/// Sixteen rows of weights over a K block, taken apart: what lies between their bytes and the interleaved ones.
+struct Unpacked {
+    /// `[row][element]`
+    codes: [[[u8; 16]; BLOCK / 16]; LANES],
+    /// Scales and scales of minima as they are stored, `[block][row]`.
+    scale_bits: [[u16; LANES]; BLOCK / 32],
+    minimum_bits: [[u16; LANES]; BLOCK / 32],
+    /// Integer scales and minima, `[block][row][sub-block]`.
+    scales: [[[u8; 16]; LANES]; BLOCK / 256],
+    minima: [[[u8; 16]; LANES]; BLOCK / 256],
+}
+
+impl Unpacked {
+    const ZERO: Self = Self {
+        codes: [[[0; 16]; BLOCK / 16]; LANES],
+        scale_bits: [[0; LANES]; BLOCK / 32],
+        minimum_bits: [[0; LANES]; BLOCK / 32],
+        scales: [[[0; 16]; LANES]; BLOCK / 256],
+        minima: [[[0; 16]; LANES]; BLOCK / 256],
+    };
+
+    /// Takes what row `i` has in the K block.
+    #[inline(always)]
+    fn take<B: IntegerBlock>(&mut self, i: usize, row: &[u8]) {
+        let codes = self.codes[i].as_flattened_mut().chunks_exact_mut(B::ELEMENTS);
+        for (b, (block, codes)) in row.chunks_exact(B::BYTES).zip(codes).enumerate() {
+            self.scale_bits[b][i] = B::scale_bits(block);
+            if B::MINIMA {
+                self.minimum_bits[b][i] = B::minimum_bits(block);
+            }
+            if B::SCALED {
+                B::scales(block, cast_slice_mut(&mut self.scales[b][i][..subs::<B>()]));
+                if B::MINIMA {
+                    B::minima(block, &mut self.minima[b][i][..subs::<B>()]);
+                }
+            }
+            B::codes(block, codes);
+        }
+    }
+}
+
 /// Unpacks sixteen rows of weights over a K block and interleaves them.
 struct Interleave<'a, B> {
-    /// What each row has in the block.
-    rows: [&'a [u8]; LANES],
+    w: WeightView<'a>,
+    /// The first of the rows. Those beyond the last are the last again; nobody looks at their lanes.
+    n: usize,
+    /// Where in a row the K block is.
+    stored: Range<usize>,
+    unpacked: &'a mut Unpacked,
     to: &'a mut [Chunk],
     block: PhantomData<B>,
 }
@@ -220,68 +262,67 @@ impl<B: IntegerBlock> Kernel for Interleave<'_, B> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (i, to) in self.to.chunks_exact_mut(unit_chunks::<B>()).enumerate() {
-            let rows = self.rows.map(|row| &row[i * B::BYTES..(i + 1) * B::BYTES]);
-            interleave_block::<S, B>(s, rows, to);
+        let Self { w, n, stored, unpacked, to, .. } = self;
+        for i in 0..LANES {
+            let row = w.row((n + i).min(w.rows() - 1));
+            // What is wanted next of this row.
+            for line in
+                row[stored.end..].chunks(size_of::<Chunk>()).take(stored.len().div_ceil(size_of::<Chunk>()))
+            {
+                s.prefetch(&line[0]);
+            }
+            unpacked.take::<B>(i, &row[stored.clone()]);
+        }
+        for (b, to) in to.chunks_exact_mut(unit_chunks::<B>()).enumerate() {
+            interleave_block::<S, B>(s, unpacked, b, to);
         }
     }
 }
 
 #[inline(always)]
-fn interleave_block<S: Simd, B: IntegerBlock>(s: S, rows: [&[u8]; LANES], to: &mut [Chunk]) {
+fn interleave_block<S: Simd, B: IntegerBlock>(s: S, from: &Unpacked, b: usize, to: &mut [Chunk]) {
     let (head, to) = to.split_at_mut(2);
-    head[0] = widened::<S, B>(s, &rows, B::scale_bits, B::SCALE_IS_F16, B::scale);
+    if B::SCALE_IS_F16 {
+        s.store(s.load_f16(&cast(from.scale_bits[b].map(u16::to_le))), &mut head[0]);
+    } else {
+        for i in 0..LANES {
+            head[0][i] = B::widen_scale(from.scale_bits[b][i]);
+        }
+    }
     if B::MINIMA {
-        head[1] = widened::<S, B>(s, &rows, B::minimum_bits, true, B::minimum);
+        s.store(s.load_f16(&cast(from.minimum_bits[b].map(u16::to_le))), &mut head[1]);
     }
     let to = if B::SCALED {
         let (scales, to) = to.split_at_mut(subs::<B>());
         let (minima, to) = to.split_at_mut(subs::<B>() / 2);
-        let (mut of_rows, mut minima_of_rows) = ([[0i8; 16]; LANES], [[0u8; 16]; LANES]);
-        for i in 0..LANES {
-            B::scales(rows[i], &mut of_rows[i][..subs::<B>()]);
-            if B::MINIMA {
-                B::minima(rows[i], &mut minima_of_rows[i][..subs::<B>()]);
+        for (j, to) in scales.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            let four = lanes_of(s, &from.scales[b], j);
+            for (i, to) in to.iter_mut().enumerate() {
+                let scale = |lane: i32| lane << (24 - 8 * i) >> 24;
+                map_ints(&four, to, scale);
             }
         }
-        for (sub, to) in scales.iter_mut().enumerate() {
-            *to = ints_chunk(std::array::from_fn(|i| i32::from(of_rows[i][sub])));
-        }
-        let zero = zero::<S, B>();
-        let minimum = |i: usize, sub: usize| match B::MINIMA {
-            true => i32::from(minima_of_rows[i][sub]),
-            false => -zero * i32::from(of_rows[i][sub]),
-        };
-        for (pair, to) in minima.iter_mut().enumerate() {
-            let words = |i| i32::from(minimum(i, 2 * pair) as u16) | minimum(i, 2 * pair + 1) << 16;
-            *to = ints_chunk(std::array::from_fn(words));
+        for (j, to) in minima.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            if B::MINIMA {
+                let four = lanes_of(s, &from.minima[b], j);
+                map_ints(&four, &mut to[0], |lane| lane & 0xff | (lane & 0xff00) << 8);
+                map_ints(&four, &mut to[1], |lane| lane >> 16 & 0xff | lane >> 8 & 0x00ff_0000);
+            } else {
+                let (zero, four) = (zero::<S, B>(), lanes_of(s, &from.scales[b], j));
+                let words = |low: i32, high: i32| (-zero * low) & 0xffff | (-zero * high) << 16;
+                map_ints(&four, &mut to[0], |lane| words(lane << 24 >> 24, lane << 16 >> 24));
+                map_ints(&four, &mut to[1], |lane| words(lane << 8 >> 24, lane >> 24));
+            }
         }
         to
     } else {
         to
     };
-    match B::ELEMENTS {
-        32 => interleave_bytes::<S, B, 32>(s, rows, to),
-        _ => interleave_bytes::<S, B, 256>(s, rows, to),
-    }
-}
-
-/// The bytes of a block of `SIZE` elements.
-#[inline(always)]
-fn interleave_bytes<S: Simd, B: IntegerBlock, const SIZE: usize>(
-    s: S,
-    rows: [&[u8]; LANES],
-    to: &mut [Chunk],
-) {
-    let mut codes = [[0u8; SIZE]; LANES];
-    for i in 0..LANES {
-        B::codes(rows[i], &mut codes[i]);
-    }
     for (j, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let sixteen: [&[u8; 16]; LANES] = std::array::from_fn(
-            #[inline(always)]
-            |i| &codes[i].as_chunks().0[j],
-        );
+        let mut sixteen = [&[0; 16]; LANES];
+        for i in 0..LANES {
+            sixteen[i] = &from.codes[i][b * (B::ELEMENTS / 16) + j];
+        }
         s.interleave(sixteen, to);
         for to in to {
             if let Some(table) = B::TABLE {
@@ -295,23 +336,25 @@ fn interleave_bytes<S: Simd, B: IntegerBlock, const SIZE: usize>(
     }
 }
 
-/// The scales of sixteen rows.
+/// Bytes 4 j to 4 j + 3 of each row, as lanes.
 #[inline(always)]
-fn widened<S: Simd, B: IntegerBlock>(
-    s: S,
-    rows: &[&[u8]; LANES],
-    bits: impl Fn(&[u8]) -> u16,
-    are_f16: bool,
-    scale: impl Fn(&[u8]) -> f32,
-) -> Chunk {
-    let mut to = Chunk::ZERO;
-    if are_f16 {
-        let bits: [u16; LANES] = std::array::from_fn(|i| bits(rows[i]).to_le());
-        s.store(s.load_f16(&cast(bits)), &mut to);
-    } else {
-        to.0 = std::array::from_fn(|i| scale(rows[i]));
+fn lanes_of<S: Simd>(s: S, rows: &[[u8; 16]; LANES], j: usize) -> Chunk {
+    let mut lanes = [Chunk::ZERO; 4];
+    let mut all = [&[0; 16]; LANES];
+    for i in 0..LANES {
+        all[i] = &rows[i];
     }
-    to
+    s.interleave(all, &mut lanes);
+    lanes[j]
+}
+
+#[inline(always)]
+fn map_ints(from: &Chunk, to: &mut Chunk, f: impl Fn(i32) -> i32) {
+    let (from, to): (&[i32; LANES], &mut [i32; LANES]) = (cast_ref(from), cast_mut(to));
+    for i in 0..LANES {
+        // The bytes of a lane are in the order of memory.
+        to[i] = f(i32::from_le(from[i]));
+    }
 }
 
 /// Rows of a tile of x, and sixteen interleaved rows of weights, over a K block.

@@ -12,7 +12,7 @@ pub(crate) mod int8;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::blocks::{with_block, with_integer_block};
+use crate::blocks::with_integer_block;
 use crate::chunk::{Chunk, floats_mut};
 use crate::element::with_element;
 use crate::packed::{PackedAs, PackedRows, PackedSet, Packing};
@@ -122,7 +122,7 @@ impl Kernel for PanelTask<'_> {
     fn run<S: Simd>(self, s: S) {
         match self.w.format() {
             WeightFormat::Plain(dtype) => with_element!(dtype, E => self.sweep::<S, exact::Plain<E>>(s)),
-            WeightFormat::Blocks(block) => with_block!(block, B => self.sweep::<S, exact::Blocks<B>>(s)),
+            WeightFormat::Blocks(_) => self.sweep::<S, exact::Blocks>(s),
         }
     }
 }

@@ -125,7 +125,7 @@ macro_rules! plain_integers {
                     let w = &bytemuck::cast_ref::<$crate::chunk::Chunk, [[u8; 4]; 16]>(w)[half * $lanes..]
                         [..$lanes];
                     for n in 0..N {
-                        let x = x[n][at + d].to_le_bytes();
+                        let x = x[n][at + d].to_ne_bytes();
                         for (sum, w) in sums[n].iter_mut().zip(w) {
                             for i in 0..4 {
                                 let w = match bytes {
