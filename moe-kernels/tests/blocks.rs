@@ -1,7 +1,7 @@
 //! Blocks of quantised weights against the `gguf` package, by goldens of `tests/data/make_blocks.py`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use moe_kernels::BlockType;
 
@@ -61,22 +61,36 @@ fn widened(ty: BlockType, bytes: &[u8]) -> Vec<f32> {
     values
 }
 
+/// Lines of `tests/data/blocks.tsv`: type, case, number of blocks, digest.
+fn goldens() -> impl Iterator<Item = (BlockType, &'static str, usize, u64)> {
+    include_str!("data/blocks.tsv").lines().filter(|line| !line.starts_with('#')).map(|line| {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let digest = u64::from_str_radix(fields[3], 16).unwrap();
+        (fields[0].parse().unwrap(), fields[1], fields[2].parse().unwrap(), digest)
+    })
+}
+
 #[test]
 fn random_and_extreme_blocks_are_widened_to_the_bits_of_gguf() {
-    let goldens: HashMap<(&str, &str), u64> = include_str!("data/blocks.tsv")
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| {
-            let fields: Vec<&str> = line.split('\t').collect();
-            ((fields[0], fields[1]), u64::from_str_radix(fields[3], 16).unwrap())
-        })
-        .collect();
+    let goldens: HashMap<_, _> = goldens().map(|(ty, case, _, digest)| ((ty, case), digest)).collect();
     for &ty in BlockType::ALL {
         for (case, bytes) in cases(ty) {
-            let golden = goldens[&(ty.name(), case.as_str())];
-            assert_eq!(digest(&widened(ty, &bytes)), golden, "{ty} {case}");
+            assert_eq!(digest(&widened(ty, &bytes)), goldens[&(ty, case.as_str())], "{ty} {case}");
         }
     }
+}
+
+#[test]
+fn blocks_of_models_are_widened_to_the_bits_of_gguf() {
+    let mut rest: &[u8] = include_bytes!("data/blocks.bin");
+    let mut types = HashSet::new();
+    for (ty, case, blocks, golden) in goldens().filter(|golden| golden.1.contains('/')) {
+        let bytes = rest.split_off(..blocks * ty.bytes()).unwrap();
+        assert_eq!(digest(&widened(ty, bytes)), golden, "{ty} {case}");
+        types.insert(ty);
+    }
+    assert!(rest.is_empty());
+    assert_eq!(types.len(), 13);
 }
 
 #[test]

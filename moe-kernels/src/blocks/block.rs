@@ -31,6 +31,7 @@ pub(crate) trait IntegerBlock: Block {
     /// Elements of a sub-block.
     const SUB: usize;
     /// Whether a quant is a byte's i8; otherwise it is 0 to 63.
+    #[allow(dead_code, reason = "a fact of the layout")]
     const SIGNED: bool = false;
     /// How many bits a quant has: at most 6, or 8 where it is [`SIGNED`](Self::SIGNED).
     const BITS: u32;
@@ -100,27 +101,39 @@ pub(crate) trait IntegerBlock: Block {
 #[inline(always)]
 pub(crate) fn widen_integers<B: IntegerBlock>(block: &[u8], mut put: impl FnMut(usize, [f32; 16])) {
     let block = &block[..B::BYTES];
-    let (mut quants, mut scales, mut minima) = ([0; 256], [0; 16], [0; 16]);
+    let subs = B::ELEMENTS / B::SUB;
+    let mut quants = [0; 256];
     B::quants(block, &mut quants[..B::ELEMENTS]);
-    let d = B::scale(block);
-    let m = if B::MINIMA { B::minimum(block) } else { 0.0 };
+    let mut d = [B::scale(block); 16];
     if B::SCALED {
-        B::scales(block, &mut scales[..B::ELEMENTS / B::SUB]);
+        let mut scales = [0; 16];
+        B::scales(block, &mut scales[..subs]);
+        for s in 0..16 {
+            d[s] *= f32::from(scales[s]);
+        }
     }
+    let mut m = [0.0; 16];
     if B::MINIMA {
-        B::minima(block, &mut minima[..B::ELEMENTS / B::SUB]);
+        let mut minima = [0; 16];
+        B::minima(block, &mut minima[..subs]);
+        let minimum = B::minimum(block);
+        for s in 0..16 {
+            m[s] = minimum * f32::from(minima[s]);
+        }
     }
     let (quants, _) = quants.as_chunks::<16>();
     for j in 0..B::ELEMENTS / 16 {
-        let s = 16 * j / B::SUB;
-        let d = if B::SCALED { d * f32::from(scales[s]) } else { d };
-        let m = m * f32::from(minima[s]);
-        let value = |q: u8| {
-            let q = if B::SIGNED { i32::from(q as i8) } else { i32::from(q) - B::ZERO };
-            let value = d * q as f32;
-            if B::MINIMA { value - m } else { value }
-        };
-        put(j, quants[j].map(value));
+        // Without this the compiler, having unrolled the loop over a chunk, makes vectors across chunks or even across
+        // blocks, which it has to gather byte by byte.
+        std::hint::black_box(());
+        let (d, m) = (d[16 * j / B::SUB], m[16 * j / B::SUB]);
+        let mut values = [0.0; 16];
+        for i in 0..16 {
+            // Of both signs in a byte: one conversion for all layouts.
+            let q = f32::from((quants[j][i] as i8).wrapping_sub(B::ZERO as i8));
+            values[i] = if B::MINIMA { d * q - m } else { d * q };
+        }
+        put(j, values);
     }
 }
 

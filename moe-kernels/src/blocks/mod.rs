@@ -9,6 +9,7 @@
 //! authors, MIT licence); the code is this crate's own.
 
 pub(crate) mod block;
+pub(crate) mod grids;
 pub(crate) mod k;
 pub(crate) mod nonlinear;
 mod scale;
@@ -96,7 +97,6 @@ macro_rules! block_types {
                         type $dollar B = $crate::blocks::$imodule::$ivariant;
                         $dollar body
                     })*
-                    #[allow(unreachable_patterns, reason = "a table may have only types of integers")]
                     _ => $dollar other,
                 }
             };
@@ -140,6 +140,25 @@ block_types! {
         Mxfp4 = 39, "mxfp4", nonlinear;
     }
     other {
+        /// 3.4375 bits a weight in blocks of 256: `(d · (1 + 2 s)) · q`, four q at a time a point of a grid with odd
+        /// coordinates up to 15, and signs; s of 0 to 15 for each 32.
+        Iq3S = 21, "iq3_s", grids;
+        /// 3.0625 bits a weight in blocks of 256: `(d · (½ + s) · ½) · q`, four q at a time a point of a grid with
+        /// coordinates of 4 to 62, and signs, eight of which have an even number of minuses; s of 0 to 15 for each 32.
+        Iq3Xxs = 18, "iq3_xxs", grids;
+        /// 2.5625 bits a weight in blocks of 256: `(d · (½ + s) · ¼) · q`, eight q at a time a point of a grid with
+        /// coordinates 8, 25 and 43, and signs; s of 0 to 15 for each 16.
+        Iq2S = 22, "iq2_s", grids;
+        /// 2.3125 bits a weight in blocks of 256: as [`Iq2S`](Self::Iq2S), with a smaller grid, and of eight signs an even
+        /// number of minuses.
+        Iq2Xs = 17, "iq2_xs", grids;
+        /// 2.0625 bits a weight in blocks of 256: as [`Iq2Xs`](Self::Iq2Xs), with a smaller grid, and s for each 32.
+        Iq2Xxs = 16, "iq2_xxs", grids;
+        /// 1.5625 bits a weight in blocks of 256: `(d · (1 + 2 s)) · (q ± ⅛)`, eight q at a time a point of a grid of -1, 0
+        /// and 1; s of 0 to 7 and the sign of ⅛ for each 32.
+        Iq1S = 19, "iq1_s", grids;
+        /// 1.75 bits a weight in blocks of 256: as [`Iq1S`](Self::Iq1S), with s for each 16 and the sign of ⅛ for each 8.
+        Iq1M = 29, "iq1_m", grids;
     }
 }
 
@@ -219,5 +238,50 @@ impl FromStr for BlockType {
             known: Self::ALL.iter().map(|ty| ty.name()).collect::<Vec<_>>().join(", "),
             found: name.to_owned(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts_make_up<B: IntegerBlock>(block: &[u8]) {
+        let (subs, name) = (B::ELEMENTS / B::SUB, B::TYPE);
+        let (mut codes, mut quants) = (vec![0; B::ELEMENTS], vec![0; B::ELEMENTS]);
+        let (mut scales, mut minima) = (vec![0; subs], vec![0; subs]);
+        B::codes(block, &mut codes);
+        B::quants(block, &mut quants);
+        B::scales(block, &mut scales);
+        B::minima(block, &mut minima);
+        assert!(B::SCALED || scales.iter().all(|s| *s == 1), "{name}");
+        assert!(B::MINIMA || minima.iter().all(|m| *m == 0), "{name}");
+        match B::TABLE {
+            Some(table) => {
+                assert!(codes.iter().zip(&quants).all(|(c, q)| table[usize::from(*c)] == *q as i8), "{name}");
+            }
+            None => assert_eq!(codes, quants, "{name}"),
+        }
+        assert!(B::SIGNED || quants.iter().all(|q| *q < 64), "{name}");
+        if B::SCALE_IS_F16 {
+            assert_eq!(B::scale(block), half::f16::from_bits(B::scale_bits(block)).to_f32(), "{name}");
+        }
+        let mut widened = vec![0.0; B::ELEMENTS];
+        widen_row::<B>(block, &mut widened);
+        for (i, widened) in widened.iter().enumerate() {
+            let q = if B::SIGNED { i32::from(quants[i] as i8) } else { i32::from(quants[i]) } - B::ZERO;
+            let d = B::scale(block) * f32::from(scales[i / B::SUB]);
+            let m = B::minimum(block) * f32::from(minima[i / B::SUB]);
+            assert_eq!(*widened, d * q as f32 - m, "{name} {i}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_an_integer_block_make_up_its_elements() {
+        for &ty in BlockType::ALL {
+            assert_eq!(ty.elements() % 16, 0);
+            // Bytes that no scale made of them is infinite or a NaN.
+            let block: Vec<u8> = (0..ty.bytes()).map(|i| (i * i * 29 + i * 7 + 11) as u8 & 0xbf).collect();
+            with_integer_block!(ty, B => parts_make_up::<B>(&block), else => assert!(!ty.has_int8()));
+        }
     }
 }

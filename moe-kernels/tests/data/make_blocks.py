@@ -7,12 +7,15 @@
 DIR has GGUF files; blocks of real weights are taken from them. Digests are 64-bit FNV-1a over the little-endian bits of the
 values, every NaN counting as 0x7fc00000.
 
-blocks.tsv: `type <tab> case <tab> blocks <tab> digest`, over blocks that the test makes itself as this script does.
+blocks.tsv: `type <tab> case <tab> blocks <tab> digest`, over blocks that the test makes itself as this script does; or, where
+the case is FILE/TENSOR, over the next so many blocks of blocks.bin, which are the beginning of that tensor.
 """
 import argparse
+import glob
+import os
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
 TYPES = (
@@ -65,19 +68,34 @@ def digest(values):
     return f"{h:016x}"
 
 
+def tensors(models):
+    """type -> the first, the middle and the last of its tensors."""
+    found = {}
+    for path in sorted(glob.glob(f"{models}/*.gguf")):
+        for t in GGUFReader(path).tensors:
+            found.setdefault(t.tensor_type.name, []).append((f"{os.path.basename(path)}/{t.name}", t.data))
+    return {name: [f[0], f[len(f) // 2], f[-1]] for name, f in found.items()}
+
+
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--models", required=True)
     a.add_argument("--out", required=True)
     a = a.parse_args()
     np.seterr(all="ignore")
-    with open(f"{a.out}/blocks.tsv", "w") as out:
-        out.write("# gguf 0.19.0, by make_blocks.py\n")
+    real = tensors(a.models)
+    with open(f"{a.out}/blocks.tsv", "w") as out, open(f"{a.out}/blocks.bin", "wb") as data:
+        out.write("# Made by make_blocks.py with gguf 0.19.0; files by llama-cpp-python 0.3.36 from random weights.\n")
         for name in TYPES:
             ty = GGMLQuantizationType[name]
             for case, blocks in cases(int(ty), GGML_QUANT_SIZES[ty][1]):
                 rows = np.frombuffer(b"".join(blocks), dtype=np.uint8).reshape(len(blocks), -1)
                 out.write(f"{name.lower()}\t{case}\t{len(blocks)}\t{digest(dequantize(rows, ty))}\n")
+            for case, bytes_of in real.get(name, []):
+                elements, size = GGML_QUANT_SIZES[ty]
+                rows = bytes_of.reshape(-1, size)[: 4096 // elements]
+                data.write(rows.tobytes())
+                out.write(f"{name.lower()}\t{case}\t{len(rows)}\t{digest(dequantize(rows, ty))}\n")
 
 
 main()
