@@ -294,10 +294,8 @@ fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
 }
 
 fn check_finite(values: ArrayView2<'_, f32>, layer: Option<usize>, stage: &'static str) -> Result<()> {
-    let (columns, values) =
-        (values.ncols().max(1), values.as_slice().expect("matrices of the workspace are contiguous"));
-    match numerics::first_not_finite(values) {
+    match numerics::row_not_finite(values) {
         None => Ok(()),
-        Some(at) => Err(Error::NotFinite { layer, stage, token: at / columns, value: values[at] }),
+        Some((token, value)) => Err(Error::NotFinite { layer, stage, token, value }),
     }
 }

@@ -7,6 +7,15 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use crate::workspace::shaped;
 use crate::{Dispatch, Error, Result, Scratch};
 
+/// An expert that a pass may want, as a bank hears beforehand.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// The expert.
+    pub expert: usize,
+    /// How sure that is, in 0..=1; at 1 the rows are on their way.
+    pub certainty: f32,
+}
+
 /// A whole bank of experts. It alone decides how the work over experts, rows and columns is scheduled.
 ///
 /// Fast banks implement this; [`PerExpert`] makes a bank of single experts.
@@ -32,7 +41,31 @@ pub trait Experts: Send + Sync {
         scratch: &mut Scratch,
         out: ArrayViewMut2<'_, f32>,
     ) -> Result<()>;
+
+    /// Hears which experts of a model's `layer` are wanted soon, each at most once in a call: from the layer itself, at
+    /// certainty 1, as soon as the routing is sealed, and from whoever guesses earlier, at less. Later calls add to earlier ones.
+    ///
+    /// A bank whose weights are far away starts to bring them here. It must not wait, and results must not depend on it.
+    /// By default a bank does not care.
+    fn expect(&self, layer: usize, experts: &[Expected]) {
+        let _ = (layer, experts);
+    }
+
+    /// Runs `work(first, rows)` on stretches of `rows` that cover all of them, `first` being the place of a stretch's first
+    /// row, with the threads that the bank itself uses: by default on this thread, as one stretch.
+    ///
+    /// The layer combines outputs with it. Rows do not depend on each other, so the cut changes no result.
+    ///
+    /// # Errors
+    ///
+    /// That of the earliest stretch that `work` fails on.
+    fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> Result<()> {
+        work(0, rows)
+    }
 }
+
+/// What [`Experts::over_rows`] runs: on a stretch of rows, with the place of the first.
+pub type RowWork<'a> = dyn Fn(usize, ArrayViewMut2<'_, f32>) -> Result<()> + Sync + 'a;
 
 /// What a pointer to a bank does: as its target.
 macro_rules! forward_to_target {
@@ -53,6 +86,14 @@ macro_rules! forward_to_target {
                 out: ArrayViewMut2<'_, f32>,
             ) -> Result<()> {
                 (**self).forward(dispatch, scratch, out)
+            }
+
+            fn expect(&self, layer: usize, experts: &[Expected]) {
+                (**self).expect(layer, experts);
+            }
+
+            fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> Result<()> {
+                (**self).over_rows(rows, work)
             }
         }
     )*};

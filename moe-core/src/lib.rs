@@ -35,11 +35,11 @@ mod stats;
 mod workspace;
 
 pub use assignments::{Assignment, Assignments, Mark, Refusal, Review, RouteScratch, Verdict};
-pub use combine::combine;
+pub use combine::{combine, combine_from};
 pub use context::{RouteInput, TokenContext, TokenRows};
 pub use dispatch::Dispatch;
 pub use error::{BoxError, Error, Result, Stage};
-pub use experts::{Expert, Experts, PerExpert};
+pub use experts::{Expected, Expert, Experts, PerExpert, RowWork};
 pub use gate::{Gate, LinearGate};
 pub use layer::{ApplyWeights, MoeLayer};
 pub use null_experts::{NullExpert, NullExperts};

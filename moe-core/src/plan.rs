@@ -171,6 +171,11 @@ impl RoutingPlan {
         self.expert_offsets[e]..self.expert_offsets[e + 1]
     }
 
+    /// The experts that have rows, ascending.
+    pub fn active_experts(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.experts()).filter(|&e| !self.expert_rows(e).is_empty())
+    }
+
     /// The token of each row, `[R]`.
     pub fn row_tokens(&self) -> &[u32] {
         &self.row_token

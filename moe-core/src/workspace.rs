@@ -4,13 +4,15 @@ use std::any::Any;
 
 use ndarray::ArrayViewMut2;
 
-use crate::{Assignments, RoutingPlan};
+use crate::{Assignments, Expected, RoutingPlan};
 
 /// The buffers of a forward pass. One serves all layers of a model, in turn; it only grows.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) assignments: Assignments,
     pub(crate) plan: RoutingPlan,
+    /// What the bank is told of: at most E.
+    pub(crate) expected: Vec<Expected>,
     /// `[T, E]`.
     pub(crate) logits: Vec<f32>,
     /// `[R, D]`.

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, Scratch};
+use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, RowWork, Scratch};
 use ndarray::ArrayViewMut2;
 
 use crate::chunk::Chunk;
@@ -15,7 +15,7 @@ use crate::kind::Kind;
 use crate::linear::Fit;
 use crate::packed::PackedMemory;
 use crate::products::{Job, Product, lay_out, multiply};
-use crate::schedule::enter_if_worth;
+use crate::schedule::{enter_if_worth, over_rows};
 use crate::{Activations, Backend, Error, Result, WeightFormat, WeightMatrix, WeightView};
 
 /// Names of an expert's matrices, in the order that arrays of three have here.
@@ -289,5 +289,9 @@ impl Experts for SwiGluExperts {
             }
         }
         self.bank.forward(|e| self.weights[e].view(), dispatch, scratch, out).map_err(CoreError::experts)
+    }
+
+    fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> CoreResult<()> {
+        over_rows(rows, work)
     }
 }
