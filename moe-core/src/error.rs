@@ -133,6 +133,12 @@ pub enum Error {
         /// How many.
         found: usize,
     },
+    /// Other passes have taken what this one needs, and it must not wait on its thread.
+    #[error("{what}: taken by other passes, on a thread that must not wait for them")]
+    Busy {
+        /// Of what there is only so much.
+        what: &'static str,
+    },
     /// A gate, router or expert from outside failed.
     #[error("{what}: {source}")]
     Custom {

@@ -16,9 +16,40 @@ pub struct Expected {
     pub certainty: f32,
 }
 
+/// A pass that is about to begin, as a bank hears of it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Reserve {
+    /// Index of the layer in its model.
+    pub layer: usize,
+    /// Number of tokens in the batch, T.
+    pub tokens: usize,
+    /// Whether the bank may wait until another pass gives something back: never on a worker of a thread pool.
+    pub may_wait: bool,
+}
+
+impl Reserve {
+    /// A pass of `tokens` through the layer of that index.
+    pub fn new(layer: usize, tokens: usize, may_wait: bool) -> Self {
+        Self { layer, tokens, may_wait }
+    }
+}
+
 /// A whole bank of experts. It alone decides how the work over experts, rows and columns is scheduled.
 ///
 /// Fast banks implement this; [`PerExpert`] makes a bank of single experts.
+///
+/// # Waiting
+///
+/// Inside [`forward`](Self::forward) a bank may wait for a disk or a network, and never for another pass. Passes share the
+/// workers of a thread pool, and a worker that waits for its own tasks meanwhile takes up whatever else there is, another
+/// caller's whole pass too. That pass then stands on top of the one below, which cannot go on before it ends: if it waited for
+/// what the lower one holds, both would wait for ever.
+///
+/// A bank that has only so much of something, bytes of a cache say, gives each pass its share in [`reserve`](Self::reserve),
+/// which whoever runs a pass calls before entering the pool, and takes it back in [`release`](Self::release). The share lies
+/// in the pass's [`Scratch`]: banks of several layers over one store look there for what an earlier layer has reserved, so
+/// that no pass waits while it holds a part. A pass through several stores reserves in the order of layers.
 pub trait Experts: Send + Sync {
     /// Number of experts, E.
     fn experts(&self) -> usize;
@@ -34,7 +65,7 @@ pub trait Experts: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Whatever the bank's weights may run into: a disk, a cache, a network ([`Error::experts`]).
+    /// Whatever the bank's weights may run into: a disk, a network ([`Error::experts`]).
     fn forward(
         &self,
         dispatch: Dispatch<'_>,
@@ -49,6 +80,23 @@ pub trait Experts: Send + Sync {
     /// By default a bank does not care.
     fn expect(&self, layer: usize, experts: &[Expected]) {
         let _ = (layer, experts);
+    }
+
+    /// Sets aside what a coming pass needs of something that passes share; later in the pass [`forward`](Self::forward) is
+    /// given the same `scratch`. By default there is no such thing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] where another pass would have to give back first, and the bank may not wait.
+    fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> Result<()> {
+        let _ = (request, scratch);
+        Ok(())
+    }
+
+    /// Gives back what [`reserve`](Self::reserve) has set aside: at the end of a pass, also of one that failed, and perhaps
+    /// where nothing is set aside.
+    fn release(&self, scratch: &mut Scratch) {
+        let _ = scratch;
     }
 
     /// Runs `work(first, rows)` on stretches of `rows` that cover all of them, `first` being the place of a stretch's first
@@ -90,6 +138,14 @@ macro_rules! forward_to_target {
 
             fn expect(&self, layer: usize, experts: &[Expected]) {
                 (**self).expect(layer, experts);
+            }
+
+            fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> Result<()> {
+                (**self).reserve(request, scratch)
+            }
+
+            fn release(&self, scratch: &mut Scratch) {
+                (**self).release(scratch);
             }
 
             fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> Result<()> {

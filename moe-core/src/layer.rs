@@ -5,7 +5,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use crate::numerics;
 use crate::workspace::shaped;
 use crate::{
-    Dispatch, Error, Expected, Experts, Gate, Observer, Result, RouteInput, Routed, Router, Stage,
+    Dispatch, Error, Expected, Experts, Gate, Observer, Reserve, Result, RouteInput, Routed, Router, Stage,
     TokenContext, Workspace, combine_from,
 };
 
@@ -51,6 +51,17 @@ impl MoeLayer {
         Self { router, ..self }
     }
 
+    /// The same layer over another bank, made from its own: one that wraps it, say.
+    ///
+    /// # Errors
+    ///
+    /// If the new bank has another number of experts or another width.
+    pub fn map_bank(self, bank: impl FnOnce(Box<dyn Experts>) -> Box<dyn Experts>) -> Result<Self> {
+        let Self { index, apply_weights, .. } = self;
+        let layer = Self::new(self.gate, self.router, bank(self.bank))?;
+        Ok(layer.with_index(index).applying_weights(apply_weights))
+    }
+
     /// The same layer, with the combination weights applied there.
     pub fn applying_weights(self, apply_weights: ApplyWeights) -> Self {
         Self { apply_weights, ..self }
@@ -91,6 +102,24 @@ impl MoeLayer {
     /// [`forward`](Self::forward) tells it of those that were chosen.
     pub fn expect(&self, experts: &[Expected]) {
         self.bank.expect(self.index, experts);
+    }
+
+    /// Sets aside what a pass of `tokens` needs of something that the bank's passes share, before the pass enters a thread
+    /// pool; `may_wait` is false on a thread of one. A bank that shares nothing has nothing to reserve.
+    ///
+    /// [`forward`](Self::forward) does not call this: a model reserves for all of its layers at once. Whoever calls it calls
+    /// [`release`](Self::release) after the pass, whether or not either succeeded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] where that would mean to wait.
+    pub fn reserve(&self, tokens: usize, may_wait: bool, workspace: &mut Workspace) -> Result<()> {
+        self.bank.reserve(&Reserve::new(self.index, tokens, may_wait), &mut workspace.scratch)
+    }
+
+    /// Gives back what [`reserve`](Self::reserve) has set aside.
+    pub fn release(&self, workspace: &mut Workspace) {
+        self.bank.release(&mut workspace.scratch);
     }
 
     /// Computes the layer's output for T tokens; `hidden` and `y` are `[T, D]`, `y` is overwritten.
@@ -143,6 +172,7 @@ impl MoeLayer {
         let input = RouteInput { logits: logits.view(), context };
         router.route(&input, assignments)?;
         plan.seal(assignments)?;
+        Error::check_shape("routing plan", &[tokens, experts], &[plan.tokens(), plan.experts()])?;
         expected.clear();
         expected.extend(plan.active_experts().map(|expert| Expected { expert, certainty: 1.0 }));
         self.expect(expected);

@@ -39,7 +39,7 @@ pub use combine::{combine, combine_from};
 pub use context::{RouteInput, TokenContext, TokenRows};
 pub use dispatch::Dispatch;
 pub use error::{BoxError, Error, Result, Stage};
-pub use experts::{Expected, Expert, Experts, PerExpert, RowWork};
+pub use experts::{Expected, Expert, Experts, PerExpert, Reserve, RowWork};
 pub use gate::{Gate, LinearGate};
 pub use layer::{ApplyWeights, MoeLayer};
 pub use null_experts::{NullExpert, NullExperts};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
 
 use crate::numerics;
-use crate::{Dispatch, Error, Expected, Experts, Result, RowWork, Scratch};
+use crate::{Dispatch, Error, Expected, Experts, Reserve, Result, RowWork, Scratch};
 
 /// What an expert without a network does with a row x.
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +89,14 @@ impl<X: Experts> Experts for NullExperts<X> {
                 self.bank.expect(layer, alike);
             }
         }
+    }
+
+    fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> Result<()> {
+        self.bank.reserve(request, scratch)
+    }
+
+    fn release(&self, scratch: &mut Scratch) {
+        self.bank.release(scratch);
     }
 
     fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> Result<()> {

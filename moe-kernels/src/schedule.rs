@@ -15,6 +15,12 @@ pub fn enter<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::join(work, || ()).0
 }
 
+/// Whether this thread may wait for another pass to end: it is no worker of a rayon pool, which would hold up whatever
+/// stands below on its stack (see [`Experts`](moe_core::Experts#waiting)).
+pub fn may_wait() -> bool {
+    rayon::current_thread_index().is_none()
+}
+
 /// [`enter`] for work of that many multiply-adds, if it is so much that another thread will take part: otherwise no pass
 /// within leaves this thread, and waking another would take longer than the work.
 pub(crate) fn enter_if_worth<T: Send>(cost: usize, work: impl FnOnce() -> T + Send) -> T {
