@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mixtral_model::{Checkpoint, Config, Error, Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use moe_core::memory::held;
 use moe_core::{
     Dispatch, Error as CoreError, Experts, Reserve, Result as CoreResult, Routed, RowWork, Scratch,
+    ScratchValue,
 };
 use moe_kernels::Backend;
 use ndarray::ArrayViewMut2;
@@ -63,6 +65,12 @@ impl Drop for Place {
 /// The places that a pass has, in whatever stores.
 #[derive(Default)]
 struct Places(Vec<Place>);
+
+impl ScratchValue for Places {
+    fn bytes(&self) -> usize {
+        held(&self.0)
+    }
+}
 
 /// A bank whose passes need a place of its store each; those of all layers share one.
 struct Bounded {

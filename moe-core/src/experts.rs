@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
-use crate::workspace::shaped;
-use crate::{Dispatch, Error, Result, Scratch};
+use crate::memory::{held, matrix};
+use crate::{Dispatch, Error, Result, Scratch, ScratchValue};
 
 /// An expert that a pass may want, as a bank hears beforehand.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -214,7 +214,7 @@ impl<X: Expert> Experts for PerExpert<X> {
         for (e, expert) in self.experts.iter().enumerate() {
             let range = dispatch.rows_of(e);
             if !range.is_empty() {
-                let mut rows = shaped(gathered, range.len(), self.dim);
+                let mut rows = matrix(gathered, range.len(), self.dim, "rows of an expert")?;
                 dispatch.gather(range.clone(), rows.view_mut());
                 expert.forward(rows.view(), out.slice_axis_mut(Axis(0), Slice::from(range)))?;
             }
@@ -226,3 +226,9 @@ impl<X: Expert> Experts for PerExpert<X> {
 /// The rows of one expert, side by side.
 #[derive(Debug, Default)]
 struct Gathered(Vec<f32>);
+
+impl ScratchValue for Gathered {
+    fn bytes(&self) -> usize {
+        held(&self.0)
+    }
+}

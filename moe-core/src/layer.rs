@@ -2,8 +2,8 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use crate::memory::{matrix, reserve};
 use crate::numerics;
-use crate::workspace::shaped;
 use crate::{
     Dispatch, Error, Expected, Experts, Gate, Observer, Reserve, Result, RouteInput, Routed, Router, Stage,
     TokenContext, Workspace, combine_from,
@@ -129,7 +129,7 @@ impl MoeLayer {
     /// # Errors
     ///
     /// Shapes that do not fit; what gate, router or experts report; a plan that cannot be sealed; logits or outputs that are
-    /// not finite ([`Error::NotFinite`]).
+    /// not finite ([`Error::NotFinite`]); no memory for the workspace ([`Error::OutOfMemory`]).
     pub fn forward(
         &self,
         hidden: ArrayView2<'_, f32>,
@@ -164,7 +164,7 @@ impl MoeLayer {
         assignments.reset(tokens, experts)?;
 
         // Gate: one logit for each token and expert.
-        let mut logits = shaped(logits, tokens, experts);
+        let mut logits = matrix(logits, tokens, experts, "router logits")?;
         self.gate.logits(hidden, &context, scratch, logits.view_mut())?;
         self.check_finite(0, logits.view(), Stage::RouterLogits)?;
 
@@ -174,12 +174,13 @@ impl MoeLayer {
         plan.seal(assignments)?;
         Error::check_shape("routing plan", &[tokens, experts], &[plan.tokens(), plan.experts()])?;
         expected.clear();
+        reserve(expected, experts, "expected experts")?;
         expected.extend(plan.active_experts().map(|expert| Expected { expert, certainty: 1.0 }));
         self.expect(expected);
         observer.routed(&Routed::of(&input, plan));
 
         // Experts: the whole bank at once, reading each row's token where it lies.
-        let mut outputs = shaped(outputs, plan.rows(), dim);
+        let mut outputs = matrix(outputs, plan.rows(), dim, "outputs of the experts")?;
         let dispatch = Dispatch::of(plan, hidden, self.apply_weights, self.index);
         self.bank.forward(dispatch, scratch, outputs.view_mut())?;
 

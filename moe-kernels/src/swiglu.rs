@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, RowWork, Scratch};
+use moe_core::memory::held;
+use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, RowWork, Scratch, ScratchValue};
 use ndarray::ArrayViewMut2;
 
 use crate::chunk::Chunk;
@@ -214,6 +215,12 @@ struct SwiGluScratch {
     packed: PackedMemory,
     jobs: Vec<Job>,
     panels: Vec<Chunk>,
+}
+
+impl ScratchValue for SwiGluScratch {
+    fn bytes(&self) -> usize {
+        self.packed.bytes() + held(&self.groups) + held(&self.jobs) + held(&self.panels)
+    }
 }
 
 /// A bank of SwiGLU experts of one shape, with all of their weights.
