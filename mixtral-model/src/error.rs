@@ -121,6 +121,12 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// Other passes have taken what this one needs, and it must not wait on its thread, a worker of a thread pool.
+    #[error("{what}: taken by other passes, on a thread that must not wait for them")]
+    Busy {
+        /// Of what there is only so much.
+        what: &'static str,
+    },
     /// An observer ended the pass.
     #[error("stopped")]
     Stopped,
@@ -173,6 +179,7 @@ impl Error {
     pub(crate) fn moe(layer: usize, source: moe_core::Error) -> Self {
         match source {
             moe_core::Error::NotFinite { .. } => Self::Moe(source),
+            moe_core::Error::Busy { what } => Self::Busy { what },
             _ => Self::Layer { layer, source },
         }
     }

@@ -12,6 +12,7 @@ mod load;
 pub mod manifest;
 mod model;
 mod observer;
+mod reserved;
 mod rope;
 mod sampling;
 mod save;

@@ -2,11 +2,12 @@
 //!
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
-use moe_core::{MoeLayer, Routed, Router, TokenContext, numerics};
+use moe_core::{Experts, MoeLayer, Routed, Router, TokenContext, numerics};
 use moe_kernels::attention::{AttentionShape, attend};
 use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
+use crate::reserved::Reserved;
 use crate::rope::Rope;
 use crate::workspace::{Workspace, matrix, matrix_of};
 use crate::{Config, Error, Observer, Result, Session, SessionOptions};
@@ -132,6 +133,23 @@ impl Model {
         self
     }
 
+    /// The same model over other banks of experts: `bank(layer, own)` for each layer, made from its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layer`] if a bank has another number of experts or another width.
+    pub fn map_banks(
+        mut self,
+        mut bank: impl FnMut(usize, Box<dyn Experts>) -> Box<dyn Experts>,
+    ) -> Result<Self> {
+        let map = |(n, layer): (usize, Layer)| {
+            let moe = layer.moe.map_bank(|own| bank(n, own)).map_err(|error| Error::moe(n, error))?;
+            Ok(Layer { moe, ..layer })
+        };
+        self.layers = self.layers.into_iter().enumerate().map(map).collect::<Result<_>>()?;
+        Ok(self)
+    }
+
     /// An empty session.
     ///
     /// # Errors
@@ -152,7 +170,8 @@ impl Model {
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
     /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Layer`] where a layer fails otherwise; [`Error::Weights`] where bf16 activations meet a weight that is too
-    /// small; [`Error::Stopped`] at the observer's wish.
+    /// small; [`Error::Busy`] where other passes have taken what this one needs and it is called on a worker of a thread pool,
+    /// which must not wait; [`Error::Stopped`] at the observer's wish.
     pub fn forward<'w>(
         &self,
         steps: &mut [Step<'_>],
@@ -163,7 +182,10 @@ impl Model {
             return Ok(matrix_of(&[], 0, self.config.vocab_size));
         }
         self.begin(steps, workspace)?;
-        enter(|| self.pass(steps, workspace, observer))?;
+        let tokens = steps.iter().map(|step| step.tokens.len()).sum();
+        let reserved = Reserved::new(&self.layers, tokens, &mut *workspace)?;
+        enter(|| self.pass(steps, &mut *reserved.workspace, observer))?;
+        drop(reserved);
         for step in steps.iter_mut() {
             step.session.advance(step.tokens);
         }
@@ -294,10 +316,8 @@ fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
 }
 
 fn check_finite(values: ArrayView2<'_, f32>, layer: Option<usize>, stage: &'static str) -> Result<()> {
-    let (columns, values) =
-        (values.ncols().max(1), values.as_slice().expect("matrices of the workspace are contiguous"));
-    match numerics::first_not_finite(values) {
+    match numerics::row_not_finite(values) {
         None => Ok(()),
-        Some(at) => Err(Error::NotFinite { layer, stage, token: at / columns, value: values[at] }),
+        Some((token, value)) => Err(Error::NotFinite { layer, stage, token, value }),
     }
 }

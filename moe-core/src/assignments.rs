@@ -1,5 +1,6 @@
 //! What a router writes: pairs of token and expert, in any order, not yet trusted.
 
+use crate::memory::{held, refill, reserve};
 use crate::{Error, Result, Scratch};
 
 /// One pair that a router granted.
@@ -73,6 +74,12 @@ pub struct RouteScratch {
     pub own: Scratch,
 }
 
+impl RouteScratch {
+    fn bytes(&self) -> usize {
+        held(&self.values) + held(&self.keys) + self.own.bytes()
+    }
+}
+
 /// A push-only, ragged list of pairs. Sealing it makes a [`RoutingPlan`](crate::RoutingPlan).
 ///
 /// Reusing one list over calls allocates nothing once it has grown.
@@ -83,6 +90,8 @@ pub struct Assignments {
     first_token: usize,
     granted: Vec<Assignment>,
     refused: Vec<Refusal>,
+    /// Bytes that a pair would have taken and were not to be had; 0 if all are here. Sealing reports it.
+    lost: usize,
     /// Choices pushed so far, for each token.
     pushed: Vec<u32>,
     verdicts: Vec<Verdict>,
@@ -103,7 +112,7 @@ impl Assignments {
     ///
     /// # Errors
     ///
-    /// [`Error::TooLarge`] where 32-bit indices do not reach.
+    /// [`Error::TooLarge`] where 32-bit indices do not reach; [`Error::OutOfMemory`].
     pub fn reset(&mut self, tokens: usize, experts: usize) -> Result<()> {
         for (what, found) in [("tokens", tokens), ("experts", experts)] {
             if u32::try_from(found).is_err() || found == u32::MAX as usize {
@@ -113,9 +122,16 @@ impl Assignments {
         (self.tokens, self.experts, self.first_token) = (tokens, experts, 0);
         self.granted.clear();
         self.refused.clear();
-        self.pushed.clear();
-        self.pushed.resize(tokens, 0);
-        Ok(())
+        self.lost = 0;
+        refill(&mut self.pushed, tokens, 0, "assignments")
+    }
+
+    /// Bytes of memory that it holds on to, what it lends to routers included.
+    pub fn bytes(&self) -> usize {
+        let Self { granted, refused, pushed, verdicts, order, load, priority, scratch, .. } = self;
+        let lists = held(granted) + held(refused) + held(pushed);
+        let review = held(verdicts) + held(order) + held(load) + held(priority);
+        lists + review + held(scratch) + scratch.iter().map(RouteScratch::bytes).sum::<usize>()
     }
 
     /// Number of tokens of the batch.
@@ -131,13 +147,14 @@ impl Assignments {
     /// Grants the pair: `expert` works on `token`, its output times `weight`.
     pub fn assign(&mut self, token: usize, expert: usize, weight: f32) {
         let (token, expert, rank) = self.next(token, expert);
-        self.granted.push(Assignment { token, expert, weight, rank, requested: expert });
+        let pair = Assignment { token, expert, weight, rank, requested: expert };
+        store(&mut self.granted, pair, &mut self.lost);
     }
 
     /// Records that the router wanted the pair and a capacity turned it away. It takes a rank like a granted one.
     pub fn refuse(&mut self, token: usize, expert: usize) {
         let (token, expert, rank) = self.next(token, expert);
-        self.refused.push(Refusal { token, expert, rank });
+        store(&mut self.refused, Refusal { token, expert, rank }, &mut self.lost);
     }
 
     /// The pairs granted so far, in the order they were pushed.
@@ -158,16 +175,23 @@ impl Assignments {
     /// Lets a decorator look at the pairs granted since `mark`, change their weights, and turn some away.
     ///
     /// What is kept stays in the order it was pushed, and every pair keeps its rank.
-    pub fn review<T>(&mut self, mark: Mark, decide: impl FnOnce(Review<'_>) -> T) -> T {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`], before anything is decided.
+    pub fn review<T>(&mut self, mark: Mark, decide: impl FnOnce(Review<'_>) -> T) -> Result<T> {
         let from = mark.0.min(self.granted.len());
         let first_token = u32::try_from(self.first_token).unwrap_or(u32::MAX);
         let pairs = &mut self.granted[from..];
+        refill(&mut self.verdicts, pairs.len(), Verdict::Keep, "verdicts")?;
+        refill(&mut self.load, self.experts, 0, "load")?;
+        refill(&mut self.priority, pairs.len(), 0.0, "priorities")?;
+        refill(&mut self.order, 0, 0, "order")?;
+        reserve(&mut self.order, pairs.len(), "order")?;
+        // No pair can fail to be stored below: at most these are refused.
+        reserve(&mut self.refused, pairs.len(), "refusals")?;
         // An out of range token stays one: both steps wrap.
         pairs.iter_mut().for_each(|p| p.token = p.token.wrapping_sub(first_token));
-        refill(&mut self.verdicts, pairs.len(), Verdict::Keep);
-        refill(&mut self.load, self.experts, 0);
-        refill(&mut self.priority, pairs.len(), 0.0);
-        self.order.clear();
         self.order.extend(0..pairs.len() as u32);
         let result = decide(Review {
             pairs,
@@ -192,7 +216,15 @@ impl Assignments {
             }
         }
         self.granted.truncate(kept);
-        result
+        Ok(result)
+    }
+
+    /// `Ok` where every pair that was pushed is stored.
+    pub(crate) fn check_stored(&self) -> Result<()> {
+        if self.lost > 0 {
+            return Err(Error::OutOfMemory { what: "assignments", bytes: self.lost });
+        }
+        Ok(())
     }
 
     /// Lends a router memory that outlives the call, so that it allocates nothing once grown.
@@ -230,8 +262,11 @@ impl Assignments {
     }
 }
 
-/// Makes `list` hold `len` times `value`.
-fn refill<T: Clone>(list: &mut Vec<T>, len: usize, value: T) {
-    list.clear();
-    list.resize(len, value);
+/// Adds an entry to a list, or notes the bytes that are not to be had.
+fn store<T>(list: &mut Vec<T>, entry: T, lost: &mut usize) {
+    if list.try_reserve(1).is_ok() {
+        list.push(entry);
+    } else {
+        *lost = (list.len() + 1).saturating_mul(size_of::<T>());
+    }
 }

@@ -14,10 +14,27 @@ use crate::RoutingPlan;
 ///
 /// If the shapes do not fit the plan.
 #[track_caller]
-pub fn combine(plan: &RoutingPlan, out: ArrayView2<'_, f32>, weighted: bool, mut y: ArrayViewMut2<'_, f32>) {
+pub fn combine(plan: &RoutingPlan, out: ArrayView2<'_, f32>, weighted: bool, y: ArrayViewMut2<'_, f32>) {
     assert_eq!(y.nrows(), plan.tokens(), "one output a token");
+    combine_from(0, plan, out, weighted, y);
+}
+
+/// [`combine`] for a stretch of tokens, the first of which is `first`: `y` is their outputs, `[N, D]`. Stretches may be
+/// computed in parallel, and give the same bits however they are cut.
+///
+/// # Panics
+///
+/// If the plan does not have these tokens, or the shapes do not fit.
+#[track_caller]
+pub fn combine_from(
+    first: usize,
+    plan: &RoutingPlan,
+    out: ArrayView2<'_, f32>,
+    weighted: bool,
+    mut y: ArrayViewMut2<'_, f32>,
+) {
     assert_eq!(out.dim(), (plan.rows(), y.ncols()), "one row a kept pair, as wide as the output");
-    for (t, mut sum) in y.rows_mut().into_iter().enumerate() {
+    for (t, mut sum) in (first..).zip(y.rows_mut()) {
         sum.fill(0.0);
         for term in plan.token_terms(t) {
             let weight = if weighted { term.weight } else { 1.0 };

@@ -156,6 +156,17 @@ impl<'a> TokenContext<'a> {
         Ok(())
     }
 
+    /// Checks that the lists fit a batch of `tokens` over `experts`, the noise logits too.
+    pub(crate) fn check_for(&self, tokens: usize, experts: usize) -> Result<()> {
+        self.check(tokens)?;
+        match self.noise_logits {
+            Some(rows) => {
+                Error::check_shape("noise logits", &[tokens, experts], &[rows.tokens(), rows.columns()])
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The context of one stretch of the tokens as a sequence of its own.
     pub(crate) fn slice(&self, range: &Range<usize>) -> Self {
         Self {
@@ -245,10 +256,7 @@ impl<'a> RouteInput<'a> {
     ///
     /// If the context does not fit T tokens, or its noise logits E experts, whether or not the router looks at them.
     pub fn new(logits: ArrayView2<'a, f32>, context: TokenContext<'a>) -> Result<Self> {
-        context.check(logits.nrows())?;
-        if let Some(rows) = context.noise_logits {
-            Error::check_shape("noise logits", logits.shape(), &[rows.tokens(), rows.columns()])?;
-        }
+        context.check_for(logits.nrows(), logits.ncols())?;
         Ok(Self { logits, context })
     }
 

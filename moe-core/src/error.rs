@@ -113,6 +113,16 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A setting of a gate that means nothing.
+    #[error("gate: {setting}: expected {expected}, found {found}")]
+    Gate {
+        /// The setting.
+        setting: &'static str,
+        /// What would work.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// A layer computed NaN or an infinity.
     #[error("layer {layer}, {stage}: token {token}: expected finite values, found {value}")]
     NotFinite {
@@ -125,6 +135,14 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// Memory for something whose size the input decides is not to be had.
+    #[error("{what}: no memory for {bytes} bytes")]
+    OutOfMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// How much it would take.
+        bytes: usize,
+    },
     /// A batch with more tokens or experts than 32-bit indices reach.
     #[error("{what}: expected less than 4294967295, found {found}")]
     TooLarge {
@@ -132,6 +150,12 @@ pub enum Error {
         what: &'static str,
         /// How many.
         found: usize,
+    },
+    /// Other passes have taken what this one needs, and it must not wait on its thread.
+    #[error("{what}: taken by other passes, on a thread that must not wait for them")]
+    Busy {
+        /// Of what there is only so much.
+        what: &'static str,
     },
     /// A gate, router or expert from outside failed.
     #[error("{what}: {source}")]

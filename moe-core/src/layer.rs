@@ -2,11 +2,11 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use crate::memory::{matrix, reserve};
 use crate::numerics;
-use crate::workspace::shaped;
 use crate::{
-    Dispatch, Error, Experts, Gate, Observer, Result, RouteInput, Routed, Router, Stage, TokenContext,
-    Workspace, combine,
+    Dispatch, Error, Expected, Experts, Gate, Observer, Reserve, Result, RouteInput, Routed, Router, Stage,
+    TokenContext, Workspace, combine_from,
 };
 
 /// Where the combination weights enter.
@@ -51,9 +51,25 @@ impl MoeLayer {
         Self { router, ..self }
     }
 
+    /// The same layer over another bank, made from its own: one that wraps it, say.
+    ///
+    /// # Errors
+    ///
+    /// If the new bank has another number of experts or another width.
+    pub fn map_bank(self, bank: impl FnOnce(Box<dyn Experts>) -> Box<dyn Experts>) -> Result<Self> {
+        let Self { index, apply_weights, .. } = self;
+        let layer = Self::new(self.gate, self.router, bank(self.bank))?;
+        Ok(layer.with_index(index).applying_weights(apply_weights))
+    }
+
     /// The same layer, with the combination weights applied there.
     pub fn applying_weights(self, apply_weights: ApplyWeights) -> Self {
         Self { apply_weights, ..self }
+    }
+
+    /// Its index in its model; 0 for a layer alone.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// Number of experts, E.
@@ -81,6 +97,31 @@ impl MoeLayer {
         &*self.bank
     }
 
+    /// Tells the bank of experts that a coming pass may want, for whoever can guess before the layer routes.
+    ///
+    /// [`forward`](Self::forward) tells it of those that were chosen.
+    pub fn expect(&self, experts: &[Expected]) {
+        self.bank.expect(self.index, experts);
+    }
+
+    /// Sets aside what a pass of `tokens` needs of something that the bank's passes share, before the pass enters a thread
+    /// pool; `may_wait` is false on a thread of one. A bank that shares nothing has nothing to reserve.
+    ///
+    /// [`forward`](Self::forward) does not call this: a model reserves for all of its layers at once. Whoever calls it calls
+    /// [`release`](Self::release) after the pass, whether or not either succeeded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Busy`] where that would mean to wait.
+    pub fn reserve(&self, tokens: usize, may_wait: bool, workspace: &mut Workspace) -> Result<()> {
+        self.bank.reserve(&Reserve::new(self.index, tokens, may_wait), &mut workspace.scratch)
+    }
+
+    /// Gives back what [`reserve`](Self::reserve) has set aside.
+    pub fn release(&self, workspace: &mut Workspace) {
+        self.bank.release(&mut workspace.scratch);
+    }
+
     /// Computes the layer's output for T tokens; `hidden` and `y` are `[T, D]`, `y` is overwritten.
     ///
     /// A token that no expert received gets a zero row.
@@ -88,7 +129,7 @@ impl MoeLayer {
     /// # Errors
     ///
     /// Shapes that do not fit; what gate, router or experts report; a plan that cannot be sealed; logits or outputs that are
-    /// not finite ([`Error::NotFinite`]).
+    /// not finite ([`Error::NotFinite`]); no memory for the workspace ([`Error::OutOfMemory`]).
     pub fn forward(
         &self,
         hidden: ArrayView2<'_, f32>,
@@ -112,47 +153,52 @@ impl MoeLayer {
         context: TokenContext<'_>,
         workspace: &mut Workspace,
         observer: &mut dyn Observer,
-        mut y: ArrayViewMut2<'_, f32>,
+        y: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
         let (tokens, dim, experts) = (hidden.nrows(), self.dim(), self.experts());
         Error::check_shape("layer input", &[tokens, dim], hidden.shape())?;
         Error::check_shape("layer output", &[tokens, dim], y.shape())?;
         let context = context.at_layer(self.index);
-        context.check(tokens)?;
-        let Workspace { assignments, plan, logits, outputs, scratch } = workspace;
+        context.check_for(tokens, experts)?;
+        let Workspace { assignments, plan, expected, logits, outputs, scratch } = workspace;
         assignments.reset(tokens, experts)?;
 
         // Gate: one logit for each token and expert.
-        let mut logits = shaped(logits, tokens, experts);
+        let mut logits = matrix(logits, tokens, experts, "router logits")?;
         self.gate.logits(hidden, &context, scratch, logits.view_mut())?;
-        self.check_finite(logits.view(), Stage::RouterLogits)?;
+        self.check_finite(0, logits.view(), Stage::RouterLogits)?;
 
-        // Router: who works on what; sealing makes it trustworthy.
-        router.route(&RouteInput::new(logits.view(), context)?, assignments)?;
+        // Router: who works on what; sealing makes it trustworthy, and the bank hears of it at once.
+        let input = RouteInput { logits: logits.view(), context };
+        router.route(&input, assignments)?;
         plan.seal(assignments)?;
-        observer.routed(&Routed::new(logits.view(), plan, context)?);
+        Error::check_shape("routing plan", &[tokens, experts], &[plan.tokens(), plan.experts()])?;
+        expected.clear();
+        reserve(expected, experts, "expected experts")?;
+        expected.extend(plan.active_experts().map(|expert| Expected { expert, certainty: 1.0 }));
+        self.expect(expected);
+        observer.routed(&Routed::of(&input, plan));
 
         // Experts: the whole bank at once, reading each row's token where it lies.
-        let mut outputs = shaped(outputs, plan.rows(), dim);
+        let mut outputs = matrix(outputs, plan.rows(), dim, "outputs of the experts")?;
         let dispatch = Dispatch::of(plan, hidden, self.apply_weights, self.index);
         self.bank.forward(dispatch, scratch, outputs.view_mut())?;
 
-        // Combine: back to token order.
-        combine(plan, outputs.view(), self.apply_weights == ApplyWeights::Output, y.view_mut());
-        self.check_finite(y.view(), Stage::LayerOutput)
+        // Combine: back to token order, and a look at each stretch of tokens while it is in the cache.
+        let (outputs, weighted) = (outputs.view(), self.apply_weights == ApplyWeights::Output);
+        self.bank.over_rows(y, &|first, mut y| {
+            combine_from(first, plan, outputs, weighted, y.view_mut());
+            self.check_finite(first, y.view(), Stage::LayerOutput)
+        })
     }
 
-    fn check_finite(&self, values: ArrayView2<'_, f32>, stage: Stage) -> Result<()> {
-        for (token, row) in values.rows().into_iter().enumerate() {
-            let bad = match row.as_slice() {
-                Some(row) => numerics::first_not_finite(row).map(|i| row[i]),
-                None => row.iter().copied().find(|v| !v.is_finite()),
-            };
-            if let Some(value) = bad {
-                return Err(Error::NotFinite { layer: self.index, stage, token, value });
+    fn check_finite(&self, first: usize, values: ArrayView2<'_, f32>, stage: Stage) -> Result<()> {
+        match numerics::row_not_finite(values) {
+            None => Ok(()),
+            Some((row, value)) => {
+                Err(Error::NotFinite { layer: self.index, stage, token: first + row, value })
             }
         }
-        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ndarray::{ArrayView1, ArrayViewMut2, Axis, Slice};
 
 use crate::numerics;
-use crate::{Dispatch, Error, Experts, Result, Scratch};
+use crate::{Dispatch, Error, Expected, Experts, Reserve, Result, RowWork, Scratch};
 
 /// What an expert without a network does with a row x.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,6 +79,28 @@ impl<X: Experts> Experts for NullExperts<X> {
             null.forward(&dispatch, range.clone(), out.slice_axis_mut(Axis(0), Slice::from(range)));
         }
         Ok(())
+    }
+
+    /// Tells the bank of its own.
+    fn expect(&self, layer: usize, experts: &[Expected]) {
+        let own = |x: &Expected| x.expert < self.bank.experts();
+        for alike in experts.chunk_by(|a, b| own(a) == own(b)) {
+            if own(&alike[0]) {
+                self.bank.expect(layer, alike);
+            }
+        }
+    }
+
+    fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> Result<()> {
+        self.bank.reserve(request, scratch)
+    }
+
+    fn release(&self, scratch: &mut Scratch) {
+        self.bank.release(scratch);
+    }
+
+    fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> Result<()> {
+        self.bank.over_rows(rows, work)
     }
 }
 

@@ -29,9 +29,15 @@ impl<'a> Routed<'a> {
         plan: &'a RoutingPlan,
         context: TokenContext<'a>,
     ) -> Result<Self> {
-        context.check(logits.nrows())?;
+        let input = RouteInput::new(logits, context)?;
         Error::check_shape("routing plan", logits.shape(), &[plan.tokens(), plan.experts()])?;
-        Ok(Self { layer: context.layer, logits, plan, context })
+        Ok(Self::of(&input, plan))
+    }
+
+    /// What came of an input.
+    pub(crate) fn of(input: &RouteInput<'a>, plan: &'a RoutingPlan) -> Self {
+        let RouteInput { logits, context } = *input;
+        Self { layer: context.layer, logits, plan, context }
     }
 
     /// What the router was given.

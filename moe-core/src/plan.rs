@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::memory::{held, refill, reserve};
 use crate::{Assignments, Error, PlanStats, Refusal, Result};
 
 /// One term of a token's combination.
@@ -65,11 +66,12 @@ impl RoutingPlan {
     ///
     /// # Errors
     ///
-    /// A token or expert out of range, an expert twice for a token, a weight that is not finite. The plan is then empty.
+    /// A token or expert out of range, an expert twice for a token, a weight that is not finite; [`Error::OutOfMemory`]. The plan
+    /// is then empty.
     pub fn seal(&mut self, from: &Assignments) -> Result<()> {
         let sealed = self.try_seal(from);
         if sealed.is_err() {
-            self.clear(0, 0);
+            self.clear();
         }
         sealed
     }
@@ -79,7 +81,13 @@ impl RoutingPlan {
         if u32::try_from(pairs.len()).is_err() {
             return Err(Error::TooLarge { what: "assignments", found: pairs.len() });
         }
-        self.clear(tokens, experts);
+        from.check_stored()?;
+        self.clear();
+        for (offsets, n) in [(&mut self.token_offsets, tokens), (&mut self.expert_offsets, experts)] {
+            refill(offsets, n + 1, 0, "routing plan")?;
+        }
+        reserve(&mut self.cursor, tokens.max(experts) + 1, "routing plan")?;
+        reserve(&mut self.refused, from.refused().len(), "routing plan")?;
         for p in pairs {
             check_range(p.token, p.expert, tokens, experts)?;
             check_range(p.token, p.requested, tokens, experts)?;
@@ -97,18 +105,19 @@ impl RoutingPlan {
         accumulate(&mut self.expert_offsets);
 
         // A counting sort by token, then a stable one by expert, leaves each expert's rows in ascending token order.
-        self.by_token.resize(pairs.len(), 0);
+        refill(&mut self.by_token, pairs.len(), 0, "routing plan")?;
         restart(&mut self.cursor, &self.token_offsets);
         for (i, p) in pairs.iter().enumerate() {
             let at = &mut self.cursor[p.token as usize];
             self.by_token[*at] = i as u32;
             *at += 1;
         }
-        self.row_token.resize(pairs.len(), 0);
-        self.row_expert.resize(pairs.len(), 0);
-        self.row_weight.resize(pairs.len(), 0.0);
-        self.row_rank.resize(pairs.len(), 0);
-        self.row_requested.resize(pairs.len(), 0);
+        let Self { row_token, row_expert, row_rank, row_requested, token_rows, .. } = self;
+        for list in [row_token, row_expert, row_rank, row_requested, token_rows] {
+            refill(list, pairs.len(), 0, "routing plan")?;
+        }
+        refill(&mut self.row_weight, pairs.len(), 0.0, "routing plan")?;
+        reserve(&mut self.ranked_rows, pairs.len(), "routing plan")?;
         restart(&mut self.cursor, &self.expert_offsets);
         for &i in &self.by_token {
             let p = pairs[i as usize];
@@ -125,7 +134,6 @@ impl RoutingPlan {
         }
 
         // Rows come by ascending expert, so dealing them out to their tokens leaves each token's in that order.
-        self.token_rows.resize(pairs.len(), 0);
         restart(&mut self.cursor, &self.token_offsets);
         for (row, &token) in self.row_token.iter().enumerate() {
             let at = &mut self.cursor[token as usize];
@@ -169,6 +177,11 @@ impl RoutingPlan {
     #[track_caller]
     pub fn expert_rows(&self, e: usize) -> Range<usize> {
         self.expert_offsets[e]..self.expert_offsets[e + 1]
+    }
+
+    /// The experts that have rows, ascending.
+    pub fn active_experts(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.experts()).filter(|&e| !self.expert_rows(e).is_empty())
     }
 
     /// The token of each row, `[R]`.
@@ -241,7 +254,20 @@ impl RoutingPlan {
         PlanStats::of(self)
     }
 
-    fn clear(&mut self, tokens: usize, experts: usize) {
+    /// Bytes of memory that it holds on to.
+    pub fn bytes(&self) -> usize {
+        let Self {
+            row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token, ..
+        } = self;
+        let lists = [row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token];
+        let offsets = [&self.expert_offsets, &self.token_offsets, &self.cursor];
+        lists.map(held).iter().sum::<usize>()
+            + offsets.map(held).iter().sum::<usize>()
+            + held(&self.row_weight)
+            + held(&self.refused)
+    }
+
+    fn clear(&mut self) {
         let Self {
             row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token, ..
         } = self;
@@ -250,10 +276,9 @@ impl RoutingPlan {
         }
         self.row_weight.clear();
         self.refused.clear();
-        for (offsets, n) in [(&mut self.token_offsets, tokens), (&mut self.expert_offsets, experts)] {
-            offsets.clear();
-            offsets.resize(n + 1, 0);
-        }
+        self.token_offsets.clear();
+        self.expert_offsets.clear();
+        self.cursor.clear();
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::any::Any;
 
-use ndarray::ArrayViewMut2;
-
-use crate::{Assignments, RoutingPlan};
+use crate::memory::held;
+use crate::{Assignments, Expected, RoutingPlan};
 
 /// The buffers of a forward pass. One serves all layers of a model, in turn; it only grows.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) assignments: Assignments,
     pub(crate) plan: RoutingPlan,
+    /// What the bank is told of: at most E.
+    pub(crate) expected: Vec<Expected>,
     /// `[T, E]`.
     pub(crate) logits: Vec<f32>,
     /// `[R, D]`.
@@ -29,32 +30,35 @@ impl Workspace {
         &self.plan
     }
 
+    /// Bytes of memory that it holds on to.
+    pub fn bytes(&self) -> usize {
+        let Self { assignments, plan, expected, logits, outputs, scratch } = self;
+        let lists = held(expected) + held(logits) + held(outputs);
+        assignments.bytes() + plan.bytes() + lists + scratch.bytes()
+    }
+
     /// What a bank of experts keeps here.
     pub fn scratch(&mut self) -> &mut Scratch {
         &mut self.scratch
     }
 }
 
-/// A view of the first `rows * columns` floats of a buffer, which grows if it must. Contents are unspecified.
-pub(crate) fn shaped(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> ArrayViewMut2<'_, f32> {
-    let len = rows * columns;
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
-    ArrayViewMut2::from_shape((rows, columns), &mut buffer[..len]).unwrap()
+/// What may lie in a [`Scratch`].
+pub trait ScratchValue: Any + Send + Sync {
+    /// Bytes of memory that it holds on to, its own size left out.
+    fn bytes(&self) -> usize;
 }
 
 /// A drawer for whatever types of scratch gates, routers and banks of experts keep, one value of each type.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Scratch {
-    drawer: Vec<Box<dyn Any + Send + Sync>>,
+    drawer: Vec<Box<dyn ScratchValue>>,
 }
 
 impl Scratch {
     /// The value of type `S`, made by `Default` when it is first asked for.
-    pub fn of<S: Any + Default + Send + Sync>(&mut self) -> &mut S {
-        let at = match self.drawer.iter().position(|value| value.is::<S>()) {
+    pub fn of<S: ScratchValue + Default>(&mut self) -> &mut S {
+        let at = match self.drawer.iter().position(|value| (&**value as &dyn Any).is::<S>()) {
             Some(at) => at,
             None => {
                 self.drawer.push(Box::new(S::default()));
@@ -65,6 +69,17 @@ impl Scratch {
             clippy::unwrap_used,
             reason = "the value at this place has just been found to be, or made, an S"
         )]
-        self.drawer[at].downcast_mut().unwrap()
+        (&mut *self.drawer[at] as &mut dyn Any).downcast_mut().unwrap()
+    }
+
+    /// Bytes of memory that its values hold on to.
+    pub fn bytes(&self) -> usize {
+        self.drawer.iter().map(|value| size_of_val(&**value) + value.bytes()).sum()
+    }
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scratch").field("values", &self.drawer.len()).field("bytes", &self.bytes()).finish()
     }
 }

@@ -3,14 +3,14 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use common::{Best, FirstColumns, Linear, bits, forward, layer, matrix, weights};
+use common::{Best, FirstColumns, Fixed, Linear, bits, forward, layer, matrix, weights};
 use moe_core::{
-    ApplyWeights, Assignments, Dispatch, Experts, Gate, MoeLayer, NullExpert, NullExperts, PerExpert, Router,
-    RoutingPlan, Scratch,
+    ApplyWeights, Assignments, Dispatch, Error, Expected, Experts, Gate, MoeLayer, NullExpert, NullExperts,
+    PerExpert, Result, Routed, Router, RoutingPlan, RowWork, Scratch, Stage, TokenContext, Workspace,
 };
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, ArrayViewMut2, Axis, s};
 
 const DIM: usize = 11;
 
@@ -138,4 +138,87 @@ fn pointers_fill_the_slots() {
     let (plan, bank) = (plan(), bank(4));
     let dispatch = Dispatch::of(&plan, hidden.slice(s![..4, ..]), ApplyWeights::Output, 0);
     assert_eq!(run(&&bank, dispatch), run(&bank, dispatch));
+}
+
+/// A bank that cuts rows into stretches of its own choice, and notes what it hears.
+struct Recording {
+    bank: PerExpert<Linear>,
+    stretch: usize,
+    heard: Mutex<Vec<(usize, Vec<Expected>)>>,
+}
+
+impl Recording {
+    fn new(stretch: usize) -> Self {
+        Self { bank: bank(3), stretch, heard: Mutex::default() }
+    }
+}
+
+impl Experts for Recording {
+    fn experts(&self) -> usize {
+        self.bank.experts()
+    }
+
+    fn dim(&self) -> usize {
+        self.bank.dim()
+    }
+
+    fn forward(&self, x: Dispatch<'_>, scratch: &mut Scratch, out: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.bank.forward(x, scratch, out)
+    }
+
+    fn expect(&self, layer: usize, experts: &[Expected]) {
+        self.heard.lock().unwrap().push((layer, experts.to_vec()));
+    }
+
+    fn over_rows(&self, mut rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> Result<()> {
+        let starts: Vec<usize> = (0..rows.nrows()).step_by(self.stretch).collect();
+        let stretches = rows.axis_chunks_iter_mut(Axis(0), self.stretch);
+        // Backwards: the order is the bank's.
+        let mut results: Vec<_> =
+            starts.into_iter().zip(stretches).rev().map(|(first, rows)| work(first, rows)).collect();
+        results.reverse();
+        results.into_iter().collect()
+    }
+}
+
+#[test]
+fn outputs_combine_in_any_stretches() {
+    let hidden = matrix(2, 17, DIM);
+    let expected = bits(&forward(&layer(3, DIM, Best(2)), hidden.view()).unwrap());
+    for stretch in [1, 2, 5, 17, 40] {
+        let gate = FirstColumns { experts: 3, dim: DIM };
+        let bank = NullExperts::new(Recording::new(stretch), vec![]).unwrap();
+        let layer = MoeLayer::new(Box::new(gate), Box::new(Best(2)), Box::new(bank)).unwrap();
+        assert_eq!(bits(&forward(&layer, hidden.view()).unwrap()), expected);
+        // What is not finite is found in the stretch that it is in, and the first is named.
+        let mut hidden = hidden.clone();
+        hidden[[9, DIM - 1]] = f32::NAN;
+        hidden[[14, DIM - 1]] = f32::INFINITY;
+        let error = forward(&layer, hidden.view()).unwrap_err();
+        assert!(matches!(error, Error::NotFinite { stage: Stage::LayerOutput, token: 9, .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_bank_hears_which_experts_are_wanted() {
+    let bank = Arc::new(NullExperts::new(Recording::new(1), vec![NullExpert::Zero; 2]).unwrap());
+    let gate = FirstColumns { experts: 5, dim: DIM };
+    let router = Fixed(vec![(0, 2, 1.0), (1, 4, 1.0), (1, 0, 0.5), (2, 2, 0.5)]);
+    let layer =
+        MoeLayer::new(Box::new(gate), Box::new(router), Box::new(bank.clone())).unwrap().with_index(8);
+    layer.expect(
+        &[(4, 0.25), (1, 0.5), (3, 0.75), (2, 0.5)].map(|(expert, certainty)| Expected { expert, certainty }),
+    );
+    let hidden = matrix(2, 3, DIM);
+    // The bank hears before the observer.
+    let mut heard = vec![];
+    let mut observer = |_: &Routed<'_>| heard = bank.bank().heard.lock().unwrap().clone();
+    let mut y = Array2::zeros(hidden.dim());
+    let mut workspace = Workspace::new();
+    layer.forward(hidden.view(), TokenContext::new(), &mut workspace, &mut observer, y.view_mut()).unwrap();
+    let list = |experts: &[(usize, f32)]| {
+        (8, experts.iter().map(|&(expert, certainty)| Expected { expert, certainty }).collect::<Vec<_>>())
+    };
+    // Null experts need no weights; those that do are told in the order given.
+    assert_eq!(heard, [list(&[(1, 0.5)]), list(&[(2, 0.5)]), list(&[(0, 1.0), (2, 1.0)])]);
 }

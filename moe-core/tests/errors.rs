@@ -5,8 +5,8 @@ mod common;
 
 use common::{Best, FirstColumns, Fixed, Linear, forward, layer, matrix};
 use moe_core::{
-    Assignments, Error, Expert, LinearGate, MoeLayer, PerExpert, Result, Stage, TokenContext, TokenRows,
-    Workspace,
+    Assignments, Dispatch, Error, Expert, Experts, LinearGate, MoeLayer, PerExpert, Result, RouteInput,
+    Router, Scratch, Stage, TokenContext, TokenRows, Workspace,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
@@ -111,4 +111,43 @@ fn what_an_expert_reports_comes_through() {
     assert!(std::error::Error::source(&error).is_some());
     // An expert without rows is not called.
     assert!(forward(&layer, matrix(0, 0, 4).view()).is_ok());
+}
+
+/// More experts than there is memory for their logits.
+#[test]
+fn memory_that_is_not_to_be_had() {
+    struct Many;
+    impl Experts for Many {
+        fn experts(&self) -> usize {
+            u32::MAX as usize - 1
+        }
+
+        fn dim(&self) -> usize {
+            1
+        }
+
+        fn forward(&self, _: Dispatch<'_>, _: &mut Scratch, _: ArrayViewMut2<'_, f32>) -> Result<()> {
+            Ok(())
+        }
+    }
+    let gate = FirstColumns { experts: u32::MAX as usize - 1, dim: 1 };
+    let layer = MoeLayer::new(Box::new(gate), Box::new(Best(1)), Box::new(Many)).unwrap();
+    // Beyond what a processor of today can address.
+    let error = forward(&layer, Array2::zeros((20_000, 1)).view()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!("router logits: no memory for {} bytes", 80_000 * (u64::from(u32::MAX) - 1))
+    );
+}
+
+#[test]
+fn a_router_that_begins_another_batch() {
+    struct Elsewhere;
+    impl Router for Elsewhere {
+        fn route(&self, _: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
+            out.reset(7, 2)
+        }
+    }
+    let found = message(forward(&layer(2, 4, Elsewhere), matrix(0, 3, 4).view()));
+    assert_eq!(found, "routing plan: expected shape [3, 2], found [7, 2]");
 }

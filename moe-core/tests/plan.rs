@@ -126,7 +126,8 @@ fn a_review_counts_tokens_as_the_input_does() {
             assert_eq!((review.order, review.load), (&mut [0, 1, 2][..], &mut [0, 0][..]));
             review.verdicts.copy_from_slice(&[Verdict::Refuse, Verdict::Forget, Verdict::Keep]);
             review.pairs[2].weight = 0.75;
-        });
+        })
+        .unwrap();
     });
     let granted: Vec<_> = out.granted().iter().map(|p| (p.token, p.expert, p.weight)).collect();
     assert_eq!(granted, [(0, 1, 1.0), (4, 0, 0.75)]);

@@ -38,6 +38,6 @@ pub use dtype::Dtype;
 pub use element::{narrow_row, padded_row_bytes, widen_row};
 pub use error::{Error, Result};
 pub use linear::{Linear, LinearScratch};
-pub use schedule::enter;
+pub use schedule::{enter, may_wait, over_rows};
 pub use swiglu::{SwiGlu, SwiGluExperts, SwiGluView, SwiGluWeights};
 pub use weight::{WeightFormat, WeightMatrix, WeightView};

@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
-use moe_core::{Error as CoreError, Gate, Result as CoreResult, Scratch, TokenContext};
+use moe_core::memory::held;
+use moe_core::{Error as CoreError, Gate, Result as CoreResult, Scratch, ScratchValue, TokenContext};
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::chunk::Chunk;
@@ -27,6 +28,12 @@ pub struct LinearScratch {
     packed: PackedMemory,
     jobs: Vec<Job>,
     panels: Vec<Chunk>,
+}
+
+impl ScratchValue for LinearScratch {
+    fn bytes(&self) -> usize {
+        self.packed.bytes() + held(&self.jobs) + held(&self.panels)
+    }
 }
 
 impl Linear {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 
 use moe_core::Dispatch;
+use moe_core::memory::held;
 use moe_core::numerics::{BLOCK, LANES, PAIRS_BLOCK};
 use ndarray::{ArrayView1, ArrayView2};
 
@@ -206,6 +207,11 @@ impl<'a> PackedSet<'a> {
 pub(crate) struct PackedMemory([Vec<Chunk>; PackedAs::COUNT]);
 
 impl PackedMemory {
+    /// Bytes of memory that it holds on to.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.iter().map(held).sum()
+    }
+
     /// Packs rows in each of `packings`. Groups cover all rows, in order.
     ///
     /// # Errors

@@ -4,6 +4,9 @@
 
 use std::ops::Range;
 
+use moe_core::{Result as CoreResult, RowWork};
+use ndarray::{ArrayViewMut2, Axis};
+
 use crate::chunk::Chunk;
 
 /// Runs `work` inside the rayon pool the caller is in, or the global one, so that the parallel passes within start
@@ -12,10 +15,39 @@ pub fn enter<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::join(work, || ()).0
 }
 
+/// Whether this thread may wait for another pass to end: it is no worker of a rayon pool, which would hold up whatever
+/// stands below on its stack (see [`Experts`](moe_core::Experts#waiting)).
+pub fn may_wait() -> bool {
+    rayon::current_thread_index().is_none()
+}
+
 /// [`enter`] for work of that many multiply-adds, if it is so much that another thread will take part: otherwise no pass
 /// within leaves this thread, and waking another would take longer than the work.
 pub(crate) fn enter_if_worth<T: Send>(cost: usize, work: impl FnOnce() -> T + Send) -> T {
     if worth_threads(cost) { enter(work) } else { work() }
+}
+
+/// What [`Experts::over_rows`](moe_core::Experts::over_rows) promises, with the threads of the rayon pool: for banks that
+/// work in it. A batch too small to share stays on this thread.
+///
+/// # Errors
+///
+/// That of the earliest stretch that `work` fails on.
+pub fn over_rows(rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> CoreResult<()> {
+    if worth_threads(rows.len()) { over_halves(0, rows, work) } else { work(0, rows) }
+}
+
+fn over_halves(first: usize, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> CoreResult<()> {
+    /// Numbers below which a stretch is not cut again.
+    const STRETCH: usize = SERIAL / 8;
+    let count = rows.nrows();
+    if count <= 1 || rows.len() <= STRETCH {
+        return work(first, rows);
+    }
+    let (left, right) = rows.split_at(Axis(0), count / 2);
+    let (left, right) =
+        rayon::join(|| over_halves(first, left, work), || over_halves(first + count / 2, right, work));
+    left.and(right)
 }
 
 /// Multiply-adds below which a second thread costs more than it brings.

@@ -7,7 +7,8 @@
 
 use std::ops::Range;
 
-use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, Scratch};
+use moe_core::memory::held;
+use moe_core::{Dispatch, Error as CoreError, Experts, Result as CoreResult, RowWork, Scratch, ScratchValue};
 use ndarray::ArrayViewMut2;
 
 use crate::chunk::Chunk;
@@ -15,7 +16,7 @@ use crate::kind::Kind;
 use crate::linear::Fit;
 use crate::packed::PackedMemory;
 use crate::products::{Job, Product, lay_out, multiply};
-use crate::schedule::enter_if_worth;
+use crate::schedule::{enter_if_worth, over_rows};
 use crate::{Activations, Backend, Error, Result, WeightFormat, WeightMatrix, WeightView};
 
 /// Names of an expert's matrices, in the order that arrays of three have here.
@@ -216,6 +217,12 @@ struct SwiGluScratch {
     panels: Vec<Chunk>,
 }
 
+impl ScratchValue for SwiGluScratch {
+    fn bytes(&self) -> usize {
+        self.packed.bytes() + held(&self.groups) + held(&self.jobs) + held(&self.panels)
+    }
+}
+
 /// A bank of SwiGLU experts of one shape, with all of their weights.
 #[derive(Debug)]
 pub struct SwiGluExperts {
@@ -289,5 +296,9 @@ impl Experts for SwiGluExperts {
             }
         }
         self.bank.forward(|e| self.weights[e].view(), dispatch, scratch, out).map_err(CoreError::experts)
+    }
+
+    fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> CoreResult<()> {
+        over_rows(rows, work)
     }
 }

@@ -3,9 +3,11 @@
 
 mod support;
 
-use moe_core::{Dispatch, Experts, Scratch};
-use moe_kernels::{Activations, Backend, Dtype, SwiGluExperts, SwiGluWeights, WeightMatrix};
-use ndarray::{Array2, ShapeBuilder};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use moe_core::{Assignments, Dispatch, Error, Experts, RoutingPlan, Scratch, combine, combine_from};
+use moe_kernels::{Activations, Backend, Dtype, SwiGluExperts, SwiGluWeights, WeightMatrix, over_rows};
+use ndarray::{Array2, ArrayViewMut2, ShapeBuilder};
 use support::{Values, bits, in_order};
 
 #[test]
@@ -45,5 +47,42 @@ fn rows_by_index_are_the_rows_gathered() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn outputs_combine_in_parallel_as_they_do_alone() {
+    let (tokens, experts, dim) = (301, 5, 523);
+    let mut values = Values::new(9);
+    let mut assignments = Assignments::new();
+    assignments.reset(tokens, experts).unwrap();
+    for (t, x) in values.take(tokens).into_iter().enumerate() {
+        // None to three experts a token.
+        (0..t % 4).for_each(|e| assignments.assign(t, (t + e) % experts, x + e as f32));
+    }
+    let mut plan = RoutingPlan::new();
+    plan.seal(&assignments).unwrap();
+    let out = Array2::from_shape_vec((plan.rows(), dim), values.take(plan.rows() * dim)).unwrap();
+    let mut expected = Array2::from_elem((tokens, dim), f32::NAN);
+    combine(&plan, out.view(), true, expected.view_mut());
+    for threads in [1, 2, 3, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut y = Array2::from_elem((tokens, dim), f32::NAN);
+        let stretches = AtomicUsize::new(0);
+        let work = |first, y: ArrayViewMut2<'_, f32>| {
+            stretches.fetch_add(1, Ordering::Relaxed);
+            combine_from(first, &plan, out.view(), true, y);
+            Ok(())
+        };
+        pool.install(|| over_rows(y.view_mut(), &work)).unwrap();
+        assert_eq!(bits(&y), bits(&expected), "{threads} threads");
+        assert!(stretches.into_inner() > 4, "worth cutting");
+        // Of several errors the earliest comes through.
+        let work = |first, y: ArrayViewMut2<'_, f32>| match first + y.nrows() > 100 {
+            true => Err(Error::TooLarge { what: "rows", found: first }),
+            false => Ok(()),
+        };
+        let error = pool.install(|| over_rows(y.view_mut(), &work)).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { found: ..=100, .. }), "{error}");
     }
 }

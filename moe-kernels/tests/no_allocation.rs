@@ -41,6 +41,9 @@ fn steady_state() {
     }
 }
 
+/// Enough that outputs are combined by several threads.
+const TOKENS: usize = 1100;
+
 fn steady_state_with(activations: Activations) {
     let mut values = Values::new(20);
     let (dim, hidden, count) = (130, 250, 5);
@@ -54,8 +57,8 @@ fn steady_state_with(activations: Activations) {
     let experts = SwiGluExperts::new(experts, Backend::best()).unwrap();
     let experts = experts.with_input_precision(activations);
     let layer = MoeLayer::new(Box::new(gate), Box::new(TopK::new(2).unwrap()), Box::new(experts)).unwrap();
-    let x = Array2::from_shape_vec((40, dim), Values::new(21).take(40 * dim)).unwrap();
-    let mut y = Array2::zeros((40, dim));
+    let x = Array2::from_shape_vec((TOKENS, dim), Values::new(21).take(TOKENS * dim)).unwrap();
+    let mut y = Array2::zeros((TOKENS, dim));
     let mut workspace = Workspace::new();
     let threads = 3;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -68,9 +71,9 @@ fn steady_state_with(activations: Activations) {
             layer.forward(x, TokenContext::new(), &mut workspace, &mut (), y).unwrap();
             ALLOCATIONS.load(Ordering::Relaxed) - before
         };
-        assert!(allocations(40) > 0, "the counter counts");
+        assert!(allocations(TOKENS) > 0, "the counter counts");
         // A thread of the pool allocates once, when it first takes work from another.
-        let passes = (0..100).filter(|i| allocations([40, 1, 17, 2][i % 4]) > 0).count();
+        let passes = (0..100).filter(|i| allocations([TOKENS, 1, 17, 2][i % 4]) > 0).count();
         assert!(passes <= threads, "{passes} of 100 passes allocate");
     });
 }

@@ -1,6 +1,7 @@
 //! Balanced assignment: every expert gets its equal share of the tokens, at the greatest total score.
 
-use moe_core::{Assignments, Locality, Result, RouteInput, Router, numerics};
+use moe_core::memory::held;
+use moe_core::{Assignments, Locality, Result, RouteInput, Router, ScratchValue, numerics};
 
 /// One expert a token, as many tokens an expert, the sum of the logits as great as it can be (BASE layers, Lewis et al.,
 /// [2103.16716]).
@@ -88,6 +89,14 @@ struct Matching {
     distance: Vec<i64>,
     /// The node before each on the way, `[E + 1]`.
     before: Vec<usize>,
+}
+
+impl ScratchValue for Matching {
+    fn bytes(&self) -> usize {
+        let Self { tokens, scores, chosen, load, edges, distance, before } = self;
+        let places = [tokens, chosen, load, before].map(held).iter().sum::<usize>();
+        places + held(scores) + held(edges) + held(distance)
+    }
 }
 
 const FAR: i64 = i64::MAX / 4;

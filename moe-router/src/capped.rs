@@ -202,7 +202,7 @@ impl<R: Router> Router for Capped<R> {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         let mark = out.mark();
         self.inner.route(input, out)?;
-        out.with_scratch(|out, scratch| out.review(mark, |review| self.grant(input, scratch, review)))
+        out.with_scratch(|out, scratch| out.review(mark, |review| self.grant(input, scratch, review))?)
     }
 
     fn locality(&self) -> Locality {

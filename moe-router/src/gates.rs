@@ -1,6 +1,7 @@
 //! Gates other than the linear one.
 
-use moe_core::{Error, Gate, Result, Scratch, TokenContext, numerics};
+use moe_core::memory::held;
+use moe_core::{Error, Gate, Result, Scratch, ScratchValue, TokenContext, numerics};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 /// Logits as cosines in a space of few dimensions: X-MoE (Chi et al., [2204.09179], equations 7 and 8).
@@ -33,18 +34,24 @@ pub struct CosineGate {
 #[derive(Default)]
 struct Projected(Vec<f32>);
 
+impl ScratchValue for Projected {
+    fn bytes(&self) -> usize {
+        held(&self.0)
+    }
+}
+
 impl CosineGate {
     /// A gate with projection P `[d, D]`, expert vectors M `[E, d]` and temperature τ.
     ///
     /// # Errors
     ///
-    /// [`Error::Shape`] if the two disagree on d; [`Error::Router`] if τ is not a finite number above 0, or an expert vector is zero
+    /// [`Error::Shape`] if the two disagree on d; [`Error::Gate`] if τ is not a finite number above 0, or an expert vector is zero
     /// or not finite.
     pub fn new(projection: Array2<f32>, experts: Array2<f32>, temperature: f32) -> Result<Self> {
         Error::check_shape("expert vectors", &[experts.nrows(), projection.nrows()], experts.shape())?;
         if !(temperature.is_finite() && temperature > 0.0) {
-            return Err(Error::Router {
-                setting: "gate temperature",
+            return Err(Error::Gate {
+                setting: "temperature",
                 expected: "a finite number above 0".into(),
                 found: temperature.to_string(),
             });
@@ -54,7 +61,7 @@ impl CosineGate {
             // In standard layout, so each row is a slice.
             let row = direction.as_slice_mut().unwrap_or(&mut []);
             if !row.iter().all(|v| v.is_finite()) || !normalize(row) {
-                return Err(Error::Router {
+                return Err(Error::Gate {
                     setting: "expert vectors",
                     expected: "finite, and not zero".into(),
                     found: format!("expert {e}: {:?}", experts.row(e).to_vec()),
@@ -128,10 +135,10 @@ impl<G: Gate> SoftCapped<G> {
     ///
     /// # Errors
     ///
-    /// [`Error::Router`] unless `cap` is a finite number above 0.
+    /// [`Error::Gate`] unless `cap` is a finite number above 0.
     pub fn new(inner: G, cap: f32) -> Result<Self> {
         if !(cap.is_finite() && cap > 0.0) {
-            return Err(Error::Router {
+            return Err(Error::Gate {
                 setting: "logit cap",
                 expected: "a finite number above 0".into(),
                 found: cap.to_string(),

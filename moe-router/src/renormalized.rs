@@ -47,9 +47,8 @@ impl<R: Router> Router for Renormalized<R> {
                         pair.weight /= sum.max(f32::EPSILON);
                     }
                 }
-            });
-        });
-        Ok(())
+            })
+        })
     }
 
     fn locality(&self) -> Locality {

@@ -54,7 +54,7 @@ mod tests {
         let start = a.mark();
         a.assign(1, 0, 0.5);
         // Sent elsewhere.
-        a.review(start, |review| review.pairs[0].expert = 3);
+        a.review(start, |review| review.pairs[0].expert = 3).unwrap();
         let mut plan = RoutingPlan::new();
         plan.seal(&a).unwrap();
         let requested = Requested::of(&plan);

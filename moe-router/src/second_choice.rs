@@ -78,8 +78,7 @@ impl<R: Router> Router for RandomSecond<R> {
                     *verdict = Verdict::Forget;
                 }
             }
-        });
-        Ok(())
+        })
     }
 
     fn locality(&self) -> Locality {
@@ -181,9 +180,8 @@ impl<R: Router> Router for SkipLight<R> {
                         *verdict = Verdict::Forget;
                     }
                 }
-            });
-        });
-        Ok(())
+            })
+        })
     }
 
     fn locality(&self) -> Locality {
@@ -226,8 +224,7 @@ impl<R: Router> Router for WithoutNulls<R> {
                     *verdict = Verdict::Forget;
                 }
             }
-        });
-        Ok(())
+        })
     }
 
     fn locality(&self) -> Locality {

@@ -33,8 +33,10 @@ pub(crate) struct Common {
     /// Model directory as on the Hugging Face hub: config.json, safetensors weights, tokenizer [default: the demo]
     #[arg(long, short, global = true, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Worker threads [default: all processors]; results do not depend on it
+    /// Worker threads [default: one a physical core that the process may use, or as many as its share of processor time
+    /// allows]; results do not depend on it
     #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads)]
+    #[arg(env = "RAYON_NUM_THREADS", hide_env_values = true)]
     pub(crate) threads: Option<NonZeroUsize>,
     #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
     #[arg(help = backend_help())]

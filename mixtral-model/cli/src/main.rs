@@ -16,6 +16,7 @@ mod route;
 mod routing;
 mod show;
 mod summary;
+mod threads;
 mod tokenize;
 
 use std::process::ExitCode;
@@ -36,9 +37,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let Args { common, command } = args;
     let interrupt = Interrupt::install()?;
-    let threads = common.threads.map_or(0, usize::from);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
-    pool.install(|| match command {
+    // Passes enter this pool from a thread outside it, which may wait where no worker may.
+    let threads = common.threads.unwrap_or_else(threads::default);
+    rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
+    match command {
         Command::Generate(args) => generate::run(common, args, &interrupt),
         Command::Chat(args) => chat::run(common, args, &interrupt),
         Command::Inspect(args) => inspect::run(common, args),
@@ -46,5 +48,5 @@ fn run(args: &Args) -> Result<()> {
         Command::Logits(args) => logits::run(common, args, &interrupt),
         Command::Route(args) => route::run(args),
         Command::Bench(args) => bench::run(common, args, &interrupt),
-    })
+    }
 }

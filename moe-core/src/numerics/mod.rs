@@ -5,6 +5,8 @@
 //! length is no multiple of `LANES` is padded with zeros. Exponentials and logarithms are polynomials of our own, since
 //! the platforms' differ. See `docs/numerics.md`.
 
+use ndarray::ArrayView2;
+
 mod elementary;
 mod int8;
 mod pairs;
@@ -105,6 +107,17 @@ pub fn first_not_finite(a: &[f32]) -> Option<usize> {
         }
     }
     None
+}
+
+/// The first row with a NaN or an infinity, and that value.
+pub fn row_not_finite(rows: ArrayView2<'_, f32>) -> Option<(usize, f32)> {
+    rows.rows().into_iter().enumerate().find_map(|(r, row)| {
+        let value = match row.as_slice() {
+            Some(row) => first_not_finite(row).map(|i| row[i]),
+            None => row.iter().copied().find(|v| !v.is_finite()),
+        };
+        value.map(|value| (r, value))
+    })
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ fn settings_that_cannot_work_are_errors() {
         "expert vectors: expected shape [5, 21], found [5, 3]"
     );
     for temperature in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        assert!(message(CosineGate::new(p(), m(), temperature)).starts_with("router: gate temperature"));
+        assert!(message(CosineGate::new(p(), m(), temperature)).starts_with("gate: temperature"));
         assert!(SoftCapped::new(cosine(), temperature).is_err());
     }
     for bad in [0.0, f32::NAN, f32::INFINITY] {

@@ -95,7 +95,7 @@ fn what_cannot_be_measured() {
         ("bench --layer 8x8x4x2 --tokens 18446744073709551615", "the memory available"),
         ("bench --dense", "--layer"),
         ("bench --layer 8x8x4x2 --chart x.svg", "--dense"),
-        ("bench --activations f8", "expected one of f32, bf16, found \"f8\""),
+        ("bench --activations f8", "expected one of f32, bf16, int8, found \"f8\""),
         ("bench --tokens 99999 --sessions 1", "--tokens: expected at most 4096, the model's positions"),
         ("bench --tokens 18446744073709551615 --sessions 1", "the model's positions"),
         ("bench --tokens 1 --sessions 18446744073709551615", "MB of memory hold"),
