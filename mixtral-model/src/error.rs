@@ -91,6 +91,12 @@ pub enum Error {
     /// A step or a prompt without tokens.
     #[error("prompt: expected at least one token, found none")]
     EmptyPrompt,
+    /// A text in which nothing is to be predicted.
+    #[error("text: expected at least 2 tokens, found {tokens}")]
+    TextTooShort {
+        /// Its tokens.
+        tokens: usize,
+    },
     /// A session would pass its limit of positions.
     #[error("context: expected at most {context} positions, found {position} and {tokens} more")]
     ContextOverflow {

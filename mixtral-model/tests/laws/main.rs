@@ -3,5 +3,6 @@
 
 mod circumstances;
 mod fingerprint;
+mod perplexity;
 mod tiny;
 mod trouble;

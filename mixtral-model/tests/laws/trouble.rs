@@ -140,7 +140,7 @@ fn values_that_are_not_finite_are_named_where_they_arise() {
 }
 
 /// Stops after some layers.
-struct StopAfter(usize);
+pub(crate) struct StopAfter(pub(crate) usize);
 
 impl Observer for StopAfter {
     fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
