@@ -175,10 +175,13 @@ impl Error {
         move |source| Self::Weights { layer, matrix, source }
     }
 
-    /// What a mixture-of-experts layer says, with its place.
-    pub(crate) fn moe(layer: usize, source: moe_core::Error) -> Self {
-        match source {
-            moe_core::Error::NotFinite { .. } => Self::Moe(source),
+    /// What a mixture-of-experts layer says, with its place; `token` is the place of one of its rows in the batch.
+    pub(crate) fn moe(layer: usize, mut source: moe_core::Error, token: impl Fn(usize) -> usize) -> Self {
+        match &mut source {
+            moe_core::Error::NotFinite { token: row, .. } => {
+                *row = token(*row);
+                Self::Moe(source)
+            }
             _ => Self::Layer { layer, source },
         }
     }

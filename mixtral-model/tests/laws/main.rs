@@ -6,3 +6,4 @@ mod fingerprint;
 mod perplexity;
 mod tiny;
 mod trouble;
+mod wanted;
