@@ -2,9 +2,10 @@
 //!
 //! `cargo run --release -p mixtral-model --example own_router [MODEL_DIR]`
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use mixtral_model::{Model, SessionOptions, Step, Tokenizer, Wanted, Workspace};
+use mixtral_model::{Model, PerplexityOptions, SessionOptions, Tokenizer, Workspace, perplexity};
 use moe_core::{Assignments, Locality, Result, RouteInput, Router, numerics};
 use moe_router::metrics::TemporalLocality;
 use moe_router::{Capacity, Capped, TopK};
@@ -55,17 +56,10 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 /// Reads the text under the model's routers, and prints how well each next token is predicted and how many experts worked.
 fn report(name: &str, model: &Model, ids: &[u32]) -> mixtral_model::Result<()> {
     let mut session = model.session(SessionOptions::default())?;
-    let mut counter = Counter::default();
-    let step = Step::new(&mut session, ids).wanted(Wanted::All);
-    let mut workspace = Workspace::new();
-    let logits = model.forward(&mut [step], &mut workspace, &mut counter)?;
-    let mut nats = 0.0;
-    for (row, next) in logits.rows().into_iter().zip(&ids[1..]) {
-        let mut p = row.to_vec();
-        numerics::softmax(&mut p);
-        nats -= numerics::ln(p[*next as usize]);
-    }
-    let (nats, experts) = (nats / (ids.len() - 1) as f32, counter.rows as f32 / counter.tokens as f32);
+    let (mut workspace, mut counter) = (Workspace::new(), Counter::default());
+    let (options, go_on) = (PerplexityOptions::new(ids.len()), |_| ControlFlow::Continue(()));
+    let found = perplexity(model, &mut session, ids, &options, &mut workspace, &mut counter, go_on)?;
+    let (nats, experts) = (found.mean(), counter.rows as f32 / counter.tokens as f32);
     let again = counter.locality.first.rate();
     println!("{name:<26} {nats:>12.3}  {experts:>15.2}  {:>38.0}%", 100.0 * again);
     Ok(())

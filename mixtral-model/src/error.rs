@@ -91,6 +91,12 @@ pub enum Error {
     /// A step or a prompt without tokens.
     #[error("prompt: expected at least one token, found none")]
     EmptyPrompt,
+    /// A text in which nothing is to be predicted.
+    #[error("text: expected at least 2 tokens, found {tokens}")]
+    TextTooShort {
+        /// Its tokens.
+        tokens: usize,
+    },
     /// A session would pass its limit of positions.
     #[error("context: expected at most {context} positions, found {position} and {tokens} more")]
     ContextOverflow {
@@ -175,10 +181,13 @@ impl Error {
         move |source| Self::Weights { layer, matrix, source }
     }
 
-    /// What a mixture-of-experts layer says, with its place.
-    pub(crate) fn moe(layer: usize, source: moe_core::Error) -> Self {
-        match source {
-            moe_core::Error::NotFinite { .. } => Self::Moe(source),
+    /// What a mixture-of-experts layer says, with its place; `token` is the place of one of its rows in the batch.
+    pub(crate) fn moe(layer: usize, mut source: moe_core::Error, token: impl Fn(usize) -> usize) -> Self {
+        match &mut source {
+            moe_core::Error::NotFinite { token: row, .. } => {
+                *row = token(*row);
+                Self::Moe(source)
+            }
             moe_core::Error::Busy { what } => Self::Busy { what },
             _ => Self::Layer { layer, source },
         }

@@ -1,5 +1,6 @@
 //! Mixtral on the CPU: from a checkpoint directory to text, exact and reproducible to the bit.
 
+mod batch;
 mod cache;
 pub mod chat;
 pub mod checkpoint;
@@ -12,6 +13,7 @@ mod load;
 pub mod manifest;
 mod model;
 mod observer;
+mod perplexity;
 mod reserved;
 mod rope;
 mod sampling;
@@ -21,6 +23,7 @@ pub mod tokenizer;
 mod trace;
 mod workspace;
 
+pub use batch::{Step, Wanted};
 pub use chat::{Conversation, Message, Role, encode_chat};
 pub use checkpoint::{Access, Checkpoint, Layout, TensorEntry, TensorView};
 pub use config::Config;
@@ -28,8 +31,9 @@ pub use error::{Error, Result};
 pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
 pub use inspect::{Report, available_memory};
 pub use manifest::{ExpertMatrix, Kind, LayerManifest, Manifest, TensorSpec};
-pub use model::{Compute, Model, Step, Wanted};
+pub use model::{Compute, Model};
 pub use observer::Observer;
+pub use perplexity::{Perplexity, PerplexityOptions, Scored, TextWindow, perplexity};
 pub use sampling::{Sampler, Sampling, argmax};
 pub use session::{Session, SessionOptions};
 pub use tokenizer::{StreamDecoder, Tokenizer};

@@ -2,15 +2,16 @@
 //!
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
-use moe_core::{Experts, MoeLayer, Routed, Router, TokenContext, numerics};
+use moe_core::{Experts, Locality, MoeLayer, Routed, Router, numerics};
 use moe_kernels::attention::{AttentionShape, attend};
 use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
+use crate::batch::Batch;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
 use crate::workspace::{Workspace, matrix, matrix_of};
-use crate::{Config, Error, Observer, Result, Session, SessionOptions};
+use crate::{Config, Error, Observer, Result, Session, SessionOptions, Step};
 
 /// A Mixtral model: immutable, shared by any number of sessions and threads.
 #[derive(Debug)]
@@ -64,53 +65,6 @@ pub(crate) struct Layer {
     pub(crate) moe: MoeLayer,
 }
 
-/// Which of a step's tokens are to have their logits computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wanted {
-    /// None: the tokens are read only.
-    None,
-    /// The last: what the next token is drawn from.
-    #[default]
-    Last,
-    /// Every one.
-    All,
-}
-
-/// One session's part of a forward pass.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Step<'a> {
-    /// The session, which takes the tokens up if the pass succeeds.
-    pub session: &'a mut Session,
-    /// The tokens that follow what it holds, at least one.
-    pub tokens: &'a [u32],
-    /// Which logits to compute.
-    pub wanted: Wanted,
-}
-
-impl<'a> Step<'a> {
-    /// These tokens after what the session holds; the logits of the last are wanted.
-    pub fn new(session: &'a mut Session, tokens: &'a [u32]) -> Self {
-        Self { session, tokens, wanted: Wanted::Last }
-    }
-
-    /// The same, with other logits wanted.
-    pub fn wanted(self, wanted: Wanted) -> Self {
-        Self { wanted, ..self }
-    }
-}
-
-impl Wanted {
-    /// The places among `tokens` tokens.
-    fn range(self, tokens: usize) -> std::ops::Range<usize> {
-        match self {
-            Self::None => tokens..tokens,
-            Self::Last => tokens - 1..tokens,
-            Self::All => 0..tokens,
-        }
-    }
-}
-
 impl Model {
     /// The hyperparameters.
     pub fn config(&self) -> &Config {
@@ -143,7 +97,8 @@ impl Model {
         mut bank: impl FnMut(usize, Box<dyn Experts>) -> Box<dyn Experts>,
     ) -> Result<Self> {
         let map = |(n, layer): (usize, Layer)| {
-            let moe = layer.moe.map_bank(|own| bank(n, own)).map_err(|error| Error::moe(n, error))?;
+            let moe =
+                layer.moe.map_bank(|own| bank(n, own)).map_err(|error| Error::moe(n, error, |row| row))?;
             Ok(Layer { moe, ..layer })
         };
         self.layers = self.layers.into_iter().enumerate().map(map).collect::<Result<_>>()?;
@@ -164,6 +119,9 @@ impl Model {
     ///
     /// A session's results do not depend on the other steps, nor on how its tokens are cut into passes, to the bit (with
     /// routers of token locality). If anything fails, no session takes up anything.
+    ///
+    /// Of tokens whose logits nobody wants, the last layer computes keys and values and nothing else, unless the observer
+    /// [wants all rows](Observer::wants_all_rows) or the layer's router looks at other tokens than the one that it routes.
     ///
     /// # Errors
     ///
@@ -189,18 +147,14 @@ impl Model {
         for step in steps.iter_mut() {
             step.session.advance(step.tokens);
         }
-        let wanted = steps.iter().map(|step| step.wanted.range(step.tokens.len()).len()).sum();
-        Ok(matrix_of(&workspace.logits, wanted, self.config.vocab_size))
+        Ok(matrix_of(&workspace.logits, workspace.batch.wanted(), self.config.vocab_size))
     }
 
     /// Checks the steps, makes room for them, and lays out the batch.
     fn begin(&self, steps: &mut [Step<'_>], workspace: &mut Workspace) -> Result<()> {
-        let Workspace { ids, positions, offsets, .. } = workspace;
-        ids.clear();
-        positions.clear();
-        offsets.clear();
-        offsets.push(0);
-        for Step { session, tokens, .. } in steps {
+        workspace.batch.clear();
+        for step in steps {
+            let Step { session, tokens, .. } = &mut *step;
             if tokens.is_empty() {
                 return Err(Error::EmptyPrompt);
             }
@@ -215,11 +169,8 @@ impl Model {
                     found: "one of a model of another shape".to_owned(),
                 });
             }
-            let position = session.position();
             session.reserve(tokens.len())?;
-            ids.extend_from_slice(tokens);
-            positions.extend(position..position + tokens.len());
-            offsets.push(ids.len());
+            workspace.batch.push(step);
         }
         Ok(())
     }
@@ -231,50 +182,68 @@ impl Model {
         workspace: &mut Workspace,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let Workspace { ids, positions, offsets, angles, linear, attention, moe, .. } = workspace;
+        let Workspace { batch, linear, attention, moe, .. } = workspace;
         let Config { hidden_size: dim, heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        let (tokens, backend) = (ids.len(), self.compute.backend);
-        let context =
-            TokenContext::new().with_sequences(offsets).with_positions(positions).with_token_ids(ids);
-        let mut hidden = matrix(&mut workspace.hidden, tokens, dim)?;
-        let mut normed = matrix(&mut workspace.normed, tokens, dim)?;
-        let mut delta = matrix(&mut workspace.delta, tokens, dim)?;
-        let mut q = matrix(&mut workspace.q, tokens, heads * head_dim)?;
-        let mut k = matrix(&mut workspace.k, tokens, kv_heads * head_dim)?;
-        let mut v = matrix(&mut workspace.v, tokens, kv_heads * head_dim)?;
-        let mut attended = matrix(&mut workspace.attended, tokens, heads * head_dim)?;
+        let (q_width, kv_width, backend) = (heads * head_dim, kv_heads * head_dim, self.compute.backend);
+        let all_rows = batch.wanted() == batch.rows() || observer.wants_all_rows();
+        let mut hidden = matrix(&mut workspace.hidden, batch.rows(), dim)?;
+        let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
+        let mut k = matrix(&mut workspace.k, batch.rows(), kv_width)?;
+        let mut v = matrix(&mut workspace.v, batch.rows(), kv_width)?;
 
         // hidden = embedding[token]
-        for (&token, mut row) in ids.iter().zip(hidden.rows_mut()) {
+        for (&token, mut row) in batch.ids().iter().zip(hidden.rows_mut()) {
             if let Some(row) = row.as_slice_mut() {
                 self.embedding.widen_row(token as usize, row);
             }
         }
-        self.rope.fill(positions, angles);
+        batch.fill_angles(&self.rope);
 
         for (n, layer) in self.layers.iter().enumerate() {
             let at = |matrix| Error::weights(Some(n), matrix);
-            // hidden += o(attention(rotated q, rotated k, v of norm(hidden)))
+            let is_last = n + 1 == self.layers.len();
+            let narrow = is_last && !all_rows && layer.moe.router().locality() == Locality::Token;
+
+            // q, k, v of norm(hidden), k rotated; k and v join the caches
             vector::rms_norm(backend, hidden.view(), &layer.attention_norm, eps, normed.view_mut());
             for (map, name) in [(&layer.q, "q_proj"), (&layer.k, "k_proj"), (&layer.v, "v_proj")] {
                 map.check().map_err(at(name))?;
             }
-            let (maps, qkv) = ([&layer.q, &layer.k, &layer.v], [q.view_mut(), k.view_mut(), v.view_mut()]);
-            Linear::forward_each(maps, normed.view(), linear, qkv).map_err(at("q_proj, k_proj, v_proj"))?;
-            self.rope.rotate(angles, flat(&mut q), heads * head_dim);
-            self.rope.rotate(angles, flat(&mut k), kv_heads * head_dim);
-            for (step, range) in steps.iter_mut().zip(offsets.windows(2)) {
-                let rows = Slice::from(range[0]..range[1]);
-                let kv = range[0] * kv_heads * head_dim..range[1] * kv_heads * head_dim;
-                let position = step.session.position();
-                step.session.cache_mut().write(n, position, &flat(&mut k)[kv.clone()], &flat(&mut v)[kv]);
-                let q = q.slice_axis(Axis(0), rows);
-                let y = attended.slice_axis_mut(Axis(0), rows);
+            let mut q = matrix(&mut workspace.q, batch.rows(), q_width)?;
+            let (x, qkv) = (normed.view(), [q.view_mut(), k.view_mut(), v.view_mut()]);
+            if narrow {
+                let [_, k, v] = qkv;
+                Linear::forward_each([&layer.k, &layer.v], x, linear, [k, v])
+            } else {
+                Linear::forward_each([&layer.q, &layer.k, &layer.v], x, linear, qkv)
+            }
+            .map_err(at("q_proj, k_proj, v_proj"))?;
+            self.rope.rotate(batch.angles(), flat(&mut k), kv_width);
+            for (step, (rows, position)) in steps.iter_mut().zip(batch.steps()) {
+                let rows = rows.start * kv_width..rows.end * kv_width;
+                let (k, v) = (&flat(&mut k)[rows.clone()], &flat(&mut v)[rows]);
+                step.session.cache_mut().write(n, position, k, v);
+            }
+
+            // of what follows in the last layer, nobody looks at other rows than those wanted
+            if narrow {
+                [hidden, normed] = batch.narrow([hidden, normed]);
+                q = matrix(&mut workspace.q, batch.rows(), q_width)?;
+                layer.q.forward(normed.view(), linear, q.view_mut()).map_err(at("q_proj"))?;
+            }
+
+            // hidden += o(attention(rotated q, cached k, cached v))
+            self.rope.rotate(batch.angles(), flat(&mut q), q_width);
+            let mut attended = matrix(&mut workspace.attended, batch.rows(), q_width)?;
+            for (step, (rows, position)) in steps.iter().zip(batch.steps()) {
+                let rows = Slice::from(rows);
+                let (q, y) = (q.slice_axis(Axis(0), rows), attended.slice_axis_mut(Axis(0), rows));
                 attend(backend, &layer.shape, q, position, step.session.cache().rows(n), attention, y);
             }
+            let mut delta = matrix(&mut workspace.delta, batch.rows(), dim)?;
             layer.o.forward(attended.view(), linear, delta.view_mut()).map_err(at("o_proj"))?;
             hidden += &delta;
-            check_finite(hidden.view(), Some(n), "attention")?;
+            check_finite(hidden.view(), batch, Some(n), "attention")?;
             observer.attended(n);
 
             // hidden += moe(norm(hidden))
@@ -282,10 +251,10 @@ impl Model {
             let mut routed = |routed: &Routed<'_>| observer.routed(routed);
             layer
                 .moe
-                .forward(normed.view(), context, moe, &mut routed, delta.view_mut())
-                .map_err(|error| Error::moe(n, error))?;
+                .forward(normed.view(), batch.context(), moe, &mut routed, delta.view_mut())
+                .map_err(|error| Error::moe(n, error, |row| batch.token(row)))?;
             hidden += &delta;
-            check_finite(hidden.view(), Some(n), "residual stream")?;
+            check_finite(hidden.view(), batch, Some(n), "residual stream")?;
 
             if observer.layer_done(n, hidden.view()).is_break() {
                 return Err(Error::Stopped);
@@ -293,20 +262,13 @@ impl Model {
         }
 
         // logits = head(norm(hidden)), of the wanted rows only
-        let rows = steps
-            .iter()
-            .zip(offsets.iter())
-            .flat_map(|(step, offset)| step.wanted.range(step.tokens.len()).map(move |t| offset + t));
-        let count = rows.clone().count();
-        let mut wanted = matrix(&mut workspace.wanted, count, dim)?;
-        rows.zip(wanted.rows_mut()).for_each(|(t, mut row)| row.assign(&hidden.row(t)));
-        let mut normed = matrix(&mut workspace.normed, count, dim)?;
-        vector::rms_norm(backend, wanted.view(), &self.norm, eps, normed.view_mut());
-        let mut logits = matrix(&mut workspace.logits, count, self.config.vocab_size)?;
+        let [hidden, mut normed] = batch.narrow([hidden, normed]);
+        vector::rms_norm(backend, hidden.view(), &self.norm, eps, normed.view_mut());
+        let mut logits = matrix(&mut workspace.logits, batch.rows(), self.config.vocab_size)?;
         self.head
             .forward(normed.view(), linear, logits.view_mut())
             .map_err(Error::weights(None, "lm_head"))?;
-        check_finite(logits.view(), None, "logits")
+        check_finite(logits.view(), batch, None, "logits")
     }
 }
 
@@ -315,9 +277,14 @@ fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
     matrix.as_slice_mut().expect("matrices of the workspace are contiguous")
 }
 
-fn check_finite(values: ArrayView2<'_, f32>, layer: Option<usize>, stage: &'static str) -> Result<()> {
+fn check_finite(
+    values: ArrayView2<'_, f32>,
+    batch: &Batch,
+    layer: Option<usize>,
+    stage: &'static str,
+) -> Result<()> {
     match numerics::row_not_finite(values) {
         None => Ok(()),
-        Some((token, value)) => Err(Error::NotFinite { layer, stage, token, value }),
+        Some((row, value)) => Err(Error::NotFinite { layer, stage, token: batch.token(row), value }),
     }
 }

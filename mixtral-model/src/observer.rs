@@ -6,29 +6,48 @@ use moe_core::Routed;
 use ndarray::ArrayView2;
 
 /// Is told what a forward pass does, layer by layer. `()` looks away.
+///
+/// Layers work on all tokens of the pass, but for the last: where [`wants_all_rows`](Self::wants_all_rows) is false it works
+/// only on those whose logits are wanted, perhaps none.
 pub trait Observer: Send {
+    /// Whether the last layer must work on all tokens too, though their results serve the observer alone.
+    ///
+    /// True unless said otherwise, so that an observer that counts or keeps rows misses none. One that looks at no rows
+    /// should say false: of a prompt whose last logits alone are wanted, a layer less has its experts at work.
+    fn wants_all_rows(&self) -> bool {
+        true
+    }
+
     /// A layer's attention is done: its output has joined the residual stream.
     fn attended(&mut self, layer: usize) {
         let _ = layer;
     }
 
-    /// A layer has routed its tokens.
+    /// A layer has routed its tokens; the context says which they are.
     fn routed(&mut self, routed: &Routed<'_>) {
         let _ = routed;
     }
 
-    /// A layer is done; `hidden` is what it hands on, `[T, D]`. `Break` ends the pass with [`Error::Stopped`](crate::Error::Stopped),
-    /// which leaves every session as it was before.
+    /// A layer is done; `hidden` is what it hands on, `[rows, D]`: a row for each of the tokens that it worked on. `Break` ends
+    /// the pass with [`Error::Stopped`](crate::Error::Stopped), which leaves every session as it was before.
     fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
         let _ = (layer, hidden);
         ControlFlow::Continue(())
     }
 }
 
-impl Observer for () {}
+impl Observer for () {
+    fn wants_all_rows(&self) -> bool {
+        false
+    }
+}
 
 /// Perhaps an observer.
 impl<O: Observer> Observer for Option<O> {
+    fn wants_all_rows(&self) -> bool {
+        self.as_ref().is_some_and(O::wants_all_rows)
+    }
+
     fn attended(&mut self, layer: usize) {
         if let Some(observer) = self {
             observer.attended(layer);
@@ -48,6 +67,10 @@ impl<O: Observer> Observer for Option<O> {
 
 /// Two observers side by side.
 impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn wants_all_rows(&self) -> bool {
+        self.0.wants_all_rows() || self.1.wants_all_rows()
+    }
+
     fn attended(&mut self, layer: usize) {
         self.0.attended(layer);
         self.1.attended(layer);
@@ -65,6 +88,10 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 }
 
 impl<O: Observer + ?Sized> Observer for &mut O {
+    fn wants_all_rows(&self) -> bool {
+        (**self).wants_all_rows()
+    }
+
     fn attended(&mut self, layer: usize) {
         (**self).attended(layer);
     }

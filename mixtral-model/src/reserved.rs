@@ -24,7 +24,7 @@ impl<'a> Reserved<'a> {
         let may_wait = may_wait();
         for (n, layer) in layers.iter().enumerate() {
             let moe = &mut reserved.workspace.moe;
-            layer.moe.reserve(tokens, may_wait, moe).map_err(|error| Error::moe(n, error))?;
+            layer.moe.reserve(tokens, may_wait, moe).map_err(|error| Error::moe(n, error, |row| row))?;
         }
         Ok(reserved)
     }

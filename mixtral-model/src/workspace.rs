@@ -4,17 +4,13 @@ use moe_kernels::LinearScratch;
 use moe_kernels::attention::AttentionScratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use crate::batch::Batch;
 use crate::{Error, Result};
 
 /// The buffers of a forward pass, whatever the model and the sessions. It only grows.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    /// The batch: ids, positions and boundaries of the sequences.
-    pub(crate) ids: Vec<u32>,
-    pub(crate) positions: Vec<usize>,
-    pub(crate) offsets: Vec<usize>,
-    /// `(cos, sin)`, `[T, head_dim / 2]`.
-    pub(crate) angles: Vec<(f32, f32)>,
+    pub(crate) batch: Batch,
     /// The residual stream, `[T, D]`.
     pub(crate) hidden: Vec<f32>,
     /// A norm's output, `[T, D]`.
@@ -29,9 +25,7 @@ pub struct Workspace {
     pub(crate) v: Vec<f32>,
     /// What attention gives, `[T, heads · head_dim]`.
     pub(crate) attended: Vec<f32>,
-    /// Rows whose logits are wanted, `[W, D]`.
-    pub(crate) wanted: Vec<f32>,
-    /// `[W, V]`.
+    /// Of the rows that are wanted, `[W, V]`.
     pub(crate) logits: Vec<f32>,
     pub(crate) linear: LinearScratch,
     pub(crate) attention: AttentionScratch,

@@ -58,5 +58,8 @@ fn decoding_two_sessions() {
         // takes work from another.
         let passes = (0..100u32).filter(|i| allocations(&[17 * i % 2048]) > 0).count();
         assert!(passes <= threads + 1, "{passes} of 100 passes allocate");
+        // Several tokens, of which the last layer works on one.
+        let passes = (0..8).filter(|&i| allocations(&[i, 9 * i, 11 * i, 5, 7]) > 0).count();
+        assert!(passes <= threads, "{passes} of 8 passes of several tokens allocate");
     });
 }

@@ -1,6 +1,7 @@
 //! What the command takes.
 
 mod bench;
+mod perplexity;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use moe_kernels::{Activations, Backend, Dtype};
 use moe_router::RouterSpec;
 
 pub(crate) use bench::{Bench, LayerShape};
+pub(crate) use perplexity::Perplexity;
 
 /// Run a Mixtral model on the CPU.
 ///
@@ -88,6 +90,7 @@ pub(crate) enum Command {
     Inspect(Inspect),
     Tokenize(Tokenize),
     Logits(Logits),
+    Perplexity(Perplexity),
     Route(Route),
     Bench(Bench),
 }

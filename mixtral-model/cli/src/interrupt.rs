@@ -52,6 +52,10 @@ impl Interrupt {
 }
 
 impl Observer for Interrupt {
+    fn wants_all_rows(&self) -> bool {
+        false
+    }
+
     fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
         if self.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

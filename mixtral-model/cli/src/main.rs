@@ -11,6 +11,7 @@ mod interrupt;
 mod load;
 mod logits;
 mod output;
+mod perplexity;
 mod progress;
 mod route;
 mod routing;
@@ -46,6 +47,7 @@ fn run(args: &Args) -> Result<()> {
         Command::Inspect(args) => inspect::run(common, args),
         Command::Tokenize(args) => tokenize::run(common, args),
         Command::Logits(args) => logits::run(common, args, &interrupt),
+        Command::Perplexity(args) => perplexity::run(common, args, &interrupt),
         Command::Route(args) => route::run(args),
         Command::Bench(args) => bench::run(common, args, &interrupt),
     }

@@ -15,6 +15,8 @@ pub(crate) struct Progress {
     bar: ProgressBar,
     begun: Instant,
     shown: bool,
+    /// Tokens of the pass at hand, which the last layer may not work on.
+    tokens: usize,
 }
 
 impl Progress {
@@ -25,7 +27,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40.cyan/dim} {percent}%, {eta} left") {
             bar.set_style(style.progress_chars("━━─"));
         }
-        Self { bar, begun: Instant::now(), shown: false }
+        Self { bar, begun: Instant::now(), shown: false, tokens: 0 }
     }
 
     /// The bar, to be cleared when the prompt is read.
@@ -35,9 +37,16 @@ impl Progress {
 }
 
 impl Observer for Progress {
-    fn layer_done(&mut self, _: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn wants_all_rows(&self) -> bool {
+        false
+    }
+
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+        if layer == 0 {
+            self.tokens = hidden.nrows();
+        }
         if !self.bar.is_finished() {
-            self.bar.inc(hidden.nrows() as u64);
+            self.bar.inc(self.tokens as u64);
             if !self.shown && self.begun.elapsed() > PATIENCE {
                 self.shown = true;
                 self.bar.set_draw_target(ProgressDrawTarget::stderr());

@@ -48,7 +48,8 @@ fn tokens(n: usize) -> String {
     format!("{n} token{}", if n == 1 { "" } else { "s" })
 }
 
-fn speed(tokens: usize, time: Duration) -> String {
+/// " at N tokens/s", or nothing where that would mean nothing.
+pub(crate) fn speed(tokens: usize, time: Duration) -> String {
     if tokens == 0 || time.is_zero() {
         return String::new();
     }

@@ -1,12 +1,13 @@
 //! The demo model, from the bytes that the command line embeds.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use bytes::Bytes;
 use mixtral_model::{
-    Access, Checkpoint, Compute, Config, Model, SessionOptions, Step, Tokenizer, Wanted, Workspace,
+    Access, Checkpoint, Compute, Config, Model, Perplexity, PerplexityOptions, SessionOptions, Tokenizer,
+    Workspace,
 };
-use moe_core::numerics;
 use moe_kernels::{Activations, Backend};
 
 use crate::support::{Goldens, Recorder, compare, fixtures, greedy, logits, rows};
@@ -84,45 +85,35 @@ fn prompts() {
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
-/// Negative log-likelihood in nats of the tokens after the first.
-fn nll(model: &Model, ids: &[u32], workspace: &mut Workspace) -> f64 {
+/// How a model predicts a text in windows of so many tokens without overlap.
+fn predicted(model: &Model, ids: &[u32], window: usize) -> Perplexity {
     let mut session = model.session(SessionOptions::default()).unwrap();
-    let step = Step::new(&mut session, ids).wanted(Wanted::All);
-    let logits = model.forward(&mut [step], workspace, &mut ()).unwrap();
-    let predicted = logits.rows().into_iter().zip(&ids[1..]);
-    predicted
-        .map(|(row, &token)| {
-            let row = row.to_slice().unwrap();
-            let top = f64::from(numerics::max(row));
-            let sum: f64 = row.iter().map(|&v| (f64::from(v) - top).exp()).sum();
-            sum.ln() + top - f64::from(row[token as usize])
-        })
-        .sum()
+    let options = PerplexityOptions::new(window);
+    let (mut workspace, go_on) = (Workspace::new(), |_| ControlFlow::Continue(()));
+    mixtral_model::perplexity(model, &mut session, ids, &options, &mut workspace, &mut (), go_on).unwrap()
 }
 
 #[test]
 fn perplexity() {
     let goldens = Goldens::read(&fixtures().join("demo"));
     let facts = &goldens.facts["perplexity"];
-    let (model, mut workspace) = (demo(Backend::best()), Workspace::new());
+    let model = demo(Backend::best());
     let ids = tokenizer().encode_with_bos(HELDOUT);
     assert_eq!(ids.len() as u64, facts["tokens_with_bos"].as_u64().unwrap());
 
     let golden = &facts["windows_of_256_without_overlap"];
-    let windows: Vec<&[u32]> = ids.chunks(256).filter(|window| window.len() > 1).collect();
-    let predicted: usize = windows.iter().map(|window| window.len() - 1).sum();
-    assert_eq!(predicted as u64, golden["predicted_tokens"].as_u64().unwrap());
-    let sum: f64 = windows.iter().map(|window| nll(&model, window, &mut workspace)).sum();
+    let found = predicted(&model, &ids, 256);
+    assert_eq!(found.predicted as u64, golden["predicted_tokens"].as_u64().unwrap());
     let expected = golden["nll_sum"].as_f64().unwrap();
-    println!("nll {sum}, golden {expected}, perplexity {}", (sum / predicted as f64).exp());
+    println!("nll {}, golden {expected}, perplexity {}", found.nll_sum, found.perplexity());
     // A token's nll is good to the tolerance of its logits; over thousands of tokens the errors mostly cancel.
-    assert!(
-        (sum - expected).abs() < f64::from(TOLERANCE) * (predicted as f64).sqrt() * 3.0,
-        "{sum} {expected}"
-    );
+    let tolerance = f64::from(TOLERANCE) * (found.predicted as f64).sqrt() * 3.0;
+    assert!((found.nll_sum - expected).abs() < tolerance, "{found:?} {expected}");
 
-    let golden = facts["first_2048_tokens_in_one_pass"]["perplexity"].as_f64().unwrap();
-    let found = (nll(&model, &ids[..2048], &mut workspace) / 2047.0).exp();
+    let golden = &facts["first_2048_tokens_in_one_pass"];
+    let found = predicted(&model, &ids[..2048], 2048);
+    assert_eq!(found.predicted as u64, golden["predicted_tokens"].as_u64().unwrap());
+    let (found, golden) = (found.perplexity(), golden["perplexity"].as_f64().unwrap());
     println!("one pass: perplexity {found}, golden {golden}");
     assert!((found / golden - 1.0).abs() < f64::from(TOLERANCE), "{found} {golden}");
 }
@@ -136,7 +127,7 @@ fn perplexity_with_bf16_activations() {
         .unwrap();
     let model = demo(Compute { activations: Activations::Bf16, ..Compute::default() });
     let ids = tokenizer().encode_with_bos(HELDOUT);
-    let found = (nll(&model, &ids[..2048], &mut Workspace::new()) / 2047.0).exp();
+    let found = predicted(&model, &ids[..2048], 2048).perplexity();
     println!("one pass with bf16 activations: perplexity {found}, golden with f32 {golden}");
     assert!((found / golden - 1.0).abs() < 2e-3, "{found} {golden}");
     assert!((found - golden).abs() > 1e-5 * golden, "activations are rounded: {found} {golden}");

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::tiny::{Shape, bits, read};
 
-fn shapes() -> impl Strategy<Value = Shape> {
+pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
     let dtypes = prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)];
     let windows = prop_oneof![Just(None), (1usize..90).prop_map(Some)];
     let sizes = (1usize..90, 1usize..70, 1usize..4, 1usize..4, 1usize..5, 1usize..14);

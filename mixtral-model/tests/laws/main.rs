@@ -3,5 +3,7 @@
 
 mod circumstances;
 mod fingerprint;
+mod perplexity;
 mod tiny;
 mod trouble;
+mod wanted;

@@ -14,7 +14,8 @@ use crate::tiny::{Shape, bits, read};
 
 fn forward(model: &Model, tokens: &[u32]) -> Result<Vec<u32>, Error> {
     let mut session = model.session(SessionOptions::default())?;
-    let step = Step::new(&mut session, tokens).wanted(Wanted::Last);
+    // All, so that the last layer's experts work on every token.
+    let step = Step::new(&mut session, tokens).wanted(Wanted::All);
     let logits = model.forward(&mut [step], &mut Workspace::new(), &mut ()).map(|l| bits(&l.to_owned()));
     assert_eq!(session.position(), if logits.is_ok() { tokens.len() } else { 0 });
     logits
@@ -140,7 +141,7 @@ fn values_that_are_not_finite_are_named_where_they_arise() {
 }
 
 /// Stops after some layers.
-struct StopAfter(usize);
+pub(crate) struct StopAfter(pub(crate) usize);
 
 impl Observer for StopAfter {
     fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {

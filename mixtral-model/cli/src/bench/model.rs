@@ -176,13 +176,17 @@ impl ModelBench<'_> {
         })
     }
 
-    /// Operations of the matrices, of which the head's are needed for one token a session.
+    /// Operations of the matrices. The head's are needed for one token a session, and so are those of the last layer, but for
+    /// keys and values.
     fn flops(&self, sessions: usize, tokens: usize) -> f64 {
         let config = self.model.config();
         let experts =
             self.parameters(Kind::Experts) * config.experts_per_token as f64 / config.experts as f64;
+        let layer = (self.parameters(Kind::Attention) + experts) / config.layers as f64;
+        let keys_and_values = (2 * config.kv_heads * config.head_dim * config.hidden_size) as f64;
         let head = (config.vocab_size * config.hidden_size) as f64;
-        2.0 * (tokens as f64 * (self.parameters(Kind::Attention) + experts) + sessions as f64 * head)
+        let of_every_token = (config.layers - 1) as f64 * layer + keys_and_values;
+        2.0 * (tokens as f64 * of_every_token + sessions as f64 * (layer - keys_and_values + head))
     }
 
     /// Bytes of weights that a pass reads, where so many experts of a layer have tokens.
@@ -250,6 +254,10 @@ impl Clock {
 }
 
 impl Observer for Clock {
+    fn wants_all_rows(&self) -> bool {
+        false
+    }
+
     fn attended(&mut self, _: usize) {
         self.parts.attention += self.lap();
     }

@@ -51,6 +51,18 @@ fn ctrl_c_while_a_prompt_is_read() {
 }
 
 #[test]
+fn ctrl_c_ends_a_perplexity() {
+    let text = crate::demo().join("heldout.txt");
+    let line = "perplexity --backend portable --threads 1 --window 256 --json --text {}";
+    let mut child = start(line, &[text.to_str().unwrap()]);
+    interrupt_until_ended(&mut child);
+    let output = child.wait_with_output().unwrap();
+    // The first signal may come before there is a handler, the second before what was scored is told.
+    assert!(output.status.code() == Some(130) || output.status.signal() == Some(2), "{output:?}");
+    assert_eq!(output.stdout, b"");
+}
+
+#[test]
 fn ctrl_c_ends_a_chat_that_waits() {
     let mut child = start("chat -n 2", &[]);
     // The answer shows that there is a handler by now.

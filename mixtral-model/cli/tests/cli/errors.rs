@@ -44,6 +44,11 @@ fn errors() {
             ("generate x --min-p 2", &[], "min-p: expected 0 to 1, found 2"),
             ("generate x --repetition-penalty 0", &[], "repetition penalty: expected more than 0"),
             ("generate x --show-routing --routing-layer 4", &[], "expected less than 4"),
+            ("perplexity --text no/such/file", &[], "no/such/file: No such file"),
+            ("perplexity", &[], "text: expected at least 2 tokens, found 1"),
+            ("perplexity --window 1", &[], "window: expected 2 to 4096 tokens, found 1"),
+            ("perplexity --window 65 --context 64", &[], "window: expected 2 to 64 tokens, found 65"),
+            ("perplexity --window 8 --stride 9", &[], "stride: expected 1 to 8 tokens, found 9"),
             ("tokenize --chat no/such/file", &[], "no/such/file: No such file"),
         ],
     );
@@ -69,6 +74,9 @@ fn usage() {
             ("generate x --kv-type f8", &[], "possible values: f32, f16, bf16"),
             ("generate x --show-routing=graph", &[], "possible values: text, tokens"),
             ("generate x --routing-layer 1", &[], "--show-routing"),
+            ("perplexity --stride 0", &[], "expected a whole number, 1 or more"),
+            ("perplexity x", &[], "unexpected argument 'x'"),
+            ("perplexity --seed 1", &[], "unexpected argument '--seed'"),
             ("logits", &[], "--ids"),
         ],
     );

@@ -8,6 +8,7 @@ mod ends;
 mod errors;
 mod generate;
 mod logits;
+mod perplexity;
 mod route;
 mod route_forms;
 mod tokens;

@@ -1,0 +1,171 @@
+//! What a forward pass works on: a step of each session, and the tokens of all as one batch of rows.
+
+use std::ops::Range;
+
+use moe_core::TokenContext;
+use ndarray::ArrayViewMut2;
+
+use crate::Session;
+use crate::rope::Rope;
+
+/// Which of a step's tokens are to have their logits computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: the tokens are read only.
+    None,
+    /// The last: what the next token is drawn from.
+    #[default]
+    Last,
+    /// Every one.
+    All,
+}
+
+impl Wanted {
+    /// The places among `tokens` tokens.
+    fn range(self, tokens: usize) -> Range<usize> {
+        match self {
+            Self::None => tokens..tokens,
+            Self::Last => tokens - 1..tokens,
+            Self::All => 0..tokens,
+        }
+    }
+}
+
+/// One session's part of a forward pass.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Step<'a> {
+    /// The session, which takes the tokens up if the pass succeeds.
+    pub session: &'a mut Session,
+    /// The tokens that follow what it holds, at least one.
+    pub tokens: &'a [u32],
+    /// Which logits to compute.
+    pub wanted: Wanted,
+}
+
+impl<'a> Step<'a> {
+    /// These tokens after what the session holds; the logits of the last are wanted.
+    pub fn new(session: &'a mut Session, tokens: &'a [u32]) -> Self {
+        Self { session, tokens, wanted: Wanted::Last }
+    }
+
+    /// The same, with other logits wanted.
+    pub fn wanted(self, wanted: Wanted) -> Self {
+        Self { wanted, ..self }
+    }
+}
+
+/// The rows of a pass: all tokens of its steps, one step after the other, until it [narrows](Self::narrow) to those whose
+/// logits are wanted.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    ids: Vec<u32>,
+    positions: Vec<usize>,
+    /// Where the rows of each step begin, and the last ones end.
+    offsets: Vec<usize>,
+    /// `(cos, sin)`, `[rows, head_dim / 2]`.
+    angles: Vec<(f32, f32)>,
+    /// Places of the wanted rows among all tokens, ascending.
+    wanted: Vec<usize>,
+    narrow: bool,
+}
+
+impl Batch {
+    /// No steps.
+    pub(crate) fn clear(&mut self) {
+        self.ids.clear();
+        self.positions.clear();
+        self.offsets.clear();
+        self.offsets.push(0);
+        self.wanted.clear();
+        self.narrow = false;
+    }
+
+    /// Appends the tokens of a step.
+    pub(crate) fn push(&mut self, step: &Step<'_>) {
+        let (tokens, position) = (step.tokens.len(), step.session.position());
+        self.wanted.extend(step.wanted.range(tokens).map(|t| self.ids.len() + t));
+        self.ids.extend_from_slice(step.tokens);
+        self.positions.extend(position..position + tokens);
+        self.offsets.push(self.ids.len());
+    }
+
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Number of rows whose logits are wanted.
+    pub(crate) fn wanted(&self) -> usize {
+        self.wanted.len()
+    }
+
+    /// Vocabulary id of each row.
+    pub(crate) fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The rows of each step, which are consecutive positions of its session, and the first of these.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let first = |row: usize| self.positions.get(row).copied().unwrap_or_default();
+        self.offsets.windows(2).map(move |w| (w[0]..w[1], first(w[0])))
+    }
+
+    /// What routers may know of the rows.
+    pub(crate) fn context(&self) -> TokenContext<'_> {
+        let Self { ids, positions, offsets, .. } = self;
+        TokenContext::new().with_sequences(offsets).with_positions(positions).with_token_ids(ids)
+    }
+
+    /// The angles that queries and keys of the rows are turned by.
+    pub(crate) fn fill_angles(&mut self, rope: &Rope) {
+        rope.fill(&self.positions, &mut self.angles);
+    }
+
+    /// The same, after [`fill_angles`](Self::fill_angles).
+    pub(crate) fn angles(&self) -> &[(f32, f32)] {
+        &self.angles
+    }
+
+    /// The place of a row among all tokens.
+    pub(crate) fn token(&self, row: usize) -> usize {
+        if self.narrow { self.wanted[row] } else { row }
+    }
+
+    /// Leaves only the wanted rows, of the batch and of matrices that have its rows; changes nothing the second time.
+    pub(crate) fn narrow<'m, const N: usize>(
+        &mut self,
+        matrices: [ArrayViewMut2<'m, f32>; N],
+    ) -> [ArrayViewMut2<'m, f32>; N] {
+        if std::mem::replace(&mut self.narrow, true) {
+            return matrices;
+        }
+        let Self { ids, positions, offsets, angles, wanted, .. } = self;
+        let half = angles.len() / ids.len().max(1);
+        keep(ids, wanted, 1);
+        keep(positions, wanted, 1);
+        keep(angles, wanted, half);
+        ids.truncate(wanted.len());
+        positions.truncate(wanted.len());
+        angles.truncate(wanted.len() * half);
+        for offset in offsets {
+            *offset = wanted.partition_point(|row| row < offset);
+        }
+        matrices.map(|matrix| {
+            let columns = matrix.ncols();
+            let values = matrix.into_slice().expect("matrices of the workspace are contiguous");
+            keep(values, wanted, columns);
+            let values = &mut values[..wanted.len() * columns];
+            ArrayViewMut2::from_shape((wanted.len(), columns), values).expect("as long as its shape says")
+        })
+    }
+}
+
+/// Moves some rows, ascending, to the front.
+fn keep<V: Copy>(values: &mut [V], rows: &[usize], columns: usize) {
+    for (to, &from) in rows.iter().enumerate() {
+        if from > to {
+            values.copy_within(from * columns..(from + 1) * columns, to * columns);
+        }
+    }
+}

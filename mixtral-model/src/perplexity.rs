@@ -1,0 +1,240 @@
+//! How well a model predicts a text.
+
+use std::ops::{ControlFlow, Range};
+
+use moe_core::numerics;
+use rayon::prelude::*;
+
+use crate::{Error, Model, Observer, Result, Session, Step, Wanted, Workspace};
+
+/// How a text is cut into windows, and how these are read.
+///
+/// A window is a text of its own: nothing before it is seen. Its tokens that an earlier window has predicted already are
+/// context only; so is the first token of all, before which there is nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PerplexityOptions {
+    /// Tokens of a window.
+    pub window: usize,
+    /// Tokens from the start of a window to the start of the next. As many as the window has mean no overlap: then the first
+    /// token of each window is predicted by nobody.
+    pub stride: usize,
+    /// Most tokens that go through the model in one pass: with V the vocabulary, memory holds `chunk · V` logits. It changes
+    /// speed and memory, nothing else (with routers of token locality).
+    pub chunk: usize,
+}
+
+impl PerplexityOptions {
+    /// Windows of so many tokens without overlap, read 512 tokens at a time.
+    pub fn new(window: usize) -> Self {
+        Self { window, stride: window, chunk: 512 }
+    }
+
+    /// The same, with windows that begin so many tokens apart.
+    pub fn with_stride(self, stride: usize) -> Self {
+        Self { stride, ..self }
+    }
+
+    /// The same, read in other chunks.
+    pub fn with_chunk(self, chunk: usize) -> Self {
+        Self { chunk, ..self }
+    }
+
+    /// The windows of a text of so many tokens, in order, but for a last one that would predict nothing.
+    pub fn windows(&self, tokens: usize) -> impl Iterator<Item = TextWindow> + use<> {
+        let (window, stride) = (self.window, self.stride.max(1));
+        let last = tokens.saturating_sub(window).div_ceil(stride);
+        let window = move |n: usize| {
+            let start = stride * n;
+            let end = tokens.min(start.saturating_add(window));
+            // The window before ended there.
+            let predicted = if n == 0 { 0 } else { start - stride + window };
+            TextWindow { tokens: start..end, scored: predicted.max(start + 1)..end }
+        };
+        (0..=last).map(window).filter(|window| !window.scored.is_empty())
+    }
+
+    /// Whether sessions of so many positions can hold the windows.
+    fn check(&self, context: usize) -> Result<()> {
+        let bounds = [("window", self.window, 2, context), ("stride", self.stride, 1, self.window)];
+        for (setting, found, least, most) in bounds {
+            if found < least || found > most {
+                let expected = format!("{least} to {most} tokens");
+                return Err(Error::Setting { setting, expected, found: found.to_string() });
+            }
+        }
+        if self.chunk == 0 {
+            return Err(Error::Setting { setting: "chunk", expected: "1 or more".into(), found: "0".into() });
+        }
+        Ok(())
+    }
+}
+
+/// A stretch of a text that is read by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TextWindow {
+    /// Its tokens.
+    pub tokens: Range<usize>,
+    /// Those of them that are predicted, each from all of the window's tokens before it.
+    pub scored: Range<usize>,
+}
+
+/// A token that was predicted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Scored {
+    /// Its place in the text.
+    pub at: usize,
+    /// Its id.
+    pub token: u32,
+    /// Its negative log-likelihood, in nats.
+    pub nll: f64,
+}
+
+/// How well a text was predicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Perplexity {
+    /// Negative log-likelihood of all predicted tokens, in nats, added in the order of the text.
+    pub nll_sum: f64,
+    /// Number of predicted tokens.
+    pub predicted: usize,
+    /// Whether the caller or an observer ended it: the numbers are then those of the text's beginning.
+    pub stopped: bool,
+}
+
+impl Perplexity {
+    /// Nats a token; NaN if none was predicted.
+    pub fn mean(&self) -> f64 {
+        self.nll_sum / self.predicted as f64
+    }
+
+    /// e to the [`mean`](Self::mean).
+    pub fn perplexity(&self) -> f64 {
+        libm::exp(self.mean())
+    }
+}
+
+/// Predicts every token of a text from those before it in its window: `nll = ln Σ exp(l) - l[token]` over the logits l, in f64.
+///
+/// The session lends its memory and settings: it is cleared for each window, and in the end holds some of the last one's tokens.
+/// `event` is told of every predicted token, in order, and ends the work by `Break`; so does the observer, within a layer's time.
+///
+/// The last token of a window is predicted but not read, and the observer hears nothing of it.
+///
+/// # Errors
+///
+/// [`Error::Setting`] for a window of less than two tokens or beyond the session's context, a stride of none or beyond the window,
+/// or empty chunks; [`Error::TextTooShort`]; [`Error::TokenOutOfRange`]; those of [`Model::forward`], but that being stopped is an end
+/// and not an error.
+pub fn perplexity(
+    model: &Model,
+    session: &mut Session,
+    ids: &[u32],
+    options: &PerplexityOptions,
+    workspace: &mut Workspace,
+    observer: &mut dyn Observer,
+    mut event: impl FnMut(Scored) -> ControlFlow<()>,
+) -> Result<Perplexity> {
+    options.check(session.context())?;
+    if ids.len() < 2 {
+        return Err(Error::TextTooShort { tokens: ids.len() });
+    }
+    let vocabulary = model.config().vocab_size;
+    if let Some(&token) = ids.iter().find(|&&token| token as usize >= vocabulary) {
+        return Err(Error::TokenOutOfRange { token, vocabulary });
+    }
+    let mut result = Perplexity::default();
+    let scored = |scored: Scored| {
+        result.nll_sum += scored.nll;
+        result.predicted += 1;
+        event(scored)
+    };
+    match score(model, session, ids, options, workspace, observer, scored) {
+        Err(Error::Stopped) => Ok(Perplexity { stopped: true, ..result }),
+        other => other.map(|()| result),
+    }
+}
+
+/// Reads window after window, and scores what is to be predicted.
+fn score(
+    model: &Model,
+    session: &mut Session,
+    ids: &[u32],
+    options: &PerplexityOptions,
+    workspace: &mut Workspace,
+    observer: &mut dyn Observer,
+    mut scored: impl FnMut(Scored) -> ControlFlow<()>,
+) -> Result<()> {
+    let mut nlls = Vec::new();
+    for TextWindow { tokens, scored: predicted } in options.windows(ids.len()) {
+        session.clear();
+        // The logits after a token are those of the next one.
+        let (mut at, end) = (predicted.start - 1, predicted.end - 1);
+        for chunk in ids[tokens.start..at].chunks(options.chunk) {
+            let step = Step::new(&mut *session, chunk).wanted(Wanted::None);
+            model.forward(&mut [step], workspace, observer)?;
+        }
+        for chunk in ids[at..end].chunks(options.chunk) {
+            let step = Step::new(&mut *session, chunk).wanted(Wanted::All);
+            let logits = model.forward(&mut [step], workspace, observer)?;
+            let next = &ids[at + 1..];
+            let rows = logits.as_slice().unwrap_or_default().par_chunks_exact(logits.ncols());
+            rows.zip(next).map(|(row, &token)| nll(row, token)).collect_into_vec(&mut nlls);
+            for (&nll, &token) in nlls.iter().zip(next) {
+                at += 1;
+                if scored(Scored { at, token, nll }).is_break() {
+                    return Err(Error::Stopped);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Negative log-likelihood of a token under the softmax of its logits; terms are added in the order of the vocabulary.
+fn nll(logits: &[f32], token: u32) -> f64 {
+    let top = f64::from(numerics::max(logits));
+    let sum: f64 = logits.iter().map(|&logit| libm::exp(f64::from(logit) - top)).sum();
+    libm::log(sum) + top - f64::from(logits[token as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_predict_every_token_that_they_can_once() {
+        let windows = |tokens, window, stride| -> Vec<_> {
+            let options = PerplexityOptions::new(window).with_stride(stride);
+            options.windows(tokens).map(|w| (w.tokens, w.scored)).collect()
+        };
+        assert_eq!(windows(10, 4, 4), [(0..4, 1..4), (4..8, 5..8), (8..10, 9..10)]);
+        // A token alone is predicted by nobody.
+        assert_eq!(windows(9, 4, 4), [(0..4, 1..4), (4..8, 5..8)]);
+        assert_eq!(windows(9, 4, 3), [(0..4, 1..4), (3..7, 4..7), (6..9, 7..9)]);
+        assert_eq!(windows(6, 4, 1), [(0..4, 1..4), (1..5, 4..5), (2..6, 5..6)]);
+        assert_eq!(windows(3, 4, 2), [(0..3, 1..3)]);
+        assert_eq!(windows(3, usize::MAX, usize::MAX), [(0..3, 1..3)]);
+        for tokens in [0, 1] {
+            assert_eq!(windows(tokens, 4, 2), []);
+        }
+        for (tokens, window) in [(50, 7), (50, 8), (51, 50), (51, 51)] {
+            for stride in 1..window {
+                let scored = windows(tokens, window, stride).into_iter().flat_map(|(_, scored)| scored);
+                assert!(scored.eq(1..tokens), "{tokens} {window} {stride}");
+            }
+        }
+    }
+
+    #[test]
+    fn likelihoods_add_up_to_one() {
+        let logits = [3.0f32, -1.0, 88.5, 87.0, -1000.0];
+        let sum: f64 = (0..5).map(|token| (-nll(&logits, token)).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-15, "{sum}");
+        assert_eq!(nll(&[0.5], 0), 0.0);
+        assert_eq!(nll(&[0.0; 8], 3), libm::log(8.0));
+        let mean = Perplexity { nll_sum: 8.0, predicted: 4, stopped: false };
+        assert_eq!((mean.mean(), mean.perplexity()), (2.0, libm::exp(2.0)));
+    }
+}
