@@ -1,6 +1,7 @@
 //! What kernels know of a layout.
 
 use super::scale::widen_f16;
+use super::sixteen::{BlockBytes, OneBlock};
 use crate::BlockType;
 
 /// A layout as a type.
@@ -44,7 +45,7 @@ pub(crate) trait IntegerBlock: Block {
     /// Whether [`scale_bits`](Self::scale_bits) is an f16.
     #[allow(dead_code, reason = "a fact of the layout")]
     const SCALE_IS_F16: bool = true;
-    /// What [`codes`](Self::codes) are numbers of, where quants are not the codes themselves.
+    /// What unpacked codes are numbers of, where quants are not the codes themselves.
     #[allow(dead_code, reason = "a fact of the layout")]
     const TABLE: Option<&'static [i8; 16]> = None;
 
@@ -75,13 +76,24 @@ pub(crate) trait IntegerBlock: Block {
         widen_f16(Self::minimum_bits(block))
     }
 
-    /// Writes what is stored for each element, in order: the quants, or with a [`TABLE`](Self::TABLE) their numbers in it.
-    fn codes(block: &[u8], to: &mut [u8]);
+    /// Unpacks what is stored for each element: the quants, or with a [`TABLE`](Self::TABLE) their numbers in it. Calls
+    /// `put(g, codes)` with the codes of elements 16 g to 16 g + 15, once for every g.
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen));
 
     /// Writes the quants, in the order of the elements.
     #[inline(always)]
     fn quants(block: &[u8], to: &mut [u8]) {
-        Self::codes(block, to);
+        let (to, _) = to.as_chunks_mut::<16>();
+        Self::unpack(
+            &OneBlock(&block[..Self::BYTES]),
+            #[inline(always)]
+            |g, codes| {
+                to[g] = match Self::TABLE {
+                    Some(table) => codes.map(|code| look_up(table, code)),
+                    None => codes,
+                }
+            },
+        );
     }
 
     /// Writes the scales of the sub-blocks.
@@ -139,27 +151,27 @@ pub(crate) fn widen_integers<B: IntegerBlock>(block: &[u8], mut put: impl FnMut(
 
 /// The `N` bytes from `at` on.
 #[inline(always)]
-pub(super) fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
+pub(crate) fn part<const N: usize>(block: &[u8], at: usize) -> &[u8; N] {
     block[at..].first_chunk().expect("a whole block")
-}
-
-/// All of a block's places.
-#[inline(always)]
-pub(super) fn places<const N: usize>(to: &mut [u8]) -> &mut [u8; N] {
-    to.first_chunk_mut().expect("a place for every element")
 }
 
 /// The two bytes from `at` on, little-endian.
 #[inline(always)]
-pub(super) fn u16_at(block: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(*part(block, at))
 }
 
-/// Four-bit codes of 32 elements in 16 bytes: the low halves are the first 16 elements.
+/// The bits of `table[code]`, as a choice for each bit of the code: a compiler makes no vector of a table that is looked
+/// up, but it does of choices.
 #[inline(always)]
-pub(super) fn nibbles(from: &[u8; 16], to: &mut [u8; 32]) {
-    for i in 0..16 {
-        to[i] = from[i] & 15;
-        to[i + 16] = from[i] >> 4;
+fn look_up(table: &[i8; 16], code: u8) -> u8 {
+    let (mut level, mut length) = (*table, 16);
+    for bit in 0..4 {
+        length /= 2;
+        let set = code & 1 << bit != 0;
+        for i in 0..length {
+            level[i] = if set { level[2 * i + 1] } else { level[2 * i] };
+        }
     }
+    level[0] as u8
 }

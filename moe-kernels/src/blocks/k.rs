@@ -1,6 +1,7 @@
 //! Blocks of 256 elements with integer scales for each 16 or 32: ggml's K types.
 
-use super::block::{Block, IntegerBlock, part, places, u16_at, widen_integers};
+use super::block::{Block, IntegerBlock, part, u16_at, widen_integers};
+use super::sixteen::{BlockBytes, Sixteen, halves, quarters};
 use crate::BlockType;
 
 /// A block of 256 elements: its name, its bytes, elements of a sub-block, and what else its [`IntegerBlock`] says.
@@ -58,8 +59,14 @@ k! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        quarters(part(block, 16), places(to), |low, _, _| low);
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        quarters(
+            from,
+            16,
+            #[inline(always)]
+            |low, _, _| low,
+            put,
+        );
     }
 }
 
@@ -85,9 +92,15 @@ k! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        let third = part::<32>(block, 0);
-        quarters(part(block, 32), places(to), |low, s, i| low | (third[i] >> s & 1) << 2);
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        let third = [from.sixteen(0), from.sixteen(16)];
+        quarters(
+            from,
+            32,
+            #[inline(always)]
+            |low, s, half| low.with_upper(third[half].bits(s, 1), 2),
+            put,
+        );
     }
 }
 
@@ -118,8 +131,14 @@ k! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        halves(part(block, 16), places(to), |low, _, _| low);
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        halves(
+            from,
+            16,
+            #[inline(always)]
+            |low, _, _| low,
+            put,
+        );
     }
 }
 
@@ -150,9 +169,15 @@ k! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        let fifth = part::<32>(block, 16);
-        halves(part(block, 48), places(to), |low, s, i| low | (fifth[i] >> s & 1) << 4);
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        let fifth = [from.sixteen(16), from.sixteen(32)];
+        halves(
+            from,
+            48,
+            #[inline(always)]
+            |low, s, half| low.with_upper(fifth[half].bits(s, 1), 4),
+            put,
+        );
     }
 }
 
@@ -174,33 +199,20 @@ k! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        let low = part::<128>(block, 0);
-        // Of each 128 elements the first 64 are low halves.
-        quarters(part(block, 128), places(to), |high, s, i| {
-            low[64 * (s / 4) + 32 * (s % 2) + i] >> (4 * (s % 4 / 2)) & 15 | high << 4
-        });
-    }
-}
-
-/// Two bits of 256 elements in 64 bytes: bits 2 j and 2 j + 1 of bytes 0 to 31 are elements 32 j to 32 j + 31, those of the
-/// other bytes 128 more. An element becomes what `code` makes of its bits, of the 32 it is in, and its place there.
-#[inline(always)]
-fn quarters(from: &[u8; 64], to: &mut [u8; 256], code: impl Fn(u8, usize, usize) -> u8) {
-    for s in 0..8 {
-        for i in 0..32 {
-            to[32 * s + i] = code(from[32 * (s / 4) + i] >> (2 * (s % 4)) & 3, s, i);
-        }
-    }
-}
-
-/// Four bits of 256 elements in 128 bytes: 64 after 64, the low halves of 32 bytes before the high ones. An element becomes
-/// what `code` makes of its bits, of the 32 it is in, and its place there.
-#[inline(always)]
-fn halves(from: &[u8; 128], to: &mut [u8; 256], code: impl Fn(u8, usize, usize) -> u8) {
-    for s in 0..8 {
-        for i in 0..32 {
-            to[32 * s + i] = code(from[32 * (s / 2) + i] >> (4 * (s % 2)) & 15, s, i);
+    fn unpack<R: BlockBytes>(from: &R, mut put: impl FnMut(usize, R::Sixteen)) {
+        // Of each 128 elements the first 64 are low halves of 64 bytes.
+        for four in 0..2 {
+            for half in 0..2 {
+                let high = from.sixteen(128 + 32 * four + 16 * half);
+                for i in 0..2 {
+                    let low = from.sixteen(64 * four + 32 * i + 16 * half);
+                    for j in 0..2 {
+                        let s = 2 * j + i;
+                        let upper = high.bits(2 * s as u32, 3);
+                        put(2 * (4 * four + s) + half, low.bits(4 * j as u32, 15).with_upper(upper, 4));
+                    }
+                }
+            }
         }
     }
 }
@@ -210,19 +222,24 @@ fn halves(from: &[u8; 128], to: &mut [u8; 256], code: impl Fn(u8, usize, usize) 
 /// halves those of the minima.
 #[inline(always)]
 fn six_bit_scales(packed: &[u8; 12], to: &mut [i8]) {
-    let (first, last) = to.split_at_mut(4);
-    for i in 0..4 {
-        first[i] = (packed[i] & 63) as i8;
-        last[i] = (packed[8 + i] & 15 | packed[i] >> 6 << 4) as i8;
-    }
+    let [a, _, c] = dwords(packed);
+    let scales = [a & SIX, c & 0x0f0f_0f0f | (a >> 6 & 0x0303_0303) << 4];
+    to.iter_mut().zip(scales.map(u32::to_le_bytes).as_flattened()).for_each(|(to, s)| *to = *s as i8);
 }
 
 /// The minima of [`six_bit_scales`]' bytes.
 #[inline(always)]
 fn six_bit_minima(packed: &[u8; 12], to: &mut [u8]) {
-    let (first, last) = to.split_at_mut(4);
-    for i in 0..4 {
-        first[i] = packed[4 + i] & 63;
-        last[i] = packed[8 + i] >> 4 | packed[4 + i] >> 6 << 4;
-    }
+    let [_, b, c] = dwords(packed);
+    let minima = [b & SIX, c >> 4 & 0x0f0f_0f0f | (b >> 6 & 0x0303_0303) << 4];
+    to.copy_from_slice(minima.map(u32::to_le_bytes).as_flattened());
+}
+
+/// The lower six bits of each byte of a dword.
+const SIX: u32 = 0x3f3f_3f3f;
+
+#[inline(always)]
+fn dwords(packed: &[u8; 12]) -> [u32; 3] {
+    let (four, _) = packed.as_chunks();
+    [u32::from_le_bytes(four[0]), u32::from_le_bytes(four[1]), u32::from_le_bytes(four[2])]
 }

@@ -14,6 +14,7 @@ pub(crate) mod k;
 pub(crate) mod nonlinear;
 mod scale;
 pub(crate) mod simple;
+pub(crate) mod sixteen;
 
 use std::fmt;
 use std::str::FromStr;
@@ -249,7 +250,9 @@ mod tests {
         let (subs, name) = (B::ELEMENTS / B::SUB, B::TYPE);
         let (mut codes, mut quants) = (vec![0; B::ELEMENTS], vec![0; B::ELEMENTS]);
         let (mut scales, mut minima) = (vec![0; subs], vec![0; subs]);
-        B::codes(block, &mut codes);
+        B::unpack(&sixteen::OneBlock(block), |g, sixteen| {
+            codes[16 * g..16 * (g + 1)].copy_from_slice(&sixteen);
+        });
         B::quants(block, &mut quants);
         B::scales(block, &mut scales);
         B::minima(block, &mut minima);

@@ -1,7 +1,8 @@
 //! Blocks whose four-bit codes are numbers of a table's entries.
 
-use super::block::{Block, IntegerBlock, nibbles, part, places, u16_at, widen_integers};
+use super::block::{Block, IntegerBlock, part, u16_at, widen_integers};
 use super::scale::widen_half_e8m0;
+use super::sixteen::{BlockBytes, nibbles};
 use crate::BlockType;
 
 /// The integers of [`BlockType::Iq4Nl`] and [`BlockType::Iq4Xs`] (`kvalues_iq4nl` of ggml, by the ggml authors, MIT licence).
@@ -37,15 +38,8 @@ impl IntegerBlock for Iq4Nl {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        nibbles(part(block, 2), places(to));
-    }
-
-    #[inline(always)]
-    fn quants(block: &[u8], to: &mut [u8]) {
-        let to = places::<32>(to);
-        Self::codes(block, to);
-        *to = to.map(|code| lookup(&IQ4, code));
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        nibbles(from, 2, 0, put);
     }
 }
 
@@ -87,17 +81,10 @@ impl IntegerBlock for Iq4Xs {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        let (from, _) = part::<128>(block, 8).as_chunks();
-        let (to, _) = places::<256>(to).as_chunks_mut();
-        from.iter().zip(to).for_each(|(from, to)| nibbles(from, to));
-    }
-
-    #[inline(always)]
-    fn quants(block: &[u8], to: &mut [u8]) {
-        let to = places::<256>(to);
-        Self::codes(block, to);
-        *to = to.map(|code| lookup(&IQ4, code));
+    fn unpack<R: BlockBytes>(from: &R, mut put: impl FnMut(usize, R::Sixteen)) {
+        for s in 0..8 {
+            nibbles(from, 8 + 16 * s, 2 * s, &mut put);
+        }
     }
 }
 
@@ -134,29 +121,7 @@ impl IntegerBlock for Mxfp4 {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        nibbles(part(block, 1), places(to));
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        nibbles(from, 1, 0, put);
     }
-
-    #[inline(always)]
-    fn quants(block: &[u8], to: &mut [u8]) {
-        let to = places::<32>(to);
-        Self::codes(block, to);
-        *to = to.map(|code| lookup(&E2M1, code));
-    }
-}
-
-/// The bits of `table[code]`, as a choice for each bit of the code: a compiler makes no vector of a table that is looked
-/// up, but it does of choices.
-#[inline(always)]
-fn lookup(table: &[i8; 16], code: u8) -> u8 {
-    let (mut level, mut length) = (*table, 16);
-    for bit in 0..4 {
-        length /= 2;
-        let set = code & 1 << bit != 0;
-        for i in 0..length {
-            level[i] = if set { level[2 * i + 1] } else { level[2 * i] };
-        }
-    }
-    level[0] as u8
 }

@@ -1,6 +1,7 @@
 //! Blocks of 32 elements with one scale.
 
-use super::block::{Block, IntegerBlock, nibbles, part, places, u16_at, widen_integers};
+use super::block::{Block, IntegerBlock, u16_at, widen_integers};
+use super::sixteen::{BlockBytes, Sixteen, nibbles};
 use crate::BlockType;
 
 /// A block of 32 elements: its name, its bytes, and what else its [`IntegerBlock`] says.
@@ -40,8 +41,9 @@ simple! {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        *places(to) = *part::<32>(block, 2);
+    fn unpack<R: BlockBytes>(from: &R, mut put: impl FnMut(usize, R::Sixteen)) {
+        put(0, from.sixteen(2));
+        put(1, from.sixteen(18));
     }
 }
 
@@ -52,8 +54,8 @@ simple! {
     const ZERO: i32 = 8;
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        nibbles(part(block, 2), places(to));
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        nibbles(from, 2, 0, put);
     }
 }
 
@@ -74,8 +76,8 @@ simple! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        nibbles(part(block, 4), places(to));
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        nibbles(from, 4, 0, put);
     }
 }
 
@@ -86,8 +88,8 @@ simple! {
     const ZERO: i32 = 16;
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        five_bits(part(block, 2), part(block, 6), places(to));
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        five_bits(from, 2, 6, put);
     }
 }
 
@@ -108,16 +110,20 @@ simple! {
     }
 
     #[inline(always)]
-    fn codes(block: &[u8], to: &mut [u8]) {
-        five_bits(part(block, 4), part(block, 8), places(to));
+    fn unpack<R: BlockBytes>(from: &R, put: impl FnMut(usize, R::Sixteen)) {
+        five_bits(from, 4, 8, put);
     }
 }
 
-/// Five-bit codes: four of each as in [`nibbles`], and bit i of `fifth` for element i.
+/// Five-bit codes: four bits of each from `low` on as in [`nibbles`], and bit i of the four bytes from `fifth` on for element
+/// i.
 #[inline(always)]
-fn five_bits(fifth: &[u8; 4], low: &[u8; 16], to: &mut [u8; 32]) {
-    nibbles(low, to);
-    for i in 0..32 {
-        to[i] |= if fifth[i / 8] & 1 << (i % 8) != 0 { 16 } else { 0 };
-    }
+fn five_bits<R: BlockBytes>(from: &R, fifth: usize, low: usize, mut put: impl FnMut(usize, R::Sixteen)) {
+    nibbles(
+        from,
+        low,
+        0,
+        #[inline(always)]
+        |g, four| put(g, four.with_upper(from.sixteen_bits(fifth + 2 * g), 4)),
+    );
 }

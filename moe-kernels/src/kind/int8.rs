@@ -13,6 +13,8 @@ use moe_core::numerics::{BLOCK, INT8_LEAST, LANES};
 
 use super::exact;
 use crate::blocks::IntegerBlock;
+use crate::blocks::block::{part, u16_at};
+use crate::blocks::sixteen::{BlockBytes, Sixteen};
 use crate::chunk::Chunk;
 use crate::packed::{PackedRows, RowSource, Tile};
 use crate::products::{PANEL, PANEL_CHUNKS, ROW_BLOCK};
@@ -141,9 +143,15 @@ pub(crate) fn multiply_panel<S: Simd, B: IntegerBlock>(
     out: &mut [f32],
 ) {
     out.fill(0.0);
-    let (mut unpacked, mut buffer) = (Unpacked::ZERO, [Chunk::ZERO; MOST_CHUNKS]);
     let (out, _) = out.as_chunks_mut::<LANES>();
     let columns = p * PANEL..((p + 1) * PANEL).min(w.rows());
+    if rows.len() == 1 {
+        for (n, out) in columns.step_by(LANES).zip(out) {
+            s.outlined(OneRow::<B> { x, row: rows.start, w, n, out, block: PhantomData });
+        }
+        return;
+    }
+    let mut buffer = [Chunk::ZERO; MOST_CHUNKS];
     for (strip, n) in columns.step_by(LANES).enumerate() {
         for b in 0..x.blocks() {
             let bytes = BLOCK / B::ELEMENTS * B::BYTES;
@@ -151,7 +159,7 @@ pub(crate) fn multiply_panel<S: Simd, B: IntegerBlock>(
             let blocks = stored.len() / B::BYTES;
             let interleaved = &mut buffer[..blocks * unit_chunks::<B>()];
             let block = PhantomData;
-            s.outlined(Interleave::<B> { w, n, stored, unpacked: &mut unpacked, to: interleaved, block });
+            s.outlined(Interleave::<B> { w, n, stored, to: interleaved, block });
             for first in rows.clone().step_by(TILE_ROWS) {
                 let tile = first..(first + TILE_ROWS).min(rows.end);
                 let out = &mut out[(first - rows.start) * PANEL_CHUNKS + strip..];
@@ -204,55 +212,13 @@ const fn unit_chunks<B: IntegerBlock>() -> usize {
 const MOST_CHUNKS: usize = BLOCK / 256 * (2 + 16 + 16 / 2 + 256 / 4);
 const _: () = assert!(BLOCK / 32 * (2 + 32 / 4) <= MOST_CHUNKS);
 
-/// Sixteen rows of weights over a K block, taken apart: what lies between their bytes and the interleaved ones.
-struct Unpacked {
-    /// `[row][element]`
-    codes: [[[u8; 16]; BLOCK / 16]; LANES],
-    /// Scales and scales of minima as they are stored, `[block][row]`.
-    scale_bits: [[u16; LANES]; BLOCK / 32],
-    minimum_bits: [[u16; LANES]; BLOCK / 32],
-    /// Integer scales and minima, `[block][row][sub-block]`.
-    scales: [[[u8; 16]; LANES]; BLOCK / 256],
-    minima: [[[u8; 16]; LANES]; BLOCK / 256],
-}
-
-impl Unpacked {
-    const ZERO: Self = Self {
-        codes: [[[0; 16]; BLOCK / 16]; LANES],
-        scale_bits: [[0; LANES]; BLOCK / 32],
-        minimum_bits: [[0; LANES]; BLOCK / 32],
-        scales: [[[0; 16]; LANES]; BLOCK / 256],
-        minima: [[[0; 16]; LANES]; BLOCK / 256],
-    };
-
-    /// Takes what row `i` has in the K block.
-    #[inline(always)]
-    fn take<B: IntegerBlock>(&mut self, i: usize, row: &[u8]) {
-        let codes = self.codes[i].as_flattened_mut().chunks_exact_mut(B::ELEMENTS);
-        for (b, (block, codes)) in row.chunks_exact(B::BYTES).zip(codes).enumerate() {
-            self.scale_bits[b][i] = B::scale_bits(block);
-            if B::MINIMA {
-                self.minimum_bits[b][i] = B::minimum_bits(block);
-            }
-            if B::SCALED {
-                B::scales(block, cast_slice_mut(&mut self.scales[b][i][..subs::<B>()]));
-                if B::MINIMA {
-                    B::minima(block, &mut self.minima[b][i][..subs::<B>()]);
-                }
-            }
-            B::codes(block, codes);
-        }
-    }
-}
-
 /// Unpacks sixteen rows of weights over a K block and interleaves them.
 struct Interleave<'a, B> {
     w: WeightView<'a>,
-    /// The first of the rows. Those beyond the last are the last again; nobody looks at their lanes.
+    /// The first of the rows.
     n: usize,
     /// Where in a row the K block is.
     stored: Range<usize>,
-    unpacked: &'a mut Unpacked,
     to: &'a mut [Chunk],
     block: PhantomData<B>,
 }
@@ -262,90 +228,197 @@ impl<B: IntegerBlock> Kernel for Interleave<'_, B> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { w, n, stored, unpacked, to, .. } = self;
-        for i in 0..LANES {
-            let row = w.row((n + i).min(w.rows() - 1));
-            // What is wanted next of this row.
-            for line in
-                row[stored.end..].chunks(size_of::<Chunk>()).take(stored.len().div_ceil(size_of::<Chunk>()))
-            {
-                s.prefetch(&line[0]);
-            }
-            unpacked.take::<B>(i, &row[stored.clone()]);
-        }
+        let Self { w, n, stored, to, .. } = self;
+        let (rows, ahead) = (sixteen_rows(w, n), stored.len());
         for (b, to) in to.chunks_exact_mut(unit_chunks::<B>()).enumerate() {
-            interleave_block::<S, B>(s, unpacked, b, to);
+            let at = stored.start + b * B::BYTES;
+            prefetch_blocks::<S, B>(s, w, n, at + ahead, b);
+            interleave_block::<S, B>(s, blocks_at::<B>(&rows, at), to);
         }
     }
 }
 
+/// Sixteen rows from `n` on. Those beyond the last are the last again; nobody looks at their lanes.
 #[inline(always)]
-fn interleave_block<S: Simd, B: IntegerBlock>(s: S, from: &Unpacked, b: usize, to: &mut [Chunk]) {
+fn sixteen_rows(w: WeightView<'_>, n: usize) -> [&[u8]; LANES] {
+    let mut rows = [w.row(n); LANES];
+    for i in 1..LANES {
+        rows[i] = w.row((n + i).min(w.rows() - 1));
+    }
+    rows
+}
+
+/// Their blocks from byte `at` on.
+#[inline(always)]
+fn blocks_at<'a, B: IntegerBlock>(rows: &[&'a [u8]; LANES], at: usize) -> [&'a [u8]; LANES] {
+    let mut blocks = *rows;
+    for block in &mut blocks {
+        *block = &block[at..at + B::BYTES];
+    }
+    blocks
+}
+
+/// Asks for block number `b`, `at` bytes from where the sixteen rows from `n` on begin; where they end before that, for what
+/// the sixteen rows after them have instead. Where lines hold several blocks, a line is asked for by one of them.
+#[inline(always)]
+fn prefetch_blocks<S: Simd, B: IntegerBlock>(s: S, w: WeightView<'_>, n: usize, at: usize, b: usize) {
+    const LINE: usize = size_of::<Chunk>();
+    let (n, at) = if at < w.stride() { (n, at) } else { (n + LANES, at - w.stride()) };
+    let together = (LINE / B::BYTES).max(1);
+    for i in (b % together..LANES).step_by(together) {
+        for line in 0..B::BYTES.div_ceil(LINE) {
+            if let Some(first) = w.bytes().get((n + i) * w.stride() + at + line * LINE) {
+                s.prefetch(first);
+            }
+        }
+    }
+}
+
+/// Blocks of sixteen rows. Sixteen bytes of each are four vectors, in which a lane has four of a row.
+struct SixteenBlocks<'a, S> {
+    s: S,
+    blocks: [&'a [u8]; LANES],
+}
+
+#[derive(Clone, Copy)]
+struct FourVectors<S: Simd> {
+    s: S,
+    vectors: [S::Bytes; 4],
+}
+
+impl<S: Simd> BlockBytes for SixteenBlocks<'_, S> {
+    type Sixteen = FourVectors<S>;
+
+    #[inline(always)]
+    fn sixteen(&self, at: usize) -> FourVectors<S> {
+        let mut rows = [&[0; 16]; LANES];
+        for i in 0..LANES {
+            rows[i] = part(self.blocks[i], at);
+        }
+        FourVectors { s: self.s, vectors: self.s.interleave(rows) }
+    }
+
+    #[inline(always)]
+    fn sixteen_bits(&self, at: usize) -> FourVectors<S> {
+        let mut bits = [0; LANES];
+        for i in 0..LANES {
+            bits[i] = i32::from(u16_at(self.blocks[i], at));
+        }
+        FourVectors { s: self.s, vectors: self.s.spread_bits(&ints_chunk(bits)) }
+    }
+}
+
+impl<S: Simd> Sixteen for FourVectors<S> {
+    #[inline(always)]
+    fn bits(mut self, shift: u32, mask: u8) -> Self {
+        for v in &mut self.vectors {
+            *v = self.s.bits(*v, shift, mask);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn with_upper(mut self, upper: Self, shift: u32) -> Self {
+        for (v, upper) in self.vectors.iter_mut().zip(upper.vectors) {
+            *v = self.s.with_upper(*v, upper, shift);
+        }
+        self
+    }
+}
+
+#[inline(always)]
+fn interleave_block<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &mut [Chunk]) {
+    let (head, to) = to.split_at_mut(unit_chunks::<B>() - B::ELEMENTS / 4);
+    interleave_head::<S, B>(s, blocks, head);
+    let (to, _) = to.as_chunks_mut::<4>();
+    B::unpack(
+        &SixteenBlocks { s, blocks },
+        #[inline(always)]
+        |g, codes| {
+            for (codes, to) in codes.vectors.into_iter().zip(&mut to[g]) {
+                s.store_bytes(finished::<S, B>(s, codes), to);
+            }
+        },
+    );
+}
+
+/// Quants of their codes.
+#[inline(always)]
+fn finished<S: Simd, B: IntegerBlock>(s: S, codes: S::Bytes) -> S::Bytes {
+    let quants = match B::TABLE {
+        Some(table) => s.look_up(table, codes),
+        None => codes,
+    };
+    if B::SIGNED { s.with_signed_offset(quants) } else { quants }
+}
+
+/// What an interleaved block has before its bytes.
+#[inline(always)]
+fn interleave_head<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &mut [Chunk]) {
     let (head, to) = to.split_at_mut(2);
+    let (mut scale, mut minimum) = ([0; LANES], [0; LANES]);
+    for i in 0..LANES {
+        scale[i] = B::scale_bits(blocks[i]).to_le();
+        minimum[i] = B::minimum_bits(blocks[i]).to_le();
+    }
     if B::SCALE_IS_F16 {
-        s.store(s.load_f16(&cast(from.scale_bits[b].map(u16::to_le))), &mut head[0]);
+        s.store(s.load_f16(&cast(scale)), &mut head[0]);
     } else {
         for i in 0..LANES {
-            head[0][i] = B::widen_scale(from.scale_bits[b][i]);
+            head[0][i] = B::widen_scale(u16::from_le(scale[i]));
         }
     }
     if B::MINIMA {
-        s.store(s.load_f16(&cast(from.minimum_bits[b].map(u16::to_le))), &mut head[1]);
+        s.store(s.load_f16(&cast(minimum)), &mut head[1]);
     }
-    let to = if B::SCALED {
-        let (scales, to) = to.split_at_mut(subs::<B>());
-        let (minima, to) = to.split_at_mut(subs::<B>() / 2);
-        for (j, to) in scales.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            let four = lanes_of(s, &from.scales[b], j);
-            for (i, to) in to.iter_mut().enumerate() {
-                let scale = |lane: i32| lane << (24 - 8 * i) >> 24;
-                map_ints(&four, to, scale);
-            }
+    if B::SCALED {
+        interleave_scales::<S, B>(s, blocks, to);
+    }
+}
+
+/// Integer scales and minima of the sub-blocks.
+#[inline(always)]
+fn interleave_scales<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &mut [Chunk]) {
+    let (scales, minima) = to.split_at_mut(subs::<B>());
+    let (mut scales_of, mut minima_of) = ([[0; 16]; LANES], [[0; 16]; LANES]);
+    for i in 0..LANES {
+        B::scales(blocks[i], cast_slice_mut(&mut scales_of[i][..subs::<B>()]));
+        if B::MINIMA {
+            B::minima(blocks[i], &mut minima_of[i][..subs::<B>()]);
         }
-        for (j, to) in minima.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            if B::MINIMA {
-                let four = lanes_of(s, &from.minima[b], j);
-                map_ints(&four, &mut to[0], |lane| lane & 0xff | (lane & 0xff00) << 8);
-                map_ints(&four, &mut to[1], |lane| lane >> 16 & 0xff | lane >> 8 & 0x00ff_0000);
-            } else {
-                let (zero, four) = (zero::<S, B>(), lanes_of(s, &from.scales[b], j));
-                let words = |low: i32, high: i32| (-zero * low) & 0xffff | (-zero * high) << 16;
-                map_ints(&four, &mut to[0], |lane| words(lane << 24 >> 24, lane << 16 >> 24));
-                map_ints(&four, &mut to[1], |lane| words(lane << 8 >> 24, lane >> 24));
-            }
+    }
+    let (scales_of, minima_of) = (lanes_of(s, &scales_of), lanes_of(s, &minima_of));
+    for (to, four) in scales.as_chunks_mut::<4>().0.iter_mut().zip(&scales_of) {
+        for (i, to) in to.iter_mut().enumerate() {
+            map_ints(four, to, |lane| lane << (24 - 8 * i) >> 24);
         }
-        to
-    } else {
-        to
-    };
-    for (j, to) in to.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        let mut sixteen = [&[0; 16]; LANES];
-        for i in 0..LANES {
-            sixteen[i] = &from.codes[i][b * (B::ELEMENTS / 16) + j];
-        }
-        s.interleave(sixteen, to);
-        for to in to {
-            if let Some(table) = B::TABLE {
-                s.look_up(table, to);
-            }
-            if B::SIGNED && S::SIGNED_OFFSET != 0 {
-                let bytes: &mut [u8; 64] = cast_mut(to);
-                bytes.iter_mut().for_each(|byte| *byte ^= S::SIGNED_OFFSET);
-            }
+    }
+    for (j, to) in minima.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        if B::MINIMA {
+            let four = &minima_of[j];
+            map_ints(four, &mut to[0], |lane| lane & 0xff | (lane & 0xff00) << 8);
+            map_ints(four, &mut to[1], |lane| lane >> 16 & 0xff | lane >> 8 & 0x00ff_0000);
+        } else {
+            let (zero, four) = (zero::<S, B>(), &scales_of[j]);
+            let words = |low: i32, high: i32| (-zero * low) & 0xffff | (-zero * high) << 16;
+            map_ints(four, &mut to[0], |lane| words(lane << 24 >> 24, lane << 16 >> 24));
+            map_ints(four, &mut to[1], |lane| words(lane << 8 >> 24, lane >> 24));
         }
     }
 }
 
-/// Bytes 4 j to 4 j + 3 of each row, as lanes.
+/// The bytes of sixteen rows as lanes, four at a time.
 #[inline(always)]
-fn lanes_of<S: Simd>(s: S, rows: &[[u8; 16]; LANES], j: usize) -> Chunk {
-    let mut lanes = [Chunk::ZERO; 4];
+fn lanes_of<S: Simd>(s: S, rows: &[[u8; 16]; LANES]) -> [Chunk; 4] {
     let mut all = [&[0; 16]; LANES];
     for i in 0..LANES {
         all[i] = &rows[i];
     }
-    s.interleave(all, &mut lanes);
-    lanes[j]
+    let mut lanes = [Chunk::ZERO; 4];
+    for (v, to) in s.interleave(all).into_iter().zip(&mut lanes) {
+        s.store_bytes(v, to);
+    }
+    lanes
 }
 
 #[inline(always)]
@@ -532,4 +605,118 @@ fn scaled_sums<S: Simd, B: IntegerBlock, const N: usize>(
 #[inline(always)]
 fn bytes<B: IntegerBlock>() -> Bytes {
     if B::SIGNED { Bytes::Signed } else { Bytes::Unsigned { bits: B::BITS } }
+}
+
+/// One row of x times sixteen rows of weights, which are multiplied as they are unpacked.
+struct OneRow<'a, B> {
+    x: PackedRows<'a>,
+    row: usize,
+    w: WeightView<'a>,
+    /// The first of the sixteen rows.
+    n: usize,
+    out: &'a mut [f32; LANES],
+    block: PhantomData<B>,
+}
+
+/// Bytes of a row by which weights are asked for before they are needed: some microseconds of reading.
+const AHEAD: usize = 1 << 10;
+
+impl<B: IntegerBlock> Kernel for OneRow<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match B::ELEMENTS {
+            32 => self.run_with::<S, 32>(s),
+            _ => self.run_with::<S, 256>(s),
+        }
+    }
+}
+
+impl<B: IntegerBlock> OneRow<'_, B> {
+    #[inline(always)]
+    fn run_with<S: Simd, const SIZE: usize>(self, s: S) {
+        let Self { x, row, w, n, out, .. } = self;
+        let rows = sixteen_rows(w, n);
+        let blocks = w.stride() / B::BYTES;
+        let mut sums = [s.splat_half(0.0); 2];
+        for kb in 0..x.blocks() {
+            let tile: &[i32] = cast_slice(x.tiles(kb, row..row + 1));
+            let first = kb * (BLOCK / SIZE);
+            for (b, x) in (first..blocks).zip(tile.chunks_exact(dwords::<SIZE>()).take(BLOCK / SIZE)) {
+                prefetch_blocks::<S, B>(s, w, n, b * B::BYTES + AHEAD, b);
+                let blocks = SixteenBlocks { s, blocks: blocks_at::<B>(&rows, b * B::BYTES) };
+                let (bytes, tail) = x.split_at(SIZE / 4);
+                add_block::<S, B>(s, &blocks, bytes, tail, &mut sums);
+            }
+        }
+        let out: &mut [S::HalfInMemory] = cast_slice_mut(out.as_mut_slice());
+        for half in 0..S::HALVES {
+            s.store_half(sums[half], &mut out[half]);
+        }
+    }
+}
+
+/// Adds the products of one block of activations and sixteen of weights.
+#[inline(always)]
+fn add_block<S: Simd, B: IntegerBlock>(
+    s: S,
+    blocks: &SixteenBlocks<'_, S>,
+    x: &[i32],
+    tail: &[i32],
+    sums: &mut [S::Half; 2],
+) {
+    let mut places = [Chunk::ZERO; 2 + 16 + 8];
+    let places = &mut places[..unit_chunks::<B>() - B::ELEMENTS / 4];
+    interleave_head::<S, B>(s, blocks.blocks, places);
+    let none = s.splat_ints(0);
+    let mut products = [none; 2];
+    B::unpack(
+        blocks,
+        #[inline(always)]
+        |g, codes| {
+            for half in 0..S::HALVES {
+                let mut sum = if B::SCALED { none } else { products[half] };
+                for j in 0..4 {
+                    let codes = finished::<S, B>(s, codes.vectors[j]);
+                    sum = s.add_dot(sum, codes, half, bytes::<B>(), x[4 * g + j]);
+                }
+                products[half] = match B::SCALED {
+                    true => {
+                        let scale = s.load_ints(&places[2 + 16 * g / B::SUB], half);
+                        s.add_ints(products[half], s.mul_ints(sum, scale))
+                    }
+                    false => sum,
+                };
+            }
+        },
+    );
+    for half in 0..S::HALVES {
+        let (mut products, mut minima) = (products[half], none);
+        let zero = zero::<S, B>();
+        if B::SCALED {
+            let pairs = &places[2 + subs::<B>()..];
+            let first = 1 + if B::SUB == 16 { 0 } else { sums_of_16::<256>() };
+            for (pair, words) in pairs.iter().enumerate() {
+                if B::MINIMA {
+                    [minima] = s.dot_words([minima], words, half, [tail[first + pair]]);
+                } else if zero != 0 {
+                    [products] = s.dot_words([products], words, half, [tail[first + pair]]);
+                }
+            }
+        } else {
+            // A sum of 32 activations, and beside it no other.
+            let sum = i32::from(tail[1] as i16);
+            products = s.add_ints(products, s.splat_ints(-zero * sum));
+            minima = s.splat_ints(sum);
+        }
+        let floats = |chunk: &Chunk| s.load_half(&cast_slice::<f32, S::HalfInMemory>(&chunk.0)[half]);
+        let xs = f32::from_bits(tail[0] as u32);
+        let product = s.mul_half(s.floats_of(products), floats(&places[0]));
+        sums[half] = s.fma_half(product, s.splat_half(xs), sums[half]);
+        if B::MINIMA {
+            let minimum = s.mul_half(s.floats_of(minima), floats(&places[1]));
+            sums[half] = s.fma_half(minimum, s.splat_half(-xs), sums[half]);
+        }
+    }
 }

@@ -130,7 +130,11 @@ fn exact_is_the_definition() {
             }
             for backend in Backend::available() {
                 let y = linear(&w, &x, Activations::F32, backend);
-                assert!(y == expected, "{block} {tokens} x {columns} x {rows} {backend}");
+                // The scales of some types may be no numbers, which have no bits of their own.
+                let same = |(a, b): (&u32, &u32)| {
+                    a == b || f32::from_bits(*a).is_nan() && f32::from_bits(*b).is_nan()
+                };
+                assert!(y.iter().zip(&expected).all(same), "{block} {tokens} x {columns} x {rows} {backend}");
             }
         }
     }

@@ -78,8 +78,50 @@ fn dot_signed<const N: usize, const D: usize>(
 
 #[inline]
 #[target_feature(enable = "avx2")]
+fn add_unsigned(sum: __m256i, w: __m256i, x: i32) -> __m256i {
+    add_pairs(_mm256_maddubs_epi16(w, _mm256_set1_epi32(x)), sum)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_signed(sum: __m256i, w: __m256i, x: i32) -> __m256i {
+    let x = _mm256_sign_epi8(_mm256_set1_epi32(x), w);
+    add_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(w), x), sum)
+}
+
+/// Copies of four bits, each a byte less one bit further on: bit k then is the lowest of byte k.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn spread_bits(bits: __m256i) -> [__m256i; 4] {
+    let four = |bits| {
+        let four = _mm256_and_si256(bits, _mm256_set1_epi32(15));
+        let copies = _mm256_mullo_epi32(four, _mm256_set1_epi32(0x0020_4081));
+        _mm256_and_si256(copies, _mm256_set1_epi8(1))
+    };
+    [
+        four(bits),
+        four(_mm256_srli_epi32::<4>(bits)),
+        four(_mm256_srli_epi32::<8>(bits)),
+        four(_mm256_srli_epi32::<12>(bits)),
+    ]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 fn two(low: __m128i, high: __m128i) -> __m256i {
     _mm256_set_m128i(high, low)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bits(v: __m256i, shift: u32, mask: u8) -> __m256i {
+    _mm256_and_si256(_mm256_srlv_epi32(v, _mm256_set1_epi32(shift as i32)), _mm256_set1_epi8(mask as i8))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn with_upper(v: __m256i, upper: __m256i, shift: u32) -> __m256i {
+    _mm256_or_si256(v, _mm256_sllv_epi32(upper, _mm256_set1_epi32(shift as i32)))
 }
 
 #[inline]
@@ -180,35 +222,85 @@ impl Integers for Avx2 {
         sums
     }
 
+    // Rows 0 to 7 and rows 8 to 15.
+    type Bytes = [__m256i; 2];
+
     #[inline(always)]
-    fn interleave(self, rows: [&[u8; 16]; LANES], to: &mut [Chunk; 4]) {
+    fn interleave(self, rows: [&[u8; 16]; LANES]) -> [[__m256i; 2]; 4] {
+        let mut halves = [[self.splat_ints(0); 4]; 2];
         for half in 0..2 {
-            let four = std::array::from_fn(
-                #[inline(always)]
-                |i| {
-                    let (low, high) =
-                        (self.load_16(rows[8 * half + i]), self.load_16(rows[8 * half + 4 + i]));
-                    // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-                    unsafe { two(low, high) }
-                },
-            );
-            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-            let columns = unsafe { transpose(four) };
-            for (to, column) in to.iter_mut().zip(columns) {
-                let halves: &mut [[u8; 32]; 2] = cast_mut(to);
-                self.store_32(column, &mut halves[half]);
+            let mut four = [self.splat_ints(0); 4];
+            for i in 0..4 {
+                let (low, high) = (self.load_16(rows[8 * half + i]), self.load_16(rows[8 * half + 4 + i]));
+                // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+                four[i] = unsafe { two(low, high) };
             }
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            halves[half] = unsafe { transpose(four) };
+        }
+        let [[a, b, c, d], [e, f, g, h]] = halves;
+        [[a, e], [b, f], [c, g], [d, h]]
+    }
+
+    #[inline(always)]
+    fn bits(self, [low, high]: [__m256i; 2], shift: u32, mask: u8) -> [__m256i; 2] {
+        [
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            unsafe { bits(low, shift, mask) },
+            // SAFETY: as above.
+            unsafe { bits(high, shift, mask) },
+        ]
+    }
+
+    #[inline(always)]
+    fn with_upper(self, v: [__m256i; 2], upper: [__m256i; 2], shift: u32) -> [__m256i; 2] {
+        [
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            unsafe { with_upper(v[0], upper[0], shift) },
+            // SAFETY: as above.
+            unsafe { with_upper(v[1], upper[1], shift) },
+        ]
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], [low, high]: [__m256i; 2]) -> [__m256i; 2] {
+        let table = self.load_16(cast_ref(table));
+        [
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            unsafe { table_of(table, low) },
+            // SAFETY: as above.
+            unsafe { table_of(table, high) },
+        ]
+    }
+
+    #[inline(always)]
+    fn with_signed_offset(self, v: [__m256i; 2]) -> [__m256i; 2] {
+        v
+    }
+
+    #[inline(always)]
+    fn add_dot(self, sum: __m256i, w: [__m256i; 2], half: usize, bytes: Bytes, x: i32) -> __m256i {
+        match bytes {
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            Bytes::Unsigned { .. } => unsafe { add_unsigned(sum, w[half], x) },
+            // SAFETY: as above.
+            Bytes::Signed => unsafe { add_signed(sum, w[half], x) },
         }
     }
 
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], codes: &mut Chunk) {
-        let table = self.load_16(cast_ref(table));
-        let halves: &mut [[u8; 32]; 2] = cast_mut(codes);
-        for half in halves {
-            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-            let values = unsafe { table_of(table, self.load_32(half)) };
-            self.store_32(values, half);
-        }
+    fn spread_bits(self, bits: &Chunk) -> [[__m256i; 2]; 4] {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        let [a, b, c, d] = unsafe { spread_bits(self.load_ints(bits, 0)) };
+        // SAFETY: as above.
+        let [e, f, g, h] = unsafe { spread_bits(self.load_ints(bits, 1)) };
+        [[a, e], [b, f], [c, g], [d, h]]
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, v: [__m256i; 2], to: &mut Chunk) {
+        let [low, high]: &mut [[u8; 32]; 2] = cast_mut(to);
+        self.store_32(v[0], low);
+        self.store_32(v[1], high);
     }
 }

@@ -105,6 +105,43 @@ fn dot_words(sum: __m512i, w: __m512i, x: i32) -> __m512i {
     _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_set1_epi32(x)))
 }
 
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn add_vnni(sum: __m512i, w: __m512i, x: i32) -> __m512i {
+    _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add_unsigned(sum: __m512i, w: __m512i, x: i32) -> __m512i {
+    add_pairs(_mm512_maddubs_epi16(w, _mm512_set1_epi32(x)), sum)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add_signed(sum: __m512i, w: __m512i, x: i32) -> __m512i {
+    let x = _mm512_set1_epi32(x);
+    let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
+    add_pairs(_mm512_maddubs_epi16(_mm512_abs_epi8(w), x), sum)
+}
+
+/// Copies of four bits, each a byte less one bit further on: bit k then is the lowest of byte k.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn spread_bits(bits: __m512i) -> [__m512i; 4] {
+    let four = |bits| {
+        let four = _mm512_and_si512(bits, _mm512_set1_epi32(15));
+        let copies = _mm512_mullo_epi32(four, _mm512_set1_epi32(0x0020_4081));
+        _mm512_and_si512(copies, _mm512_set1_epi8(1))
+    };
+    [
+        four(bits),
+        four(_mm512_srli_epi32::<4>(bits)),
+        four(_mm512_srli_epi32::<8>(bits)),
+        four(_mm512_srli_epi32::<12>(bits)),
+    ]
+}
+
 /// Four rows of 16 bytes side by side.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -113,6 +150,25 @@ fn four([a, b, c, d]: [__m128i; 4]) -> __m512i {
     let v = _mm512_inserti32x4::<1>(v, b);
     let v = _mm512_inserti32x4::<2>(v, c);
     _mm512_inserti32x4::<3>(v, d)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn bits(v: __m512i, shift: u32, mask: u8) -> __m512i {
+    _mm512_and_si512(_mm512_srlv_epi32(v, _mm512_set1_epi32(shift as i32)), _mm512_set1_epi8(mask as i8))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn with_upper(v: __m512i, upper: __m512i, shift: u32) -> __m512i {
+    _mm512_or_si512(v, _mm512_sllv_epi32(upper, _mm512_set1_epi32(shift as i32)))
+}
+
+/// A signed byte plus 128 is that byte with its highest bit turned.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exclusive_or(v: __m512i, byte: u8) -> __m512i {
+    _mm512_xor_si512(v, _mm512_set1_epi8(byte as i8))
 }
 
 #[inline]
@@ -217,31 +273,72 @@ impl<L: Level> Integers for Avx512<L> {
         sums
     }
 
+    type Bytes = __m512i;
+
     #[inline(always)]
-    fn interleave(self, rows: [&[u8; 16]; LANES], to: &mut [Chunk; 4]) {
-        let every_fourth = std::array::from_fn(
-            #[inline(always)]
-            |i| {
-                let rows = [rows[i], rows[4 + i], rows[8 + i], rows[12 + i]].map(
-                    #[inline(always)]
-                    |row| self.load_16(row),
-                );
-                // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
-                unsafe { four(rows) }
-            },
-        );
+    fn interleave(self, rows: [&[u8; 16]; LANES]) -> [__m512i; 4] {
+        let mut every_fourth = [self.splat_ints(0); 4];
+        for i in 0..4 {
+            let rows = [
+                self.load_16(rows[i]),
+                self.load_16(rows[4 + i]),
+                self.load_16(rows[8 + i]),
+                self.load_16(rows[12 + i]),
+            ];
+            // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+            every_fourth[i] = unsafe { four(rows) };
+        }
         // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
-        let columns = unsafe { transpose(every_fourth) };
-        for (to, column) in to.iter_mut().zip(columns) {
-            self.store_64(column, to);
+        unsafe { transpose(every_fourth) }
+    }
+
+    #[inline(always)]
+    fn bits(self, v: __m512i, shift: u32, mask: u8) -> __m512i {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        unsafe { bits(v, shift, mask) }
+    }
+
+    #[inline(always)]
+    fn with_upper(self, v: __m512i, upper: __m512i, shift: u32) -> __m512i {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        unsafe { with_upper(v, upper, shift) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], codes: __m512i) -> __m512i {
+        let table = self.load_16(cast_ref(table));
+        // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
+        unsafe { table_of(table, codes) }
+    }
+
+    #[inline(always)]
+    fn with_signed_offset(self, v: __m512i) -> __m512i {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        unsafe { exclusive_or(v, Self::SIGNED_OFFSET) }
+    }
+
+    #[inline(always)]
+    fn add_dot(self, sum: __m512i, w: __m512i, _: usize, bytes: Bytes, x: i32) -> __m512i {
+        if L::VNNI {
+            // SAFETY: this `self` exists only where VNNI was detected (`Avx512::new` of its level).
+            return unsafe { add_vnni(sum, w, x) };
+        }
+        match bytes {
+            // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
+            Bytes::Unsigned { .. } => unsafe { add_unsigned(sum, w, x) },
+            // SAFETY: as above.
+            Bytes::Signed => unsafe { add_signed(sum, w, x) },
         }
     }
 
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], codes: &mut Chunk) {
-        let table = self.load_16(cast_ref(table));
-        // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
-        let values = unsafe { table_of(table, self.load_64(codes)) };
-        self.store_64(values, codes);
+    fn spread_bits(self, bits: &Chunk) -> [__m512i; 4] {
+        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
+        unsafe { spread_bits(self.load_64(bits)) }
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, v: __m512i, to: &mut Chunk) {
+        self.store_64(v, to);
     }
 }

@@ -55,6 +55,9 @@ pub(crate) trait Integers: Copy {
         at: usize,
     ) -> [Self::Ints; N];
 
+    /// Adds to each lane of a half the products of its four bytes in `w` with the signed bytes of a dword, the same for all.
+    fn add_dot(self, sum: Self::Ints, w: Self::Bytes, half: usize, bytes: Bytes, x: i32) -> Self::Ints;
+
     /// Adds to each lane of `sums[n]` the products of its two signed words in `w` with those of `x[n]`.
     fn dot_words<const N: usize>(
         self,
@@ -64,11 +67,22 @@ pub(crate) trait Integers: Copy {
         x: [i32; N],
     ) -> [Self::Ints; N];
 
-    /// Transposes four bytes at a time: lane i of `to[j]` becomes bytes 4 j to 4 j + 3 of row i.
-    fn interleave(self, rows: [&[u8; 16]; LANES], to: &mut [Chunk; 4]);
+    /// The 64 bytes of sixteen lanes.
+    type Bytes: Copy;
 
-    /// Replaces every byte, a number below 16, by what stands there in a table.
-    fn look_up(self, table: &[i8; 16], codes: &mut Chunk);
+    /// Transposes four bytes at a time: lane i of result j is bytes 4 j to 4 j + 3 of row i.
+    fn interleave(self, rows: [&[u8; 16]; LANES]) -> [Self::Bytes; 4];
+    /// `(v >> shift) & mask` of each byte; the mask has only bits that a byte has after the shift.
+    fn bits(self, v: Self::Bytes, shift: u32, mask: u8) -> Self::Bytes;
+    /// `v | upper << shift` of each byte; what is shifted stays within its byte.
+    fn with_upper(self, v: Self::Bytes, upper: Self::Bytes, shift: u32) -> Self::Bytes;
+    /// What stands in a table at the place that each byte, a number below 16, says.
+    fn look_up(self, table: &[i8; 16], codes: Self::Bytes) -> Self::Bytes;
+    /// Each signed byte plus [`SIGNED_OFFSET`](Self::SIGNED_OFFSET).
+    fn with_signed_offset(self, v: Self::Bytes) -> Self::Bytes;
+    /// The lower sixteen bits of each integer as bytes of 0 and 1, four in each vector, the lowest first.
+    fn spread_bits(self, bits: &Chunk) -> [Self::Bytes; 4];
+    fn store_bytes(self, v: Self::Bytes, to: &mut Chunk);
 }
 
 /// A vector of sixteen integers.
@@ -160,20 +174,71 @@ macro_rules! plain_integers {
                 sums
             }
 
+            type Bytes = [u8; 64];
+
             #[inline(always)]
-            fn interleave(self, rows: [&[u8; 16]; 16], to: &mut [$crate::chunk::Chunk; 4]) {
+            fn interleave(self, rows: [&[u8; 16]; 16]) -> [[u8; 64]; 4] {
+                let mut to = [[0; 64]; 4];
                 for (j, to) in to.iter_mut().enumerate() {
-                    let lanes: &mut [[u8; 4]; 16] = bytemuck::cast_mut(to);
-                    for (lane, row) in lanes.iter_mut().zip(rows) {
-                        *lane = std::array::from_fn(|i| row[4 * j + i]);
+                    for (lane, row) in to.chunks_exact_mut(4).zip(rows) {
+                        lane.copy_from_slice(&row[4 * j..4 * j + 4]);
                     }
                 }
+                to
             }
 
             #[inline(always)]
-            fn look_up(self, table: &[i8; 16], codes: &mut $crate::chunk::Chunk) {
-                let codes: &mut [u8; 64] = bytemuck::cast_mut(codes);
-                codes.iter_mut().for_each(|code| *code = table[usize::from(*code & 15)] as u8);
+            fn bits(self, v: [u8; 64], shift: u32, mask: u8) -> [u8; 64] {
+                std::array::from_fn(|i| v[i] >> shift & mask)
+            }
+
+            #[inline(always)]
+            fn with_upper(self, v: [u8; 64], upper: [u8; 64], shift: u32) -> [u8; 64] {
+                std::array::from_fn(|i| v[i] | upper[i] << shift)
+            }
+
+            #[inline(always)]
+            fn look_up(self, table: &[i8; 16], codes: [u8; 64]) -> [u8; 64] {
+                std::array::from_fn(|i| table[usize::from(codes[i] & 15)] as u8)
+            }
+
+            #[inline(always)]
+            fn with_signed_offset(self, v: [u8; 64]) -> [u8; 64] {
+                v
+            }
+
+            #[inline(always)]
+            fn add_dot(
+                self,
+                mut sum: Self::Ints,
+                w: [u8; 64],
+                half: usize,
+                bytes: $crate::simd::integers::Bytes,
+                x: i32,
+            ) -> Self::Ints {
+                let x = x.to_ne_bytes();
+                for (sum, w) in sum.iter_mut().zip(w[4 * half * $lanes..].chunks_exact(4)) {
+                    for i in 0..4 {
+                        let w = match bytes {
+                            $crate::simd::integers::Bytes::Signed => i32::from(w[i] as i8),
+                            $crate::simd::integers::Bytes::Unsigned { .. } => i32::from(w[i]),
+                        };
+                        *sum += w * i32::from(x[i] as i8);
+                    }
+                }
+                sum
+            }
+
+            #[inline(always)]
+            fn spread_bits(self, bits: &$crate::chunk::Chunk) -> [[u8; 64]; 4] {
+                let bits: &[i32; 16] = bytemuck::cast_ref(bits);
+                let bit = |i: usize, j: usize| (bits[i] >> j) as u8 & 1;
+                std::array::from_fn(|j| std::array::from_fn(|i| bit(i / 4, 4 * j + i % 4)))
+            }
+
+            #[inline(always)]
+            fn store_bytes(self, v: [u8; 64], to: &mut $crate::chunk::Chunk) {
+                *to = bytemuck::cast(v);
             }
         }
     };
