@@ -83,7 +83,13 @@ impl IntegerBlock for Iq4Xs {
     #[inline(always)]
     fn unpack<R: BlockBytes>(from: &R, mut put: impl FnMut(usize, R::Sixteen)) {
         for s in 0..8 {
-            nibbles(from, 8 + 16 * s, 2 * s, &mut put);
+            nibbles(
+                from,
+                8 + 16 * s,
+                2 * s,
+                #[inline(always)]
+                |g, codes| put(g, codes),
+            );
         }
     }
 }

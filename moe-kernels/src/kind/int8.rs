@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytemuck::{cast, cast_mut, cast_ref, cast_slice, cast_slice_mut};
+use bytemuck::{cast, cast_slice, cast_slice_mut};
 use moe_core::numerics::{BLOCK, INT8_LEAST, LANES};
 
 use super::exact;
@@ -202,15 +202,20 @@ const fn zero<S: Simd, B: IntegerBlock>() -> i32 {
     if B::SIGNED { S::SIGNED_OFFSET as i32 } else { B::ZERO }
 }
 
-/// Chunks of an interleaved block: scales, scales of minima, integer scales of each sub-block, minima of each two sub-blocks,
-/// and the bytes. Where a layout has integer scales and no minima, those are what undoes the zero of its bytes.
+/// Chunks of an interleaved block: scales, scales of minima, integer scales and minima of four sub-blocks each, and the bytes.
 const fn unit_chunks<B: IntegerBlock>() -> usize {
-    2 + if B::SCALED { subs::<B>() + subs::<B>() / 2 } else { 0 } + B::ELEMENTS / 4
+    head_chunks::<B>() + B::ELEMENTS / 4
+}
+
+/// Those before the bytes.
+const fn head_chunks<B: IntegerBlock>() -> usize {
+    let of_subs = if B::SCALED { subs::<B>() / 4 } else { 0 };
+    2 + if B::MINIMA { 2 * of_subs } else { of_subs }
 }
 
 /// Chunks of an interleaved K block, at most.
-const MOST_CHUNKS: usize = BLOCK / 256 * (2 + 16 + 16 / 2 + 256 / 4);
-const _: () = assert!(BLOCK / 32 * (2 + 32 / 4) <= MOST_CHUNKS);
+const MOST_CHUNKS: usize = BLOCK / 32 * (2 + 32 / 4);
+const _: () = assert!(BLOCK / 256 * (2 + 4 + 4 + 256 / 4) <= MOST_CHUNKS);
 
 /// Unpacks sixteen rows of weights over a K block and interleaves them.
 struct Interleave<'a, B> {
@@ -328,7 +333,7 @@ impl<S: Simd> Sixteen for FourVectors<S> {
 
 #[inline(always)]
 fn interleave_block<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &mut [Chunk]) {
-    let (head, to) = to.split_at_mut(unit_chunks::<B>() - B::ELEMENTS / 4);
+    let (head, to) = to.split_at_mut(head_chunks::<B>());
     interleave_head::<S, B>(s, blocks, head);
     let (to, _) = to.as_chunks_mut::<4>();
     B::unpack(
@@ -376,58 +381,50 @@ fn interleave_head<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &
     }
 }
 
-/// Integer scales and minima of the sub-blocks.
+/// Integer scales and minima of the sub-blocks, four bytes a lane.
 #[inline(always)]
 fn interleave_scales<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &mut [Chunk]) {
-    let (scales, minima) = to.split_at_mut(subs::<B>());
-    let (mut scales_of, mut minima_of) = ([[0; 16]; LANES], [[0; 16]; LANES]);
+    let (mut scales, mut minima) = ([[0; 16]; LANES], [[0; 16]; LANES]);
     for i in 0..LANES {
-        B::scales(blocks[i], cast_slice_mut(&mut scales_of[i][..subs::<B>()]));
+        B::scales(blocks[i], cast_slice_mut(&mut scales[i][..subs::<B>()]));
         if B::MINIMA {
-            B::minima(blocks[i], &mut minima_of[i][..subs::<B>()]);
+            B::minima(blocks[i], &mut minima[i][..subs::<B>()]);
         }
     }
-    let (scales_of, minima_of) = (lanes_of(s, &scales_of), lanes_of(s, &minima_of));
-    for (to, four) in scales.as_chunks_mut::<4>().0.iter_mut().zip(&scales_of) {
-        for (i, to) in to.iter_mut().enumerate() {
-            map_ints(four, to, |lane| lane << (24 - 8 * i) >> 24);
-        }
-    }
-    for (j, to) in minima.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-        if B::MINIMA {
-            let four = &minima_of[j];
-            map_ints(four, &mut to[0], |lane| lane & 0xff | (lane & 0xff00) << 8);
-            map_ints(four, &mut to[1], |lane| lane >> 16 & 0xff | lane >> 8 & 0x00ff_0000);
-        } else {
-            let (zero, four) = (zero::<S, B>(), &scales_of[j]);
-            let words = |low: i32, high: i32| (-zero * low) & 0xffff | (-zero * high) << 16;
-            map_ints(four, &mut to[0], |lane| words(lane << 24 >> 24, lane << 16 >> 24));
-            map_ints(four, &mut to[1], |lane| words(lane << 8 >> 24, lane >> 24));
-        }
+    let (scales_to, minima_to) = to.split_at_mut(subs::<B>() / 4);
+    interleave_rows(s, &scales, scales_to);
+    if B::MINIMA {
+        interleave_rows(s, &minima, minima_to);
     }
 }
 
-/// The bytes of sixteen rows as lanes, four at a time.
 #[inline(always)]
-fn lanes_of<S: Simd>(s: S, rows: &[[u8; 16]; LANES]) -> [Chunk; 4] {
+fn interleave_rows<S: Simd>(s: S, rows: &[[u8; 16]; LANES], to: &mut [Chunk]) {
     let mut all = [&[0; 16]; LANES];
     for i in 0..LANES {
         all[i] = &rows[i];
     }
-    let mut lanes = [Chunk::ZERO; 4];
-    for (v, to) in s.interleave(all).into_iter().zip(&mut lanes) {
+    for (v, to) in s.interleave(all).into_iter().zip(to) {
         s.store_bytes(v, to);
     }
-    lanes
 }
 
+/// The integer scale of a sub-block, of what an interleaved block begins with.
 #[inline(always)]
-fn map_ints(from: &Chunk, to: &mut Chunk, f: impl Fn(i32) -> i32) {
-    let (from, to): (&[i32; LANES], &mut [i32; LANES]) = (cast_ref(from), cast_mut(to));
-    for i in 0..LANES {
-        // The bytes of a lane are in the order of memory.
-        to[i] = f(i32::from_le(from[i]));
-    }
+fn scale_of<S: Simd>(s: S, head: &[Chunk], sub: usize, half: usize) -> S::Ints {
+    s.signed_byte(s.load_ints(&head[2 + sub / 4], half), sub % 4)
+}
+
+/// What sums of activations are multiplied with: for two sub-blocks their minima, or without those their scales.
+#[inline(always)]
+fn factors_of_sums<S: Simd, B: IntegerBlock>(s: S, head: &[Chunk], pair: usize, half: usize) -> S::Ints {
+    let first = if B::MINIMA { 2 + subs::<B>() / 4 } else { 2 };
+    s.word_pair(s.load_ints(&head[first + pair / 2], half), pair % 2, !B::MINIMA)
+}
+
+/// Where in the tail of a packed block of activations the sums of pairs of sub-blocks begin.
+const fn first_sum<B: IntegerBlock>() -> usize {
+    1 + if B::SUB == 16 || B::ELEMENTS == 32 { 0 } else { sums_of_16::<256>() }
 }
 
 /// Rows of a tile of x, and sixteen interleaved rows of weights, over a K block.
@@ -543,10 +540,10 @@ fn plain_sums<S: Simd, B: IntegerBlock, const N: usize>(
     let (mut products, mut minima) = (none, none);
     let zero = zero::<S, B>();
     if zero != 0 {
-        products = s.dot_words(none, &ints_chunk([i32::from(-zero as u16); LANES]), half, all);
+        products = s.dot_words(none, s.splat_ints(i32::from(-zero as u16)), all);
     }
     if B::MINIMA {
-        minima = s.dot_words(none, &ints_chunk([1; LANES]), half, all);
+        minima = s.dot_words(none, s.splat_ints(1), all);
     }
     let (w, _) = w[2..].as_chunks::<GROUP>();
     products = s.dot_bytes(products, &w[0], half, bytes::<B>(), x.group(0), 0);
@@ -562,44 +559,44 @@ fn scaled_sums<S: Simd, B: IntegerBlock, const N: usize>(
     half: usize,
 ) -> ([S::Ints; N], [S::Ints; N]) {
     let none = [s.splat_ints(0); N];
-    let (scales, w) = w[2..].split_at(subs::<B>());
-    let (minima, w) = w.split_at(subs::<B>() / 2);
+    let (head, w) = w.split_at(head_chunks::<B>());
     let mut products = none;
-    let (w, _) = w.as_chunks::<GROUP>();
-    // Scales of 32 activations each: one, or two.
-    for (g, (w, scales)) in w.iter().zip(scales.chunks_exact(32 / B::SUB)).enumerate() {
+    for (g, w) in w.as_chunks::<GROUP>().0.iter().enumerate() {
         let x = x.group(g);
-        for (sub, scale) in scales.iter().enumerate() {
+        // 32 activations are one sub-block, or two.
+        for sub in 0..32 / B::SUB {
             let of_sub = match B::SUB {
                 32 => s.dot_bytes(none, w, half, bytes::<B>(), x, 0),
-                _ => s.dot_bytes::<N, { GROUP / 2 }>(
-                    none,
-                    &w.as_chunks().0[sub],
-                    half,
-                    bytes::<B>(),
-                    x,
-                    sub * GROUP / 2,
-                ),
+                _ => {
+                    let w: &[Chunk; GROUP / 2] = &w.as_chunks().0[sub];
+                    s.dot_bytes(none, w, half, bytes::<B>(), x, sub * GROUP / 2)
+                }
             };
-            let scale = s.load_ints(scale, half);
+            let scale = scale_of(s, head, g * (32 / B::SUB) + sub, half);
             for n in 0..N {
                 products[n] = s.add_ints(products[n], s.mul_ints(of_sub[n], scale));
             }
         }
     }
-    if !B::MINIMA && zero::<S, B>() == 0 {
+    let zero = zero::<S, B>();
+    if !B::MINIMA && zero == 0 {
         return (products, none);
     }
-    let mut sum = if B::MINIMA { none } else { products };
-    let first = 1 + if B::SUB == 16 { 0 } else { sums_of_16::<256>() };
-    for (pair, minima) in minima.iter().enumerate() {
-        let mut sums = [0; N];
+    let mut sums = none;
+    for pair in 0..subs::<B>() / 2 {
+        let mut of_pair = [0; N];
         for n in 0..N {
-            sums[n] = x.tail(n, first + pair);
+            of_pair[n] = x.tail(n, first_sum::<B>() + pair);
         }
-        sum = s.dot_words(sum, minima, half, sums);
+        sums = s.dot_words(sums, factors_of_sums::<S, B>(s, head, pair, half), of_pair);
     }
-    if B::MINIMA { (products, sum) } else { (sum, none) }
+    if B::MINIMA {
+        return (products, sums);
+    }
+    for n in 0..N {
+        products[n] = s.add_ints(products[n], s.mul_ints(sums[n], s.splat_ints(-zero)));
+    }
+    (products, none)
 }
 
 #[inline(always)]
@@ -666,10 +663,10 @@ fn add_block<S: Simd, B: IntegerBlock>(
     tail: &[i32],
     sums: &mut [S::Half; 2],
 ) {
-    let mut places = [Chunk::ZERO; 2 + 16 + 8];
-    let places = &mut places[..unit_chunks::<B>() - B::ELEMENTS / 4];
-    interleave_head::<S, B>(s, blocks.blocks, places);
-    let none = s.splat_ints(0);
+    let mut head = [Chunk::ZERO; 2 + 4 + 4];
+    let head = &mut head[..head_chunks::<B>()];
+    interleave_head::<S, B>(s, blocks.blocks, head);
+    let (none, zero) = (s.splat_ints(0), zero::<S, B>());
     let mut products = [none; 2];
     B::unpack(
         blocks,
@@ -683,7 +680,7 @@ fn add_block<S: Simd, B: IntegerBlock>(
                 }
                 products[half] = match B::SCALED {
                     true => {
-                        let scale = s.load_ints(&places[2 + 16 * g / B::SUB], half);
+                        let scale = scale_of(s, head, 16 * g / B::SUB, half);
                         s.add_ints(products[half], s.mul_ints(sum, scale))
                     }
                     false => sum,
@@ -693,16 +690,15 @@ fn add_block<S: Simd, B: IntegerBlock>(
     );
     for half in 0..S::HALVES {
         let (mut products, mut minima) = (products[half], none);
-        let zero = zero::<S, B>();
         if B::SCALED {
-            let pairs = &places[2 + subs::<B>()..];
-            let first = 1 + if B::SUB == 16 { 0 } else { sums_of_16::<256>() };
-            for (pair, words) in pairs.iter().enumerate() {
-                if B::MINIMA {
-                    [minima] = s.dot_words([minima], words, half, [tail[first + pair]]);
-                } else if zero != 0 {
-                    [products] = s.dot_words([products], words, half, [tail[first + pair]]);
-                }
+            let mut sums = [none];
+            for pair in 0..subs::<B>() / 2 {
+                let factors = factors_of_sums::<S, B>(s, head, pair, half);
+                sums = s.dot_words(sums, factors, [tail[first_sum::<B>() + pair]]);
+            }
+            match B::MINIMA {
+                true => [minima] = sums,
+                false => products = s.add_ints(products, s.mul_ints(sums[0], s.splat_ints(-zero))),
             }
         } else {
             // A sum of 32 activations, and beside it no other.
@@ -712,10 +708,10 @@ fn add_block<S: Simd, B: IntegerBlock>(
         }
         let floats = |chunk: &Chunk| s.load_half(&cast_slice::<f32, S::HalfInMemory>(&chunk.0)[half]);
         let xs = f32::from_bits(tail[0] as u32);
-        let product = s.mul_half(s.floats_of(products), floats(&places[0]));
+        let product = s.mul_half(s.floats_of(products), floats(&head[0]));
         sums[half] = s.fma_half(product, s.splat_half(xs), sums[half]);
         if B::MINIMA {
-            let minimum = s.mul_half(s.floats_of(minima), floats(&places[1]));
+            let minimum = s.mul_half(s.floats_of(minima), floats(&head[1]));
             sums[half] = s.fma_half(minimum, s.splat_half(-xs), sums[half]);
         }
     }

@@ -126,6 +126,23 @@ fn with_upper(v: __m256i, upper: __m256i, shift: u32) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
+fn signed_byte(lanes: __m256i, i: usize) -> __m256i {
+    _mm256_srai_epi32::<24>(_mm256_sllv_epi32(lanes, _mm256_set1_epi32(24 - 8 * i as i32)))
+}
+
+/// Each byte goes into the upper half of its word first.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn word_pair(lanes: __m256i, pair: usize, signed: bool) -> __m256i {
+    let lanes = _mm256_srlv_epi32(lanes, _mm256_set1_epi32(16 * pair as i32));
+    let low = _mm256_and_si256(_mm256_slli_epi32::<8>(lanes), _mm256_set1_epi32(0xff00));
+    let high = _mm256_and_si256(_mm256_slli_epi32::<16>(lanes), _mm256_set1_epi32(0xff << 24));
+    let words = _mm256_or_si256(low, high);
+    if signed { _mm256_srai_epi16::<8>(words) } else { _mm256_srli_epi16::<8>(words) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 fn table_of(table: __m128i, codes: __m256i) -> __m256i {
     _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
 }
@@ -206,20 +223,25 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_words<const N: usize>(
-        self,
-        mut sums: [__m256i; N],
-        w: &Chunk,
-        half: usize,
-        x: [i32; N],
-    ) -> [__m256i; N] {
-        let w = self.load_ints(w, half);
+    fn dot_words<const N: usize>(self, mut sums: [__m256i; N], w: __m256i, x: [i32; N]) -> [__m256i; N] {
         for n in 0..N {
             // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
             let products = unsafe { _mm256_madd_epi16(w, self.splat_ints(x[n])) };
             sums[n] = self.add_ints(sums[n], products);
         }
         sums
+    }
+
+    #[inline(always)]
+    fn signed_byte(self, lanes: __m256i, i: usize) -> __m256i {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { signed_byte(lanes, i) }
+    }
+
+    #[inline(always)]
+    fn word_pair(self, lanes: __m256i, pair: usize, signed: bool) -> __m256i {
+        // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+        unsafe { word_pair(lanes, pair, signed) }
     }
 
     // Rows 0 to 7 and rows 8 to 15.

@@ -173,6 +173,23 @@ fn exclusive_or(v: __m512i, byte: u8) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
+fn signed_byte(lanes: __m512i, i: usize) -> __m512i {
+    _mm512_srai_epi32::<24>(_mm512_sllv_epi32(lanes, _mm512_set1_epi32(24 - 8 * i as i32)))
+}
+
+/// Each byte goes into the upper half of its word first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn word_pair(lanes: __m512i, pair: usize, signed: bool) -> __m512i {
+    let lanes = _mm512_srlv_epi32(lanes, _mm512_set1_epi32(16 * pair as i32));
+    let low = _mm512_and_si512(_mm512_slli_epi32::<8>(lanes), _mm512_set1_epi32(0xff00));
+    let high = _mm512_and_si512(_mm512_slli_epi32::<16>(lanes), _mm512_set1_epi32(0xff << 24));
+    let words = _mm512_or_si512(low, high);
+    if signed { _mm512_srai_epi16::<8>(words) } else { _mm512_srli_epi16::<8>(words) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn table_of(table: __m128i, codes: __m512i) -> __m512i {
     _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes)
 }
@@ -253,14 +270,7 @@ impl<L: Level> Integers for Avx512<L> {
     }
 
     #[inline(always)]
-    fn dot_words<const N: usize>(
-        self,
-        mut sums: [__m512i; N],
-        w: &Chunk,
-        _: usize,
-        x: [i32; N],
-    ) -> [__m512i; N] {
-        let w = self.load_64(w);
+    fn dot_words<const N: usize>(self, mut sums: [__m512i; N], w: __m512i, x: [i32; N]) -> [__m512i; N] {
         for n in 0..N {
             sums[n] = if L::VNNI {
                 // SAFETY: this `self` exists only where VNNI was detected (`Avx512::new` of its level).
@@ -271,6 +281,18 @@ impl<L: Level> Integers for Avx512<L> {
             };
         }
         sums
+    }
+
+    #[inline(always)]
+    fn signed_byte(self, lanes: __m512i, i: usize) -> __m512i {
+        // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
+        unsafe { signed_byte(lanes, i) }
+    }
+
+    #[inline(always)]
+    fn word_pair(self, lanes: __m512i, pair: usize, signed: bool) -> __m512i {
+        // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
+        unsafe { word_pair(lanes, pair, signed) }
     }
 
     type Bytes = __m512i;

@@ -59,13 +59,12 @@ pub(crate) trait Integers: Copy {
     fn add_dot(self, sum: Self::Ints, w: Self::Bytes, half: usize, bytes: Bytes, x: i32) -> Self::Ints;
 
     /// Adds to each lane of `sums[n]` the products of its two signed words in `w` with those of `x[n]`.
-    fn dot_words<const N: usize>(
-        self,
-        sums: [Self::Ints; N],
-        w: &Chunk,
-        half: usize,
-        x: [i32; N],
-    ) -> [Self::Ints; N];
+    fn dot_words<const N: usize>(self, sums: [Self::Ints; N], w: Self::Ints, x: [i32; N]) -> [Self::Ints; N];
+
+    /// Byte `i` of each lane, signed.
+    fn signed_byte(self, lanes: Self::Ints, i: usize) -> Self::Ints;
+    /// Bytes `2 pair` and `2 pair + 1` of each lane as words, the first one lower.
+    fn word_pair(self, lanes: Self::Ints, pair: usize, signed: bool) -> Self::Ints;
 
     /// The 64 bytes of sixteen lanes.
     type Bytes: Copy;
@@ -158,20 +157,35 @@ macro_rules! plain_integers {
             fn dot_words<const N: usize>(
                 self,
                 mut sums: [Self::Ints; N],
-                w: &$crate::chunk::Chunk,
-                half: usize,
+                w: Self::Ints,
                 x: [i32; N],
             ) -> [Self::Ints; N] {
-                let lanes: &[i32; 16] = bytemuck::cast_ref(w);
                 let words = |v: i32| [v as i16 as i32, v >> 16];
                 for n in 0..N {
                     let x = words(x[n]);
-                    for (sum, w) in sums[n].iter_mut().zip(&lanes[half * $lanes..]) {
-                        let w = words(*w);
+                    for (sum, w) in sums[n].iter_mut().zip(w) {
+                        let w = words(w);
                         *sum += w[0] * x[0] + w[1] * x[1];
                     }
                 }
                 sums
+            }
+
+            #[inline(always)]
+            fn signed_byte(self, lanes: Self::Ints, i: usize) -> Self::Ints {
+                lanes.map(|lane| i32::from(lane.to_ne_bytes()[i] as i8))
+            }
+
+            #[inline(always)]
+            fn word_pair(self, lanes: Self::Ints, pair: usize, signed: bool) -> Self::Ints {
+                lanes.map(|lane| {
+                    let bytes = lane.to_ne_bytes();
+                    let word = |i: usize| match signed {
+                        true => i32::from(bytes[2 * pair + i] as i8),
+                        false => i32::from(bytes[2 * pair + i]),
+                    };
+                    word(0) & 0xffff | word(1) << 16
+                })
             }
 
             type Bytes = [u8; 64];
