@@ -31,8 +31,11 @@ fn attention(c: &mut Criterion) {
         // The first query by the portable definition: what is timed computes the right bits.
         let mut expected = Array2::zeros((1, q.ncols()));
         let one = q.slice(s![..1, ..]);
-        attend(Backend::portable(), &SHAPE, one, before, kv, &mut scratch, expected.view_mut());
-        let mut run = || attend(Backend::best(), &SHAPE, q.view(), before, kv, &mut scratch, y.view_mut());
+        attend(Backend::portable(), &SHAPE, one, before, kv, &mut scratch, expected.view_mut())
+            .expect("memory");
+        let mut run = || {
+            attend(Backend::best(), &SHAPE, q.view(), before, kv, &mut scratch, y.view_mut()).expect("memory")
+        };
         run();
         let visible: usize = (0..count).map(|t| before + t + 1).sum();
         group.throughput(Throughput::Elements((4 * SHAPE.heads * SHAPE.head_dim * visible) as u64));

@@ -238,7 +238,7 @@ impl Model {
             for (step, (rows, position)) in steps.iter().zip(batch.steps()) {
                 let rows = Slice::from(rows);
                 let (q, y) = (q.slice_axis(Axis(0), rows), attended.slice_axis_mut(Axis(0), rows));
-                attend(backend, &layer.shape, q, position, step.session.cache().rows(n), attention, y);
+                attend(backend, &layer.shape, q, position, step.session.cache().rows(n), attention, y)?;
             }
             let mut delta = matrix(&mut workspace.delta, batch.rows(), dim)?;
             layer.o.forward(attended.view(), linear, delta.view_mut()).map_err(at("o_proj"))?;

@@ -15,6 +15,7 @@ mod task;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
+use moe_core::memory::held;
 use moe_core::numerics::LANES;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
@@ -22,7 +23,7 @@ use rayon::prelude::*;
 use crate::chunk::{Chunk, chunks_of, floats, grow};
 use crate::element::padded_row_bytes;
 use crate::schedule::{for_each_piece, worth_threads};
-use crate::{Backend, Dtype};
+use crate::{Backend, Dtype, Result};
 use head::{Head, QUERIES};
 use task::{QueryTask, scratch_chunks};
 
@@ -74,9 +75,22 @@ pub struct AttentionScratch {
     threads: Vec<Mutex<Vec<Chunk>>>,
 }
 
+impl AttentionScratch {
+    /// Bytes of memory that it holds on to.
+    pub fn bytes(&self) -> usize {
+        let of_thread =
+            |memory: &Mutex<Vec<Chunk>>| held(&memory.lock().unwrap_or_else(PoisonError::into_inner));
+        held(&self.results) + held(&self.threads) + self.threads.iter().map(of_thread).sum::<usize>()
+    }
+}
+
 /// Computes the attention of T consecutive positions from `first` on, whose keys and values are in the cache already.
 ///
 /// `q` is `[T, heads · head_dim]`, rotated; `y` has the same shape and is overwritten.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
 ///
 /// # Panics
 ///
@@ -91,7 +105,7 @@ pub fn attend(
     kv: KvRows<'_>,
     scratch: &mut AttentionScratch,
     mut y: ArrayViewMut2<'_, f32>,
-) {
+) -> Result<()> {
     let (tokens, AttentionShape { heads, kv_heads, head_dim, .. }) = (q.nrows(), *shape);
     assert!(kv_heads > 0 && heads % kv_heads == 0, "query heads in whole groups");
     assert!(head_dim > 0 && shape.window != Some(0), "heads of some width that see something");
@@ -100,7 +114,7 @@ pub fn attend(
     let rows = kv_heads * kv.capacity * padded_row_bytes(kv.dtype, head_dim);
     assert_eq!((kv.keys.len(), kv.values.len()), (rows, rows), "size of the cache");
     if tokens == 0 || heads == 0 {
-        return;
+        return Ok(());
     }
     let held = first + tokens - shape.visible(first).start;
     assert!(held <= kv.capacity, "the cache holds every position that one of the queries sees");
@@ -113,7 +127,7 @@ pub fn attend(
     let pieces = queries.div_ceil(of_piece);
     let piece_chunks = of_piece * head_chunks;
     let AttentionScratch { results, threads } = scratch;
-    grow(results, kv_heads * pieces * piece_chunks);
+    grow(results, kv_heads * pieces * piece_chunks, "results of attention")?;
     let results = &mut results[..kv_heads * pieces * piece_chunks];
     // Of one query, and of all in a piece: its tokens are consecutive.
     let most = shape.visible(first + tokens - 1).len();
@@ -121,7 +135,8 @@ pub fn attend(
     let needed = scratch_chunks(group, head_chunks, of_piece, positions);
     threads.resize_with(threads.len().max(rayon::current_num_threads()), Default::default);
     for memory in threads.iter_mut() {
-        grow(memory.get_mut().unwrap_or_else(PoisonError::into_inner), needed);
+        let memory = memory.get_mut().unwrap_or_else(PoisonError::into_inner);
+        grow(memory, needed, "scores of attention")?;
     }
     let threads = &*threads;
     let cost = [2, tokens, heads, head_dim].into_iter().fold(most, usize::saturating_mul);
@@ -154,4 +169,5 @@ pub fn attend(
             }
         }
     }
+    Ok(())
 }

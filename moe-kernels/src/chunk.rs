@@ -3,7 +3,10 @@
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::{Pod, Zeroable};
+use moe_core::memory;
 use moe_core::numerics::{BLOCK, LANES};
+
+use crate::{Error, Result};
 
 /// Sixteen f32 in memory: the unit in which packed rows are laid out. A chunk is one line of the cache, as a load that
 /// crosses two takes twice the time.
@@ -51,9 +54,12 @@ pub(crate) fn chunks_of(columns: usize) -> usize {
     columns.div_ceil(LANES)
 }
 
-/// Makes a buffer at least so long. Contents are unspecified.
-pub(crate) fn grow(buffer: &mut Vec<Chunk>, len: usize) {
-    if buffer.len() < len {
-        buffer.resize(len, Chunk::ZERO);
-    }
+/// Makes a buffer, which is `what`, at least so long. Contents are unspecified.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`].
+pub(crate) fn grow(buffer: &mut Vec<Chunk>, len: usize, what: &'static str) -> Result<()> {
+    let bytes = len.saturating_mul(size_of::<Chunk>());
+    memory::grow(buffer, len, Chunk::ZERO, what).map_err(|_| Error::OutOfMemory { what, bytes })
 }

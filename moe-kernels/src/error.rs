@@ -1,5 +1,7 @@
 //! What can go wrong in making a kernel's operands.
 
+use moe_core::Error as CoreError;
+
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -75,6 +77,14 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<Error>,
     },
+    /// Memory for something whose size the input decides is not to be had.
+    #[error("{what}: no memory for {bytes} bytes")]
+    OutOfMemory {
+        /// What the memory is for.
+        what: &'static str,
+        /// How much it would take.
+        bytes: usize,
+    },
     /// A bank of no experts.
     #[error("bank of experts: expected at least one, found none")]
     NoExperts,
@@ -127,6 +137,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same as an error of a layer: `wrap` says which part of it failed, where the error is not one of the layer's own.
+    pub fn in_layer(self, wrap: impl FnOnce(Self) -> CoreError) -> CoreError {
+        match self {
+            Self::OutOfMemory { what, bytes } => CoreError::OutOfMemory { what, bytes },
+            other => wrap(other),
+        }
+    }
+
     /// What is wrong with a matrix of an expert.
     pub(crate) fn of_expert(expert: usize, matrix: &'static str, source: Self) -> Self {
         Self::Expert { expert, matrix, source: Box::new(source) }

@@ -71,7 +71,8 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// Those of [`check`](Self::check), and [`Error::InputNotFinite`](crate::Error::InputNotFinite) with int8 activations.
+    /// Those of [`check`](Self::check), [`Error::InputNotFinite`](crate::Error::InputNotFinite) with int8 activations, and
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     ///
     /// # Panics
     ///
@@ -91,7 +92,8 @@ impl Linear {
     ///
     /// # Errors
     ///
-    /// Those of [`check`](Self::check), and [`Error::InputNotFinite`](crate::Error::InputNotFinite) with int8 activations.
+    /// Those of [`check`](Self::check), [`Error::InputNotFinite`](crate::Error::InputNotFinite) with int8 activations, and
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     ///
     /// # Panics
     ///
@@ -117,7 +119,7 @@ impl Linear {
             let all = 0..tokens;
             let x = packed.pack(maps.map(|map| map.kind.packing()), std::slice::from_ref(&all), &x)?;
             let product = |i: usize| Product::Linear(maps[i].kind, maps[i].weight.view());
-            let products = multiply(backend, x, jobs, inner, product, panels);
+            let products = multiply(backend, x, jobs, inner, product, panels)?;
             for (i, y) in ys.into_iter().enumerate() {
                 products.copy_jobs_to(i..i + 1, y);
             }
@@ -162,6 +164,6 @@ impl Gate for Linear {
     ) -> CoreResult<()> {
         CoreError::check_shape("gate input", &[hidden.nrows(), self.dim()], hidden.shape())?;
         CoreError::check_shape("gate output", &[hidden.nrows(), self.experts()], out.shape())?;
-        self.forward(hidden, scratch.of(), out).map_err(CoreError::gate)
+        self.forward(hidden, scratch.of(), out).map_err(|error| error.in_layer(CoreError::gate))
     }
 }

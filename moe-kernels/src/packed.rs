@@ -216,7 +216,7 @@ impl PackedMemory {
     ///
     /// # Errors
     ///
-    /// [`Error::InputNotFinite`] where one of the packings has no NaN and no infinity, and rows have.
+    /// [`Error::InputNotFinite`] where one of the packings has no NaN and no infinity, and rows have; [`Error::OutOfMemory`].
     pub(crate) fn pack(
         &mut self,
         packings: impl IntoIterator<Item = Packing>,
@@ -249,7 +249,7 @@ fn pack<'a>(
     let mut packed = PackedRows { chunks: &[], packed_as: packing.packed_as, rows, columns };
     let blocks = packed.blocks();
     let total = packed.block_start(blocks);
-    grow(memory, total);
+    grow(memory, total, "packed rows")?;
     let start = |i: usize| match groups.get(i % groups.len().max(1)) {
         Some(g) if i < blocks * groups.len() => {
             let b = i / groups.len();

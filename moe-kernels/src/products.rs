@@ -11,7 +11,7 @@ use crate::kind::Kind;
 use crate::packed::{PackedSet, RowSource};
 use crate::schedule::{for_each_piece, worth_threads};
 use crate::simd::{Kernel, Simd};
-use crate::{Backend, WeightView};
+use crate::{Backend, Result, WeightView};
 
 /// Weight rows, and so output columns, of a panel: the unit of parallel work. A multiple of what every tile has.
 pub(crate) const PANEL: usize = 48;
@@ -70,6 +70,10 @@ pub(crate) enum Product<'a> {
 /// Computes every job's product into `memory`, which grows if it must.
 ///
 /// Tasks are (job, panel), in the order of memory. Each sweeps all of its job's rows over one panel of weights.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
 pub(crate) fn multiply<'m, 'w>(
     backend: Backend,
     x: PackedSet<'_>,
@@ -77,11 +81,11 @@ pub(crate) fn multiply<'m, 'w>(
     inner: usize,
     product: impl Fn(usize) -> Product<'w> + Sync,
     memory: &'m mut Vec<Chunk>,
-) -> PanelMajor<'m> {
-    let Some(last) = jobs.last() else { return PanelMajor { memory: &[], jobs } };
+) -> Result<PanelMajor<'m>> {
+    let Some(last) = jobs.last() else { return Ok(PanelMajor { memory: &[], jobs }) };
     let tasks = last.first_task + last.panels();
     let total = last.start + last.panels() * last.rows.len() * PANEL_CHUNKS;
-    grow(memory, total);
+    grow(memory, total, "products")?;
     let job_of = |task: usize| &jobs[jobs.partition_point(|job| job.first_task <= task) - 1];
     let start = |task: usize| {
         if task >= tasks {
@@ -97,7 +101,7 @@ pub(crate) fn multiply<'m, 'w>(
         let job = job_of(task);
         multiply_rows(backend, &x, &job.rows, product(job.index), task - job.first_task, out);
     });
-    PanelMajor { memory: &memory[..total], jobs }
+    Ok(PanelMajor { memory: &memory[..total], jobs })
 }
 
 /// One panel of a product for all rows of a job.

@@ -194,10 +194,10 @@ impl SwiGlu {
         enter_if_worth(count.saturating_mul(self.hidden).saturating_mul(dim), || {
             let x = packed.pack(packings(&[0, 2]), groups, &dispatch)?;
             lay_out(jobs, with_rows(&dispatch).map(|(e, rows)| (e, rows, self.hidden)));
-            let h = multiply(self.backend, x, jobs, dim, activated, panels);
+            let h = multiply(self.backend, x, jobs, dim, activated, panels)?;
             let h = packed.pack(packings(&[1]), groups, &h)?;
             lay_out(jobs, with_rows(&dispatch).map(|(e, rows)| (e, rows, dim)));
-            multiply(self.backend, h, jobs, self.hidden, back, panels).copy_jobs_to(0..all, out);
+            multiply(self.backend, h, jobs, self.hidden, back, panels)?.copy_jobs_to(0..all, out);
             Ok(())
         })
     }
@@ -295,7 +295,9 @@ impl Experts for SwiGluExperts {
                 fit.check(kind, w).map_err(|error| CoreError::experts(Error::of_expert(e, matrix, error)))?;
             }
         }
-        self.bank.forward(|e| self.weights[e].view(), dispatch, scratch, out).map_err(CoreError::experts)
+        self.bank
+            .forward(|e| self.weights[e].view(), dispatch, scratch, out)
+            .map_err(|error| error.in_layer(CoreError::experts))
     }
 
     fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> CoreResult<()> {

@@ -68,7 +68,7 @@ fn attention(backend: Backend, dtype: Dtype, tokens: usize) -> u64 {
     let q = Array2::from_shape_vec((tokens, 240), values.take(tokens * 240)).unwrap();
     let mut y = Array2::zeros((tokens, 240));
     let kv = KvRows { keys: &keys, values: &values_, dtype, capacity };
-    attend(backend, &shape, q.view(), 200, kv, &mut AttentionScratch::default(), y.view_mut());
+    attend(backend, &shape, q.view(), 200, kv, &mut AttentionScratch::default(), y.view_mut()).unwrap();
     fingerprint(&y)
 }
 

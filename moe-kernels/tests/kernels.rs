@@ -5,7 +5,7 @@
 mod support;
 
 use moe_core::numerics;
-use moe_core::{Dispatch, Experts, Scratch};
+use moe_core::{Dispatch, Experts, Scratch, ScratchValue};
 use moe_kernels::attention::{AttentionScratch, AttentionShape, KvRows, POSITIONS, attend};
 use moe_kernels::{
     Backend, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix, narrow_row,
@@ -290,7 +290,7 @@ proptest! {
         for backend in Backend::available() {
             let mut y = Array2::from_elem(q.dim(), f32::NAN);
             let kv = KvRows { keys: &key_bytes, values: &value_bytes, dtype, capacity };
-            attend(backend, &shape, q.view(), first, kv, &mut AttentionScratch::default(), y.view_mut());
+            attend(backend, &shape, q.view(), first, kv, &mut AttentionScratch::default(), y.view_mut()).unwrap();
             for t in 0..tokens {
                 for head in 0..shape.heads {
                     let h = head / group;
@@ -337,7 +337,8 @@ fn what_a_query_does_not_see_changes_nothing() {
             let attend = |keys: &[u8], values: &[u8]| {
                 let mut y = Array2::zeros(q.dim());
                 let kv = KvRows { keys, values, dtype: Dtype::F32, capacity: tokens };
-                attend(backend, &shape, q.view(), 0, kv, &mut AttentionScratch::default(), y.view_mut());
+                attend(backend, &shape, q.view(), 0, kv, &mut AttentionScratch::default(), y.view_mut())
+                    .unwrap();
                 bits(&y.slice(ndarray::s![..seen, ..]).to_owned())
             };
             let expected = attend(&keys, &values);
@@ -361,5 +362,20 @@ fn attention_wants_room_for_the_whole_chunk() {
     let bytes = vec![0; 4 * padded_row_bytes(Dtype::F32, 16)];
     let kv = KvRows { keys: &bytes, values: &bytes, dtype: Dtype::F32, capacity: 4 };
     let (q, mut y) = (Array2::zeros((3, 16)), Array2::zeros((3, 16)));
-    attend(Backend::best(), &shape, q.view(), 10, kv, &mut AttentionScratch::default(), y.view_mut());
+    attend(Backend::best(), &shape, q.view(), 10, kv, &mut AttentionScratch::default(), y.view_mut())
+        .unwrap();
+}
+
+#[test]
+fn memory_that_is_not_to_be_had() {
+    // More rows than a processor of today can address once they are packed; without output, there need be none.
+    let rows = 1 << 41;
+    let weight = WeightMatrix::new(bytes::Bytes::new(), Dtype::F32, 0, 1).unwrap();
+    let one = Array2::zeros((1, 1));
+    let mut y = Array2::zeros((rows, 0));
+    let x = one.broadcast((rows, 1)).unwrap();
+    let scratch = &mut LinearScratch::default();
+    let error = Linear::new(weight, Backend::best()).forward(x, scratch, y.view_mut()).unwrap_err();
+    assert_eq!(error.to_string(), format!("packed rows: no memory for {} bytes", 64 * rows));
+    assert!(scratch.bytes() < 1000, "what could not grow is empty");
 }

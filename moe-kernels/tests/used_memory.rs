@@ -109,7 +109,7 @@ fn of_attention() {
                 let (keys, values) = (rows(), rows());
                 let kv = KvRows { keys: &keys, values: &values, dtype: Dtype::F32, capacity: count };
                 let mut y = Array2::zeros(q.dim());
-                attend(backend, &shape, q.view(), count - q.nrows(), kv, scratch, y.view_mut());
+                attend(backend, &shape, q.view(), count - q.nrows(), kv, scratch, y.view_mut()).unwrap();
                 y
             };
             let all = run(75, 90, &no_numbers(50, 6 * 75), Some(f32::NAN), &mut used);
