@@ -117,10 +117,15 @@ def serve(load: Callable[[Layer, int], tuple[str, Contestant]]) -> None:
     directory, access, threads = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     inputs = open_tensors(directory / "inputs.safetensors")
     description, contestant = load(Layer.open(directory, access), threads)
+    serve_lines(description, lambda words: answer(inputs, contestant, words))
+
+
+def serve_lines(description: str, answer: Callable[[list[str]], str]) -> None:
+    """Says that it is ready, and answers the words of one line after the other until there are no more."""
     print("ready", description, flush=True)
     for line in sys.stdin:
         try:
-            print(answer(inputs, contestant, line.split()), flush=True)
+            print(answer(line.split()), flush=True)
         except Exception as error:
             print("error:", " ".join(str(error).split()), flush=True)
 

@@ -9,13 +9,14 @@
 //! | `output TOKENS VARIANT PATH` | `ok`, the output being written to PATH as raw little-endian f32 |
 //! | `limits` | floating-point operations and bytes read a second (of ours alone) |
 //!
-//! Anything else that it answers is why it could not.
+//! Anything else that it answers is why it could not. Contestants with whole models answer other lines, which `ours_model.rs` has.
 
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use std::{env, fs, io};
 
+use moe_kernels::{Activations, Backend, limits};
 use safetensors::SafeTensors;
 
 /// Whatever goes wrong ends a contestant, or its line.
@@ -61,6 +62,27 @@ pub trait Contestant {
     }
 }
 
+/// What this machine can do at most, measured when asked.
+pub struct Limits {
+    backend: Backend,
+    memory: Vec<u8>,
+}
+
+impl Limits {
+    /// Of this backend; takes memory to read, several times what caches hold.
+    pub fn new(backend: Backend) -> Self {
+        // Not zero, or every page might be the same one.
+        Self { backend, memory: vec![1; 256 << 20] }
+    }
+
+    /// The peak of f32 fused multiply-adds, tried until threads that were asleep are spread over the processors, and a plain
+    /// read of memory: floating-point operations and bytes a second.
+    pub fn measure(&self) -> (f64, f64) {
+        let peak = (0..10).map(|_| limits::fma_peak(self.backend, Activations::F32)).fold(0.0, f64::max);
+        (peak, limits::read_bandwidth(self.backend, &self.memory))
+    }
+}
+
 /// Directory and options of the command line.
 pub fn arguments() -> Result<(PathBuf, Vec<String>)> {
     let mut args = env::args().skip(1);
@@ -72,17 +94,23 @@ pub fn arguments() -> Result<(PathBuf, Vec<String>)> {
 pub fn serve(directory: &Path, description: &str, contestant: &mut dyn Contestant) -> Result<()> {
     let inputs = fs::read(directory.join("inputs.safetensors"))?;
     let inputs = SafeTensors::deserialize(&inputs)?;
+    serve_lines(description, |words| answer(&inputs, contestant, words))
+}
+
+/// Says that it is ready, and answers the words of one line after the other until there are no more.
+pub fn serve_lines(description: &str, mut answer: impl FnMut(&[&str]) -> Result<String>) -> Result<()> {
     println!("ready {description}");
     for line in io::stdin().lock().lines() {
-        let answer = answer(&inputs, contestant, &line?).unwrap_or_else(|error| format!("error: {error}"));
-        println!("{answer}");
+        let line = line?;
+        let words: Vec<&str> = line.split(' ').collect();
+        println!("{}", answer(&words).unwrap_or_else(|error| format!("error: {error}")));
         io::stdout().flush()?;
     }
     Ok(())
 }
 
-fn answer(inputs: &SafeTensors<'_>, contestant: &mut dyn Contestant, line: &str) -> Result<String> {
-    match *line.split(' ').collect::<Vec<_>>() {
+fn answer(inputs: &SafeTensors<'_>, contestant: &mut dyn Contestant, words: &[&str]) -> Result<String> {
+    match *words {
         ["run", tokens, variant, calls] => {
             let (variant, calls): (usize, usize) = (variant.parse()?, calls.parse()?);
             let mut seconds = 0.0;
@@ -105,7 +133,7 @@ fn answer(inputs: &SafeTensors<'_>, contestant: &mut dyn Contestant, line: &str)
             let (flops, bytes) = contestant.limits()?;
             Ok(format!("{flops} {bytes}"))
         }
-        _ => Err(format!("what is {line:?}?").into()),
+        _ => Err(format!("what is {words:?}?").into()),
     }
 }
 

@@ -4,12 +4,9 @@ use std::path::Path;
 
 use mixtral_model::{Access, Checkpoint};
 use moe_core::{ApplyWeights, Assignments, Dispatch, Experts, RoutingPlan, Scratch, combine};
-use moe_kernels::{Activations, Backend, SwiGluExperts, SwiGluWeights, WeightMatrix, limits};
+use moe_kernels::{Activations, Backend, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use ndarray::{Array2, ArrayView2};
-use peers::{Case, Contestant, Result, arguments, serve};
-
-/// Bytes of memory to read for the bandwidth: several times what caches hold.
-const READ: usize = 256 << 20;
+use peers::{Case, Contestant, Limits, Result, arguments, serve};
 
 fn main() -> Result<()> {
     let (directory, options) = arguments()?;
@@ -25,15 +22,12 @@ fn main() -> Result<()> {
 }
 
 struct Ours {
-    backend: Backend,
-    /// To be read for the bandwidth.
-    memory: Vec<u8>,
+    limits: Limits,
     experts: SwiGluExperts,
     case: Option<Case>,
     assignments: Assignments,
     plan: RoutingPlan,
     scratch: Scratch,
-    /// `[R, D]`.
     /// `[R, D]`.
     outputs: Array2<f32>,
     /// `[T, D]`.
@@ -52,14 +46,13 @@ impl Ours {
         let bank = (0..checkpoint.entries().len() / 3)
             .map(|e| Ok(SwiGluWeights { w1: matrix(e, "w1")?, w2: matrix(e, "w2")?, w3: matrix(e, "w3")? }))
             .collect::<Result<Vec<_>>>()?;
-        for expert in &bank {
-            expert.w1.check(activations)?;
+        let experts = SwiGluExperts::new(bank, backend)?.with_input_precision(activations);
+        if experts.bank().input_precision(0) != [activations; 3] {
+            return Err(format!("these weights have no products with {activations} activations").into());
         }
         Ok(Self {
-            backend,
-            // Not zero, or every page might be the same one.
-            memory: vec![1; READ],
-            experts: SwiGluExperts::new(bank, backend)?.with_input_precision(activations),
+            limits: Limits::new(backend),
+            experts,
             case: None,
             assignments: Assignments::new(),
             plan: RoutingPlan::new(),
@@ -99,10 +92,7 @@ impl Contestant for Ours {
         Ok(self.y.iter().copied().collect())
     }
 
-    /// The peak of f32 fused multiply-adds, tried until threads that were asleep are spread over the processors, and a plain
-    /// read of memory.
     fn limits(&mut self) -> Result<(f64, f64)> {
-        let peak = (0..10).map(|_| limits::fma_peak(self.backend, Activations::F32)).fold(0.0, f64::max);
-        Ok((peak, limits::read_bandwidth(self.backend, &self.memory)))
+        Ok(self.limits.measure())
     }
 }
