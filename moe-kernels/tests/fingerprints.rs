@@ -6,11 +6,11 @@ mod support;
 use moe_core::{Dispatch, Experts, Scratch};
 use moe_kernels::attention::{AttentionScratch, AttentionShape, KvRows, attend};
 use moe_kernels::{
-    Backend, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix, narrow_row,
-    padded_row_bytes, vector,
+    Activations, Backend, BlockType, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights,
+    WeightMatrix, narrow_row, padded_row_bytes, vector,
 };
 use ndarray::{Array2, ArrayView2};
-use support::{Values, in_order};
+use support::{Values, in_order, random_blocks};
 
 /// FNV-1a, 64 bits, over the results' bits in little-endian order.
 fn fingerprint<'a>(values: impl IntoIterator<Item = &'a f32>) -> u64 {
@@ -32,6 +32,20 @@ fn linear(backend: Backend, dtype: Dtype, tokens: usize) -> u64 {
     let mut y = Array2::zeros((tokens, 77));
     Linear::new(w, backend).forward(x.view(), &mut LinearScratch::default(), y.view_mut()).unwrap();
     fingerprint(&y)
+}
+
+/// The products of one matrix of every type that has products with int8 activations.
+fn blocks(backend: Backend, activations: Activations, tokens: usize) -> u64 {
+    let all = BlockType::ALL.iter().filter(|block| block.has_int8()).flat_map(|&block| {
+        let x = Array2::from_shape_vec((tokens, 1024), Values::new(16).take(tokens * 1024)).unwrap();
+        let mut y = Array2::zeros((tokens, 77));
+        Linear::new(random_blocks(block, 15, 77, 1024), backend)
+            .with_input_precision(activations)
+            .forward(x.view(), &mut LinearScratch::default(), y.view_mut())
+            .unwrap();
+        y
+    });
+    fingerprint(&all.collect::<Vec<_>>())
 }
 
 fn swiglu(backend: Backend, dtype: Dtype) -> u64 {
@@ -90,11 +104,15 @@ fn rms_norm(backend: Backend, x: &mut [f32]) {
 #[test]
 fn fingerprints_on_every_backend_and_thread_count() {
     type Case<'a> = (&'a str, u64, &'a (dyn Fn(Backend) -> u64 + Sync));
-    let cases: [Case<'_>; 15] = [
+    let cases: [Case<'_>; 19] = [
         ("linear f32", 0x480f_3f8b_c049_abcb, &|b| linear(b, Dtype::F32, 9)),
         ("linear f16", 0x4b77_aa9e_401b_c5a7, &|b| linear(b, Dtype::F16, 9)),
         ("linear bf16", 0xa9db_1ac9_92a2_4c00, &|b| linear(b, Dtype::Bf16, 9)),
         ("linear bf16, 130 tokens", 0x50e3_bfee_ce00_6aff, &|b| linear(b, Dtype::Bf16, 130)),
+        ("blocks, exact, 9 tokens", 0xabb9_b43f_0717_acb3, &|b| blocks(b, Activations::F32, 9)),
+        ("blocks, exact, one token", 0xf698_9afd_1e61_278c, &|b| blocks(b, Activations::F32, 1)),
+        ("blocks, int8, 9 tokens", 0xe15f_527b_5b48_6c48, &|b| blocks(b, Activations::Int8, 9)),
+        ("blocks, int8, one token", 0x809c_bf71_c4db_7754, &|b| blocks(b, Activations::Int8, 1)),
         ("swiglu f32", 0xb072_e6f0_ab94_428e, &|b| swiglu(b, Dtype::F32)),
         ("swiglu f16", 0xf764_96b3_4ded_67b6, &|b| swiglu(b, Dtype::F16)),
         ("swiglu bf16", 0x6b9d_0520_be84_c0fa, &|b| swiglu(b, Dtype::Bf16)),

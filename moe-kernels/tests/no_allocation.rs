@@ -7,10 +7,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use moe_core::{MoeLayer, TokenContext, Workspace};
-use moe_kernels::{Activations, Backend, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
+use moe_kernels::{
+    Activations, Backend, BlockType, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix,
+};
 use moe_router::TopK;
 use ndarray::Array2;
-use support::Values;
+use support::{Values, random_blocks};
 
 struct Counting;
 
@@ -36,7 +38,7 @@ static COUNTING: Counting = Counting;
 // One test, as the counter counts whatever runs.
 #[test]
 fn steady_state() {
-    for activations in [Activations::F32, Activations::Bf16] {
+    for activations in [Activations::F32, Activations::Bf16, Activations::Int8] {
         steady_state_with(activations);
     }
 }
@@ -46,8 +48,12 @@ const TOKENS: usize = 1100;
 
 fn steady_state_with(activations: Activations) {
     let mut values = Values::new(20);
-    let (dim, hidden, count) = (130, 250, 5);
+    // Blocks of 32 for int8 activations, and a width that is no whole number of chunks otherwise.
+    let (dim, hidden, count) = if activations == Activations::Int8 { (128, 256, 5) } else { (130, 250, 5) };
     let mut matrix = |rows: usize, columns: usize| {
+        if activations == Activations::Int8 && rows.max(columns) == hidden {
+            return random_blocks(BlockType::Q4_0, 22, rows, columns);
+        }
         WeightMatrix::rounded(&values.take(rows * columns), Dtype::Bf16, rows, columns).unwrap()
     };
     let gate = Linear::new(matrix(count, dim), Backend::best());
