@@ -4,11 +4,12 @@ use std::path::Path;
 
 use moe_core::MoeLayer;
 use moe_kernels::attention::AttentionShape;
-use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
+use moe_kernels::{Activations, Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
 use moe_router::TopK;
 
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
 use crate::model::{Compute, Layer, Model};
+use crate::products::Products;
 use crate::rope::Rope;
 use crate::{Access, Checkpoint, Config, Error, ExpertMatrix, Result};
 
@@ -29,27 +30,44 @@ impl Model {
     /// [`Error::Config`] if the config is not [valid](Config::validate); [`Error::Tensor`] where a tensor is missing or has
     /// another shape or type; [`Error::Io`].
     pub fn load(config: Config, checkpoint: &Checkpoint, compute: impl Into<Compute>) -> Result<Self> {
+        Self::load_with(config, checkpoint, compute, |_, weight| Ok(weight))
+    }
+
+    /// [`load`](Self::load) with every matrix that is multiplied with, but for the gates', replaced by what `weight(spec,
+    /// matrix)` makes of it: the same in another type, say.
+    ///
+    /// # Errors
+    ///
+    /// As `load`; what `weight` gives back; [`Error::Kernels`] where it gives a matrix of another shape to an expert.
+    pub fn load_with(
+        config: Config,
+        checkpoint: &Checkpoint,
+        compute: impl Into<Compute>,
+        weight: impl Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix>,
+    ) -> Result<Self> {
         // A config that was read is valid, but its fields are public.
         config.validate(checkpoint.root())?;
         checkpoint.verify(&config)?;
         let manifest = Manifest::new(&config);
         let compute = compute.into();
-        let loader = Loader { config: &config, checkpoint, compute };
+        let mut loader =
+            Loader { config: &config, checkpoint, compute, weight: &weight, products: Products::default() };
         // A head that is the embedding shares its memory, and is multiplied with.
         let (embedding, head) = match manifest.head() {
-            Some(spec) => (loader.matrix(&manifest.embedding())?, loader.matrix(&spec)?),
+            Some(spec) => (loader.matrix(&manifest.embedding())?, loader.factor(&spec)?),
             None => {
-                let both = loader.matrix(&manifest.embedding())?;
+                let both = loader.factor(&manifest.embedding())?;
                 (both.clone(), both)
             }
         };
-        let head = loader.linear(head);
+        let head = loader.linear_of(head);
         let mut layers = Vec::new();
         for n in 0..config.layers {
             layers.push(loader.layer(n, manifest.layer(n))?);
         }
         let norm = loader.vector(&manifest.final_norm())?;
-        Ok(Self { compute, embedding, rope: Rope::new(&config), layers, norm, head, config })
+        let products = loader.products;
+        Ok(Self { compute, products, embedding, rope: Rope::new(&config), layers, norm, head, config })
     }
 }
 
@@ -57,30 +75,37 @@ struct Loader<'a> {
     config: &'a Config,
     checkpoint: &'a Checkpoint,
     compute: Compute,
+    weight: &'a dyn Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix>,
+    products: Products,
 }
 
 impl Loader<'_> {
-    fn layer(&self, n: usize, tensors: LayerManifest<'_>) -> Result<Layer> {
+    fn layer(&mut self, n: usize, tensors: LayerManifest<'_>) -> Result<Layer> {
         let config = self.config;
         let mut experts = Vec::new();
         for e in 0..config.experts {
-            let matrix = |m| self.matrix(&tensors.expert(e, m));
+            let matrix = |m| self.factor(&tensors.expert(e, m));
             let (w1, w2, w3) =
                 (matrix(ExpertMatrix::W1)?, matrix(ExpertMatrix::W2)?, matrix(ExpertMatrix::W3)?);
             experts.push(SwiGluWeights { w1, w2, w3 });
         }
         let Compute { backend, activations } = self.compute;
+        let bank = SwiGluExperts::new(experts, backend)?.with_input_precision(activations);
+        self.products.count(Activations::F32);
+        for e in 0..config.experts {
+            bank.bank().input_precision(e).into_iter().for_each(|kind| self.products.count(kind));
+        }
         let moe = MoeLayer::new(
             Box::new(Linear::new(self.matrix(&tensors.gate())?, backend)),
             Box::new(TopK::new(config.experts_per_token)?),
-            Box::new(SwiGluExperts::new(experts, backend)?.with_input_precision(activations)),
+            Box::new(bank),
         )?;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
-            q: self.linear(self.matrix(&tensors.q_proj())?),
-            k: self.linear(self.matrix(&tensors.k_proj())?),
-            v: self.linear(self.matrix(&tensors.v_proj())?),
-            o: self.linear(self.matrix(&tensors.o_proj())?),
+            q: self.linear(&tensors.q_proj())?,
+            k: self.linear(&tensors.k_proj())?,
+            v: self.linear(&tensors.v_proj())?,
+            o: self.linear(&tensors.o_proj())?,
             shape: AttentionShape {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
@@ -93,8 +118,20 @@ impl Loader<'_> {
         })
     }
 
-    fn linear(&self, weight: WeightMatrix) -> Linear {
-        Linear::new(weight, self.compute.backend).with_input_precision(self.compute.activations)
+    fn linear(&mut self, spec: &TensorSpec) -> Result<Linear> {
+        let weight = self.factor(spec)?;
+        Ok(self.linear_of(weight))
+    }
+
+    fn linear_of(&mut self, weight: WeightMatrix) -> Linear {
+        let linear = Linear::new(weight, self.compute.backend).with_input_precision(self.compute.activations);
+        self.products.count(linear.input_precision());
+        linear
+    }
+
+    /// A matrix that is multiplied with, as whoever loads wants it.
+    fn factor(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
+        (self.weight)(spec, self.matrix(spec)?)
     }
 
     fn matrix(&self, spec: &TensorSpec) -> Result<WeightMatrix> {

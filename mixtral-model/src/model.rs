@@ -8,6 +8,7 @@ use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::batch::Batch;
+use crate::products::Products;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
 use crate::workspace::{Workspace, matrix, matrix_of};
@@ -18,6 +19,7 @@ use crate::{Config, Error, Observer, Result, Session, SessionOptions, Step};
 pub struct Model {
     pub(crate) config: Config,
     pub(crate) compute: Compute,
+    pub(crate) products: Products,
     /// `[V, D]`.
     pub(crate) embedding: WeightMatrix,
     pub(crate) rope: Rope,
@@ -74,6 +76,11 @@ impl Model {
     /// How it computes.
     pub fn compute(&self) -> Compute {
         self.compute
+    }
+
+    /// How its matrices are multiplied.
+    pub fn products(&self) -> Products {
+        self.products
     }
 
     /// The same model under other routing policies: `router(layer)` for each layer.

@@ -33,6 +33,14 @@ pub enum Error {
         /// The shape it has.
         found: [usize; 2],
     },
+    /// A format of weights that does not exist.
+    #[error("weights: expected one of {known}, found {found:?}")]
+    UnknownFormat {
+        /// The names there are.
+        known: String,
+        /// The name given.
+        found: String,
+    },
     /// A kind of activations that does not exist.
     #[error("activations: expected one of {known}, found {found:?}")]
     UnknownActivations {

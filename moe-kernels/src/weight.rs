@@ -37,6 +37,20 @@ impl From<BlockType> for WeightFormat {
     }
 }
 
+impl std::str::FromStr for WeightFormat {
+    type Err = Error;
+
+    /// The format of that name: `f32`, `f16`, `bf16`, or a [`BlockType`]'s.
+    fn from_str(name: &str) -> Result<Self> {
+        let plain = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(Self::Plain);
+        let all = plain.into_iter().chain(BlockType::ALL.iter().copied().map(Self::Blocks));
+        all.clone().find(|format| format.to_string() == name).ok_or_else(|| Error::UnknownFormat {
+            known: all.map(|format| format.to_string()).collect::<Vec<_>>().join(", "),
+            found: name.to_owned(),
+        })
+    }
+}
+
 impl std::fmt::Display for WeightFormat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -43,8 +43,9 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
     #[arg(help = backend_help())]
     pub(crate) backend: Option<Backend>,
-    /// What products do to their activations: f32 is exact, bf16 rounds them and wants bf16 weights, none below 2^-56, which
-    /// a matrix is looked through for when it is first used
+    /// What products do to their activations, of matrices whose type has such products; others, and the gates, stay exact: f32
+    /// is exact, bf16 rounds them for bf16 weights, none below 2^-56, which a matrix is looked through for when it is first
+    /// used, int8 rounds them for block-quantised weights
     #[arg(long, global = true, value_name = "KIND", default_value_t)]
     pub(crate) activations: Activations,
     /// Element type of cached keys and values; f32 is exact, the others take half the memory

@@ -63,6 +63,7 @@ pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result
             aside(&format!("({})", summary::reason(&generated, &session)));
         }
     }
+    summary::write_products(&model);
     Ok(())
 }
 

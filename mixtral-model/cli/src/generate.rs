@@ -84,6 +84,7 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
         routing::write_shares(&routing::locked(&routing));
     }
     summary::write(&generated, prompt.len(), &session);
+    summary::write_products(&model);
     if generated.ended == Ended::Stopped { Err(Failure::Interrupted) } else { Ok(()) }
 }
 

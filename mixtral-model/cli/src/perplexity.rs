@@ -13,7 +13,7 @@ use crate::input;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::summary::{aside, speed};
+use crate::summary::{aside, speed, write_products};
 
 /// Tokens of a window where the context allows it: what published perplexities mostly have.
 const WINDOW: usize = 2048;
@@ -71,6 +71,7 @@ pub(crate) fn run(common: &Common, args: &Perplexity, interrupt: &Interrupt) -> 
     };
     Output::new().text(&(text + "\n"))?;
     aside(&format!("read{}", speed(read, begun.elapsed())));
+    write_products(&model);
     Ok(())
 }
 

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::time::Duration;
 
 use anstyle::Style;
-use mixtral_model::{Ended, Generated, Session};
+use mixtral_model::{Ended, Generated, Model, Session};
+use moe_kernels::Activations;
 
 /// Quiet words beside the text.
 pub(crate) const ASIDE: Style = Style::new().dimmed();
@@ -37,6 +38,13 @@ pub(crate) fn write(generated: &Generated, prompt: usize, session: &Session) {
         reason(generated, session)
     );
     aside(&line);
+}
+
+/// Writes how the model's matrices were multiplied, if some with rounded activations.
+pub(crate) fn write_products(model: &Model) {
+    if model.compute().activations != Activations::F32 {
+        aside(&format!("products: {}", model.products()));
+    }
 }
 
 /// Writes a line beside the text, to standard error.

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::{KvType, one_or_more};
+use moe_kernels::WeightFormat;
+
+use super::one_or_more;
 
 /// Measure this machine, then a model, or a single layer, against its limits.
 ///
@@ -24,9 +26,9 @@ pub(crate) struct Bench {
     /// A layer: model width, hidden width, experts, experts a token
     #[arg(long, value_name = "DxHxExK")]
     pub(crate) layer: Option<LayerShape>,
-    /// Element type of the layer's weights
-    #[arg(long, value_name = "TYPE", value_enum, default_value = "bf16", requires = "layer")]
-    pub(crate) dtype: KvType,
+    /// Type of the layer's weights: f32, f16, bf16, or a block type of GGUF files, as q8_0 or q4_k
+    #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "layer")]
+    pub(crate) dtype: WeightFormat,
     /// Tokens of a layer's batch, or of a prompt
     #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_values_t = [1, 8, 32, 128, 512].map(positive))]
     pub(crate) tokens: Vec<NonZeroUsize>,

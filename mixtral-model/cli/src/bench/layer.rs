@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mixtral_model::{Compute, available_memory};
 use moe_core::numerics::uniform;
 use moe_core::{MoeLayer, TokenContext, Workspace};
-use moe_kernels::{Activations, Dtype, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, enter};
+use moe_kernels::{Linear, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix, enter};
 use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::Serialize;
@@ -50,10 +50,19 @@ struct Contestant {
 
 pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<String> {
     let compute = Compute { backend: common.backend.unwrap_or_default(), activations: common.activations };
-    let dtype = args.dtype.into();
-    if compute.activations == Activations::Bf16 && dtype != Dtype::Bf16 {
-        let reason = format!("expected bf16 for bf16 activations, found {dtype}");
+    let dtype = args.dtype;
+    let kind = Linear::new(WeightMatrix::new(Bytes::new(), dtype, 0, 0)?, compute.backend);
+    if kind.with_input_precision(compute.activations).input_precision() != compute.activations {
+        let reason = format!("expected weights for {} activations, found {dtype}", compute.activations);
         return Err(Failure::not_as_expected("--dtype", reason));
+    }
+    let mut widths = vec![shape.dim, shape.hidden];
+    if args.dense {
+        widths.extend([shape.hidden * shape.chosen, shape.hidden * shape.experts]);
+    }
+    if let Some(width) = widths.into_iter().find(|width| dtype.row_bytes(*width).is_none()) {
+        let reason = format!("expected widths in whole blocks of {dtype}, found {width}");
+        return Err(Failure::not_as_expected("--layer", reason));
     }
     require_memory(args, shape, dtype)?;
     let mut contestants = vec![Contestant::new(shape, compute, dtype)?];
@@ -94,11 +103,11 @@ pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &
 }
 
 /// Refuses what would not fit, before anything is made.
-fn require_memory(args: &Bench, shape: LayerShape, dtype: Dtype) -> Result<()> {
+fn require_memory(args: &Bench, shape: LayerShape, dtype: WeightFormat) -> Result<()> {
     let [dim, hidden, experts, chosen] =
         [shape.dim, shape.hidden, shape.experts, shape.chosen].map(|n| n as u128);
     let most = args.tokens.iter().map(|n| n.get() as u128).max().unwrap_or(0);
-    let expert = 3 * dim * hidden * dtype.bytes() as u128;
+    let expert = expert_bytes(shape, dtype) as u128;
     // One is made first, and a matrix of f32 before that.
     let alone = experts * expert + expert + 4 * dim * hidden;
     let dense = if args.dense { 2 * (chosen + experts) * expert + 4 * dim * hidden * experts } else { 0 };
@@ -116,8 +125,18 @@ fn require_memory(args: &Bench, shape: LayerShape, dtype: Dtype) -> Result<()> {
     Ok(())
 }
 
+/// Bytes of the weights of an expert.
+fn expert_bytes(LayerShape { dim, hidden, .. }: LayerShape, dtype: WeightFormat) -> f64 {
+    let row = |columns| dtype.row_bytes(columns).unwrap_or(0) as f64;
+    2.0 * hidden as f64 * row(dim) + dim as f64 * row(hidden)
+}
+
 impl Contestant {
-    fn new(shape: LayerShape, Compute { backend, activations }: Compute, dtype: Dtype) -> Result<Self> {
+    fn new(
+        shape: LayerShape,
+        Compute { backend, activations }: Compute,
+        dtype: WeightFormat,
+    ) -> Result<Self> {
         let matrix = |seed, rows, columns| weights(seed, dtype, rows, columns);
         let gate = Linear::new(matrix(0, shape.experts, shape.dim)?, backend);
         // Experts have memory of their own each, but alike values, which are quickly made.
@@ -142,7 +161,7 @@ impl Contestant {
         &mut self,
         x: ArrayView2<'_, f32>,
         y: ArrayViewMut2<'_, f32>,
-        dtype: Dtype,
+        dtype: WeightFormat,
         counts: bool,
     ) -> Result<()> {
         let begun = Instant::now();
@@ -150,9 +169,8 @@ impl Contestant {
         enter(|| self.layer.forward(x, TokenContext::new(), &mut self.workspace, &mut (), y))?;
         let seconds = begun.elapsed().as_secs_f64();
         if counts {
-            let weights = [self.touched(), 3, self.shape.dim, self.shape.hidden, dtype.bytes()];
             self.seconds.push(seconds);
-            self.bytes.push(product(weights) / seconds);
+            self.bytes.push(self.touched() as f64 * expert_bytes(self.shape, dtype) / seconds);
         }
         Ok(())
     }
@@ -163,7 +181,13 @@ impl Contestant {
     }
 
     /// What the rounds were, which are forgotten.
-    fn case(&mut self, compute: Compute, dtype: Dtype, tokens: usize, (peak, read): (f64, f64)) -> Case {
+    fn case(
+        &mut self,
+        compute: Compute,
+        dtype: WeightFormat,
+        tokens: usize,
+        (peak, read): (f64, f64),
+    ) -> Case {
         let LayerShape { dim, hidden, chosen, .. } = self.shape;
         let (spread, bytes) = (Spread::of(&self.seconds), Spread::of(&self.bytes).median);
         self.seconds.clear();
@@ -218,13 +242,30 @@ fn product(factors: [usize; 5]) -> f64 {
 }
 
 /// Pseudo-random weights, so that sums of products stay near 1.
-fn weights(seed: u64, dtype: Dtype, rows: usize, columns: usize) -> Result<WeightMatrix> {
+fn weights(seed: u64, dtype: WeightFormat, rows: usize, columns: usize) -> Result<WeightMatrix> {
     /// A prime, so that no two rows are alike soon.
     const PERIOD: usize = 65_521;
+    /// Rows of blocks that are made; the others are these again, as making them takes long.
+    const ROWS: usize = 64;
     let scale = 2.0 / (columns as f32).sqrt();
     let some: Vec<f32> = (0..PERIOD as u64).map(|i| (uniform(seed, &[i]) - 0.5) * scale).collect();
-    let values: Vec<f32> = some.iter().copied().cycle().take(rows * columns).collect();
-    Ok(WeightMatrix::rounded(&values, dtype, rows, columns)?)
+    let mut values = some.iter().copied().cycle();
+    match dtype {
+        WeightFormat::Blocks(block) => {
+            let mut bytes = vec![0; ROWS * block.row_bytes(columns).unwrap_or(0)];
+            for to in bytes.chunks_mut(bytes.len() / ROWS) {
+                let row: Vec<f32> = values.by_ref().take(columns).collect();
+                block.quantise_row(&row, None, to)?;
+            }
+            let all: Vec<u8> = bytes.iter().copied().cycle().take(bytes.len() / ROWS * rows).collect();
+            Ok(WeightMatrix::new(all.into(), dtype, rows, columns)?)
+        }
+        WeightFormat::Plain(dtype) => {
+            let values: Vec<f32> = values.take(rows * columns).collect();
+            Ok(WeightMatrix::rounded(&values, dtype, rows, columns)?)
+        }
+        _ => Err(Failure::not_as_expected("--dtype", format!("expected another type than {dtype}"))),
+    }
 }
 
 /// Pseudo-random hidden states.
