@@ -80,6 +80,10 @@ impl IntegerBlock for Iq4Xs {
         }
     }
 
+    #[allow(
+        clippy::redundant_closure,
+        reason = "a reference to a closure is not inlined, and then is no vector code"
+    )]
     #[inline(always)]
     fn unpack<R: BlockBytes>(from: &R, mut put: impl FnMut(usize, R::Sixteen)) {
         for s in 0..8 {
