@@ -142,6 +142,34 @@ pub enum Error {
         /// Bytes given.
         found: usize,
     },
+    /// A block type that weights are not rounded to.
+    #[error("{block}: expected a type that weights can be rounded to, one of {known}")]
+    NotMade {
+        /// The type.
+        block: crate::BlockType,
+        /// The types that can be made.
+        known: String,
+    },
+    /// A row has another number of importances than of elements.
+    #[error("importances: expected {expected}, one an element, found {found}")]
+    Importances {
+        /// Elements.
+        expected: usize,
+        /// Importances.
+        found: usize,
+    },
+    /// A number that weights cannot be rounded with.
+    #[error(
+        "{what} of column {column}: expected a finite number, an importance not below zero, found {value}"
+    )]
+    NotFinite {
+        /// `element` or `importance`.
+        what: &'static str,
+        /// Which.
+        column: usize,
+        /// Its value.
+        value: f32,
+    },
 }
 
 impl Error {

@@ -12,6 +12,7 @@ pub(crate) mod block;
 pub(crate) mod grids;
 pub(crate) mod k;
 pub(crate) mod nonlinear;
+mod quantise;
 mod scale;
 pub(crate) mod simple;
 pub(crate) mod sixteen;

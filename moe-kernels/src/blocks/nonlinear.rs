@@ -6,10 +6,10 @@ use super::sixteen::{BlockBytes, nibbles};
 use crate::BlockType;
 
 /// The integers of [`BlockType::Iq4Nl`] and [`BlockType::Iq4Xs`] (`kvalues_iq4nl` of ggml, by the ggml authors, MIT licence).
-const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub(super) const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Twice the values of the 4-bit floats (E2M1) of OCP Microscaling Formats 1.0, -0 being 0.
-const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(super) const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// [`BlockType::Iq4Nl`]: d f16, q 16 x 2 halves.
 #[derive(Clone, Copy)]

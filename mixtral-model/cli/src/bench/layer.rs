@@ -252,12 +252,13 @@ fn weights(seed: u64, dtype: WeightFormat, rows: usize, columns: usize) -> Resul
     let mut values = some.iter().copied().cycle();
     match dtype {
         WeightFormat::Blocks(block) => {
-            let mut bytes = vec![0; ROWS * block.row_bytes(columns).unwrap_or(0)];
-            for to in bytes.chunks_mut(bytes.len() / ROWS) {
+            let stride = block.row_bytes(columns).unwrap_or(0);
+            let mut bytes = vec![0; ROWS * stride];
+            for to in bytes.chunks_exact_mut(stride.max(1)) {
                 let row: Vec<f32> = values.by_ref().take(columns).collect();
                 block.quantise_row(&row, None, to)?;
             }
-            let all: Vec<u8> = bytes.iter().copied().cycle().take(bytes.len() / ROWS * rows).collect();
+            let all: Vec<u8> = bytes.iter().copied().cycle().take(stride * rows).collect();
             Ok(WeightMatrix::new(all.into(), dtype, rows, columns)?)
         }
         WeightFormat::Plain(dtype) => {
