@@ -142,6 +142,17 @@ impl Backend {
         }
     }
 
+    /// Runs plain code, which is only to be compiled for vectors of some width: by AVX2, where the processor has it, since
+    /// compiling it once more for every instruction set takes longer than it gains.
+    pub(crate) fn run_plain_code<K: Kernel>(kernel: K) -> K::Output {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(isa) = Avx2::new() {
+            // SAFETY: an `Avx2` exists only where its features were detected (`Avx2::new`).
+            return unsafe { isa.run(kernel) };
+        }
+        kernel.run(Portable)
+    }
+
     /// Halves that sixteen lanes have ([`Simd::HALVES`]).
     pub(crate) fn halves(self) -> usize {
         self.run(Halves)

@@ -4,9 +4,11 @@
 //! columns, rows and experts, never over the dimension summed. So a result depends on its operands alone.
 //!
 //! - [`Backend`] is the instruction set, chosen once at run time.
-//! - [`WeightMatrix`] is a matrix where it lies in a checkpoint, in f32, f16 or bf16.
+//! - [`WeightMatrix`] is a matrix where it lies in a checkpoint, in f32, f16, bf16 or one of the [`BlockType`]s;
+//!   [`WeightView`] the same in somebody else's bytes.
 //! - [`Linear`] is `x · Wᵀ`, and a [`moe_core::Gate`].
-//! - [`SwiGluExperts`] is Mixtral's bank of experts, a [`moe_core::Experts`].
+//! - [`SwiGluExperts`] is Mixtral's bank of experts, a [`moe_core::Experts`]; [`SwiGlu`] the same without the weights.
+//! - [`Activations`] says what products may do to their input: nothing, by default.
 //! - [`vector`] has norms and softmax, [`attention`] one layer's attention over a cache.
 //!
 //! Work runs in the rayon pool that the caller is in, or the global one.
