@@ -47,6 +47,38 @@ fn a_layer() {
 }
 
 #[test]
+fn a_layer_of_quantised_weights() {
+    for (kind, dtype, bits) in [("int8", "q4_k", 4.5), ("int8", "q8_0", 8.5), ("f32", "q6_k", 6.5625)] {
+        let cases = array(&format!(
+            "bench --layer 256x512x4x2 --dtype {dtype} --activations {kind} --tokens 1,9 --rounds 1 --json -j 1"
+        ));
+        for case in &cases {
+            assert_eq!((&case["dtype"], &case["activations"]), (&dtype.into(), &kind.into()));
+            let weights = positive(case, "experts_touched") * 3.0 * 256.0 * 512.0 * bits / 8.0 / 1e9;
+            let read = positive(case, "gbytes_per_s") * positive(case, "seconds");
+            assert!((read / weights - 1.0).abs() < 1e-6, "{case}");
+        }
+    }
+    for (options, named) in [
+        ("--layer 48x80x4x2 --dtype q4_k", "expected widths in whole blocks of q4_k, found 48"),
+        (
+            "--layer 64x64x4x2 --dtype bf16 --activations int8",
+            "expected weights for int8 activations, found bf16",
+        ),
+        (
+            "--layer 256x256x4x2 --dtype q4_k --activations bf16",
+            "expected weights for bf16 activations, found q4_k",
+        ),
+        ("--layer 256x256x4x2 --dtype iq2_s", "iq2_s"),
+        ("--layer 256x256x4x2 --dtype q7_k", "q7_k"),
+    ] {
+        let refused = run(&format!("bench {options} --tokens 1 --rounds 1"), &[]);
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && error.contains(named), "{options}: {error}");
+    }
+}
+
+#[test]
 fn a_layer_beside_dense_ones() {
     let dir = tempfile::tempdir().unwrap();
     let chart = dir.path().join("chart.svg");
@@ -88,7 +120,7 @@ fn what_cannot_be_measured() {
         ("bench --layer 8x8x4x2 --tokens 0", "--tokens"),
         (
             "bench --layer 8x8x4x2 --dtype f16 --activations bf16",
-            "expected bf16 for bf16 activations, found f16",
+            "expected weights for bf16 activations, found f16",
         ),
         ("bench --dtype f16", "--layer"),
         ("bench --layer 1048576x1048576x1048576x1", "the memory available"),
