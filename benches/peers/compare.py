@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     option("--rounds", type=int, default=9, help="rounds for each number of tokens; disturbed ones are played again")
     option("--seconds", type=float, default=120, help="time after which three rounds are enough")
     option("--threads", type=int, default=2, help="threads of each contestant, and processors for all")
+    option("--bind", action="store_true", help="keep each of OpenMP's threads on a processor of its own")
     option("--access", choices=["map", "read"], default="map", help="weights shared, or a copy for each, as blocks always have")
     option("--chart", type=Path, default=HERE.parents[1] / "docs/peers.svg", help="where the chart goes")
     option("--data", type=Path, default=HERE / ".data", help="where weights, results and logs go")
@@ -68,7 +69,7 @@ def start(name: str, directory: Path, access: str, args: argparse.Namespace) -> 
         "torch": [sys.executable, HERE / "torch_layer.py", directory, access, threads],
         "llama.cpp": [sys.executable, HERE / "llama_cpp_layer.py", directory, access, threads],
     }
-    return Contestant(name, commands[name], directory / f"{name}.log", args.threads)
+    return Contestant(name, commands[name], directory / f"{name}.log", args.threads, args.bind)
 
 
 def activations_of(name: str, dtype: str) -> str:
