@@ -14,17 +14,25 @@ import numpy as np
 
 import layer_files
 import report
+from contestant import BLOCKS
 from layer_files import Shape
 from rounds import Contestant, Failure, Round, Watch, machine, quiet_rounds, say
 
 HERE = Path(__file__).resolve().parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target"))
-# Ours, by the type to which it rounds activations. The first is always there: it measures the machine's limits.
-OURS = {"ours": "f32", "ours-bf16-activations": "bf16"}
+# Ours, by the type to which it rounds activations.
+OURS = {"ours": "f32", "ours-bf16-activations": "bf16", "ours-int8-activations": "int8"}
 PEERS = ["llama.cpp", "torch", "candle"]
+# Who has no products with weights in blocks, and why.
+NO_BLOCKS = {
+    "ours-bf16-activations": "ours-bf16-activations is for bf16 weights",
+    "torch": "torch has no products with weights in ggml's blocks",
+    "candle": "candle's own Mixtral, which is what is compared, has no weights in blocks",
+}
 # Relative error ‖y − ref‖ / ‖ref‖ that is let pass, by the type in which a contestant has its activations: some ten units
-# in the last place, for sums of thousands of products and a result rounded once more.
-TOLERANCE = {"f32": 1e-5, "f16": 3e-3, "bf16": 2e-2}
+# in the last place, for sums of thousands of products and a result rounded once more. Int8 has one scale for 32 or, with
+# types in blocks of 256, for 256 activations, of which the largest decides.
+TOLERANCE = {"f32": 1e-5, "f16": 3e-3, "bf16": 2e-2, "int8": 4e-2}
 
 
 def arguments() -> argparse.Namespace:
@@ -36,36 +44,37 @@ def arguments() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
-    option("--dtype", type=several, default="bf16,f16,f32", help="types of the weights")
+    option("--dtype", type=several, default="bf16,f16,f32", help=f"types of the weights; {', '.join(BLOCKS)} too")
     option("--tokens", type=numbers, default="1,8,32,128,512", help="tokens in a batch")
     option("--dim", type=int, default=4096, help="width of a hidden state")
     option("--hidden", type=int, default=14336, help="hidden width of an expert")
     option("--experts", type=int, default=8, help="number of experts")
     option("--chosen", type=int, default=2, help="experts of a token")
-    option("--peers", type=several, default=",".join(PEERS), help=f"of {', '.join([*PEERS, *list(OURS)[1:]])}")
+    option("--peers", type=several, default=",".join(PEERS), help=f"of {', '.join([*PEERS, *OURS])}")
     option("--rounds", type=int, default=9, help="rounds for each number of tokens; disturbed ones are played again")
     option("--seconds", type=float, default=120, help="time after which three rounds are enough")
     option("--threads", type=int, default=2, help="threads of each contestant, and processors for all")
-    option("--access", choices=["map", "read"], default="map", help="weights shared, or a copy for each")
+    option("--bind", action="store_true", help="keep each of OpenMP's threads on a processor of its own")
+    option("--access", choices=["map", "read"], default="map", help="weights shared, or a copy for each, as blocks always have")
     option("--chart", type=Path, default=HERE.parents[1] / "docs/peers.svg", help="where the chart goes")
     option("--data", type=Path, default=HERE / ".data", help="where weights, results and logs go")
     return parser.parse_args()
 
 
-def start(name: str, directory: Path, args: argparse.Namespace) -> Contestant:
+def start(name: str, directory: Path, access: str, args: argparse.Namespace) -> Contestant:
     threads = str(args.threads)
-    ours = [TARGET / "release/ours", directory, args.access]
+    ours = [TARGET / "release/ours", directory, access]
     commands: dict[str, list] = {name: [*ours, activations] for name, activations in OURS.items()} | {
         "candle": [TARGET / "native/release/candle", directory],
-        "torch": [sys.executable, HERE / "torch_layer.py", directory, args.access, threads],
-        "llama.cpp": [sys.executable, HERE / "llama_cpp_layer.py", directory, args.access, threads],
+        "torch": [sys.executable, HERE / "torch_layer.py", directory, access, threads],
+        "llama.cpp": [sys.executable, HERE / "llama_cpp_layer.py", directory, access, threads],
     }
-    return Contestant(name, commands[name], directory / f"{name}.log", args.threads)
+    return Contestant(name, commands[name], directory / f"{name}.log", args.threads, args.bind)
 
 
 def activations_of(name: str, dtype: str) -> str:
     """The type of activations that enter a product with weights of type `dtype`."""
-    return OURS.get(name, dtype)
+    return OURS.get(name, "int8" if dtype in BLOCKS else dtype)
 
 
 def output(contestant: Contestant, tokens: int, variant: int, dim: int) -> np.ndarray:
@@ -81,17 +90,22 @@ def compare(dtype: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any
     directory = args.data / f"{shape.dim}x{shape.hidden}x{shape.experts}-{dtype}"
     say(f"{directory.name}: weights and reference")
     layer_files.write_weights(directory / "model.safetensors", shape, dtype)
-    kept = layer_files.keep_in_memory(directory / "model.safetensors")
+    access = "read" if dtype in BLOCKS else args.access
+    kept = layer_files.keep_in_memory(directory / "model.safetensors") if access == "map" else None
     layer_files.write_inputs(directory / "inputs.safetensors", shape, args.tokens)
     expected = layer_files.reference(directory, args.tokens)
 
     contestants: list[Contestant] = []
     left_out: dict[str, str] = {}
-    for name in ["ours", *args.peers]:
+    # The first measures the machine's limits, and there is nothing to compare with without it.
+    first = "ours-int8-activations" if dtype in BLOCKS else "ours"
+    for name in dict.fromkeys([first, *args.peers]):
         try:
-            contestants.append(start(name, directory, args))
+            if dtype in BLOCKS and name in NO_BLOCKS:
+                raise Failure(NO_BLOCKS[name])
+            contestants.append(start(name, directory, access, args))
         except Failure as failure:
-            give_up_on(name, failure, left_out)
+            give_up_on(name, failure, left_out, first)
     everyone = list(contestants)
     cases = []
     for tokens in args.tokens:
@@ -101,7 +115,7 @@ def compare(dtype: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any
             try:
                 errors[contestant.name] = check(contestant, tokens, variants, dtype)
             except Failure as failure:
-                give_up_on(contestant.name, failure, left_out)
+                give_up_on(contestant.name, failure, left_out, first)
                 contestants.remove(contestant)
         case = measure(tokens, touched(directory, tokens), dtype, shape, contestants, args)
         for row in case["rows"]:
@@ -109,14 +123,16 @@ def compare(dtype: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any
         cases.append(case)
     for contestant in everyone:
         contestant.end()
-    kept.close()
+    if kept:
+        kept.close()
     described = {c.name: c.description for c in everyone}
-    return {"dtype": dtype, "contestants": described, "left_out": left_out, "cases": cases}
+    peak = "int8 products" if dtype in BLOCKS else "f32 fused multiply-adds"
+    return {"dtype": dtype, "peak": peak, "contestants": described, "left_out": left_out, "cases": cases}
 
 
-def give_up_on(name: str, why: Failure, left_out: dict[str, str]) -> None:
+def give_up_on(name: str, why: Failure, left_out: dict[str, str], first: str) -> None:
     say(f"left out: {why}")
-    if name == "ours":
+    if name == first:
         raise SystemExit(1)
     left_out[name] = str(why)
 
@@ -143,7 +159,7 @@ def measure(
     tokens: int, experts: int, dtype: str, shape: Shape, contestants: list[Contestant], args: argparse.Namespace
 ) -> dict[str, Any]:
     """The least disturbed of at most three times as many rounds as are asked for."""
-    needed = experts * shape.expert_elements * layer_files.BYTES[dtype]
+    needed = experts * shape.expert_bytes(dtype)
     calls = -(-(512 << 20) // needed)
 
     def turn(before: list[Round]) -> Round:

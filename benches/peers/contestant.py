@@ -7,14 +7,50 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 
+class Block(NamedTuple):
+    """A type of weights in blocks."""
+
+    ggml: int
+    """Its number in ggml."""
+    elements: int
+    bytes: int
+
+
+BLOCKS = {
+    "q4_0": Block(2, 32, 18),
+    "q4_1": Block(3, 32, 20),
+    "q5_0": Block(6, 32, 22),
+    "q5_1": Block(7, 32, 24),
+    "q8_0": Block(8, 32, 34),
+    "q2_k": Block(10, 256, 84),
+    "q3_k": Block(11, 256, 110),
+    "q4_k": Block(12, 256, 144),
+    "q5_k": Block(13, 256, 176),
+    "q6_k": Block(14, 256, 210),
+    "iq4_nl": Block(20, 32, 18),
+    "iq4_xs": Block(23, 256, 136),
+    "mxfp4": Block(39, 32, 17),
+}
+
+
+def row_bytes(dtype: str, columns: int) -> int:
+    """Bytes of a row of so many elements of a type in lower case, in blocks or not."""
+    if dtype in BLOCKS:
+        whole, rest = divmod(columns, BLOCKS[dtype].elements)
+        if rest:
+            raise ValueError(f"{columns} columns are no whole number of {dtype} blocks")
+        return whole * BLOCKS[dtype].bytes
+    return columns * {"f32": 4, "i32": 4, "f16": 2, "bf16": 2, "u8": 1}[dtype]
+
+
 @dataclass
 class Tensor:
-    """A tensor of a mapped safetensors file: where its bytes begin, not a copy."""
+    """A tensor of a mapped safetensors file: where its bytes begin, not a copy. Its type may be one of `BLOCKS`, in upper case."""
 
     map: mmap.mmap
     begin: int
@@ -24,7 +60,12 @@ class Tensor:
     @property
     def row_bytes(self) -> int:
         """Bytes from one row to the next."""
-        return self.shape[-1] * (4 if self.dtype == "F32" else 2)
+        return row_bytes(self.dtype.lower(), self.shape[-1])
+
+    def bytes(self) -> np.ndarray:
+        """What is stored, the last dimension being the bytes of a row."""
+        shape = (*self.shape[:-1], self.row_bytes)
+        return np.frombuffer(self.map, np.uint8, int(np.prod(shape)), self.begin).reshape(shape)
 
     def array(self, dtype: str) -> np.ndarray:
         return np.frombuffer(self.map, dtype, int(np.prod(self.shape)), self.begin).reshape(self.shape)
@@ -34,18 +75,25 @@ def open_tensors(path: Path, access: str = "map") -> dict[str, Tensor]:
     """The tensors of a file that is mapped, or read into memory of its own (`read`)."""
     with open(path, "rb") as file:
         if access == "read":
-            map = mmap.mmap(-1, path.stat().st_size)
+            map = mmap.mmap(-1, path.stat().st_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            # In large pages where the system gives them, as ours has them.
+            map.madvise(mmap.MADV_HUGEPAGE)
             file.readinto(map)
         else:
             # Copy-on-write, for libraries that insist on memory they may write to.
             map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    length = int.from_bytes(map[:8], "little")
-    header = json.loads(map[8 : 8 + length])
+    length, header = read_header(map)
     header.pop("__metadata__", None)
     return {
         name: Tensor(map, 8 + length + entry["data_offsets"][0], entry["dtype"], tuple(entry["shape"]))
         for name, entry in header.items()
     }
+
+
+def read_header(map: mmap.mmap) -> tuple[int, dict[str, Any]]:
+    """The length of a safetensors file's header, and what it says."""
+    length = int.from_bytes(map[:8], "little")
+    return length, json.loads(map[8 : 8 + length])
 
 
 @dataclass
@@ -56,6 +104,8 @@ class Layer:
     """`[E, 2 H, D]`: w1 above w3."""
     down: Tensor
     """`[E, D, H]`."""
+    period: int | None = None
+    """Rows after which those of each matrix come round again, if they do."""
 
     @property
     def experts(self) -> int:
@@ -74,10 +124,15 @@ class Layer:
         tensors = open_tensors(directory / "model.safetensors", access)
         experts = len(tensors) // 3
         w1, w2 = (tensors[f"model.layers.0.block_sparse_moe.experts.0.{name}.weight"] for name in ("w1", "w2"))
-        hidden, dim = w1.shape
+        _, header = read_header(w1.map)
+        metadata = header.get("__metadata__", {})
+        # Blocks are stored as bytes, so that their type is beside the tensors; rows are as many as elements of a column.
+        dtype = metadata.get("type", w1.dtype).upper()
+        hidden, dim = w1.shape[0], w2.shape[0]
         return cls(
-            Tensor(w1.map, w1.begin, w1.dtype, (experts, 2 * hidden, dim)),
-            Tensor(w2.map, w2.begin, w2.dtype, (experts, dim, hidden)),
+            Tensor(w1.map, w1.begin, dtype, (experts, 2 * hidden, dim)),
+            Tensor(w2.map, w2.begin, dtype, (experts, dim, hidden)),
+            int(metadata["period"]) if "period" in metadata else None,
         )
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from contestant import Case, Layer, Tensor, serve
+from contestant import BLOCKS, Case, Layer, Tensor, serve
 
 F32, I32 = 0, 26
-TYPES = {"F32": F32, "F16": 1, "BF16": 30}
+TYPES = {"F32": F32, "F16": 1, "BF16": 30} | {name.upper(): block.ggml for name, block in BLOCKS.items()}
 
 
 class InitParams(ctypes.Structure):
@@ -83,7 +83,7 @@ class LlamaCpp:
     def mapped(self, tensor: Tensor) -> int:
         """A tensor whose elements stay where they lie in the mapped file."""
         ggml, (experts, rows, columns) = self.ggml, tensor.shape
-        elements = tensor.array("<f4" if tensor.dtype == "F32" else "<u2")
+        elements = tensor.bytes()
         buffer = ggml.backend_cpu_buffer_from_ptr(elements.ctypes.data, elements.nbytes)
         result = ggml.new_tensor_3d(self.weights, TYPES[tensor.dtype], columns, rows, experts)
         ggml.backend_tensor_alloc(buffer, result, elements.ctypes.data)
@@ -120,7 +120,7 @@ class LlamaCpp:
         self.buffer = ggml.backend_alloc_ctx_tensors(context, self.backend)
 
     def prepare(self, case: Case) -> None:
-        """Activations are f32, which ggml rounds to the weights' type."""
+        """Activations are f32, which ggml rounds to the weights' type, or to int8 in blocks where weights are in blocks."""
         if self.shape != case.experts.shape:
             self.build(*case.experts.shape)
         for tensor, values in [(self.x, case.x), (self.ids, case.experts), (self.factors, case.weights)]:

@@ -11,6 +11,7 @@ INK, FAINT = "#7d8590", "#7d859055"
 COLOURS = {
     "ours": "#2f81f7",
     "ours-bf16-activations": "#8957e5",
+    "ours-int8-activations": "#d4619f",
     "llama.cpp": "#2da44e",
     "torch": "#e5534b",
     "candle": "#bf8700",
@@ -50,7 +51,7 @@ def table(results: dict) -> str:
         others = max(median(case["others"]) for case in run["cases"])
         out += [
             "",
-            f"Limits: {spread(peaks)} GFLOP/s of f32 fused multiply-adds, {spread(reads)} GB/s read.",
+            f"Limits: {spread(peaks)} GFLOP/s of {run.get('peak', 'f32 fused multiply-adds')}, {spread(reads)} GB/s read.",
             f"Other processes used up to {others:.0%} of the processors (by number of tokens, median).",
         ]
     return "\n".join(out)
@@ -118,12 +119,13 @@ def chart(results: dict) -> str:
     bottom = top + len(runs) * (height + gap)
     notes = [
         "100 %: the weights needed read once, as fast as a plain read, or the peak of f32 fused multiply-adds, whichever takes longer.",
-        "Ours keeps activations in f32 unless its name says otherwise; the others round them to the type of the weights.",
+        *(["With weights in blocks the peak is that of int8 products."] if any("int8" in run.get("peak", "") for run in runs) else []),
+        "Ours keeps activations in f32 unless its name says otherwise; the others round them to the type of the weights, or to int8.",
         f"{results['machine']}; {results['date']}.",
     ]
     parts += [text(left, bottom + 16 * i, note, size=11) for i, note in enumerate(notes)]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 44}" role="img" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 16 * len(notes) - 4}" role="img" '
         f'font-family="system-ui, sans-serif" font-size="12">\n<title>{escape(title)}</title>\n'
         + "\n".join(parts)
         + "\n</svg>\n"

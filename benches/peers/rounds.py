@@ -23,9 +23,11 @@ class Failure(Exception):
 class Contestant:
     """A process that says `ready` and what it is, and answers lines."""
 
-    def __init__(self, name: str, command: list, log: Path, threads: int):
+    def __init__(self, name: str, command: list, log: Path, threads: int, bind: bool = False):
         self.name, self.log = name, log
         settings = {"RAYON_NUM_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+        if bind:
+            settings["OMP_PROC_BIND"] = "true"
         settings |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         with open(self.log, "w") as log_file:
             self.process = subprocess.Popen(

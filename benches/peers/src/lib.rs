@@ -65,20 +65,21 @@ pub trait Contestant {
 /// What this machine can do at most, measured when asked.
 pub struct Limits {
     backend: Backend,
+    peak: Activations,
     memory: Vec<u8>,
 }
 
 impl Limits {
-    /// Of this backend; takes memory to read, several times what caches hold.
-    pub fn new(backend: Backend) -> Self {
+    /// Of this backend and products with such activations; takes memory to read, several times what caches hold.
+    pub fn new(backend: Backend, peak: Activations) -> Self {
         // Not zero, or every page might be the same one.
-        Self { backend, memory: vec![1; 256 << 20] }
+        Self { backend, peak, memory: vec![1; 256 << 20] }
     }
 
-    /// The peak of f32 fused multiply-adds, tried until threads that were asleep are spread over the processors, and a plain
-    /// read of memory: floating-point operations and bytes a second.
+    /// The peak of products, tried until threads that were asleep are spread over the processors, and a plain read of memory:
+    /// operations and bytes a second.
     pub fn measure(&self) -> (f64, f64) {
-        let peak = (0..10).map(|_| limits::fma_peak(self.backend, Activations::F32)).fold(0.0, f64::max);
+        let peak = (0..10).map(|_| limits::fma_peak(self.backend, self.peak)).fold(0.0, f64::max);
         (peak, limits::read_bandwidth(self.backend, &self.memory))
     }
 }

@@ -1,12 +1,17 @@
 //! The experts of `moe-kernels`.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use bytes::Bytes;
+use memmap2::{Advice, MmapMut};
 use mixtral_model::{Access, Checkpoint};
 use moe_core::{ApplyWeights, Assignments, Dispatch, Experts, RoutingPlan, Scratch, combine};
-use moe_kernels::{Activations, Backend, SwiGluExperts, SwiGluWeights, WeightMatrix};
+use moe_kernels::{Activations, Backend, BlockType, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use ndarray::{Array2, ArrayView2};
 use peers::{Case, Contestant, Limits, Result, arguments, serve};
+use safetensors::SafeTensors;
 
 fn main() -> Result<()> {
     let (directory, options) = arguments()?;
@@ -37,21 +42,27 @@ struct Ours {
 impl Ours {
     fn load(directory: &Path, access: Access, backend: Backend, activations: Activations) -> Result<Self> {
         let checkpoint = Checkpoint::open(directory, access)?;
-        let matrix = |expert: usize, name: &str| -> Result<WeightMatrix> {
-            let name = format!("model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight");
-            let tensor = checkpoint.tensor(&name)?;
-            let &[rows, columns] = tensor.shape else { return Err(format!("{name} is no matrix").into()) };
-            Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, rows, columns)?)
+        let experts = checkpoint.entries().len() / 3;
+        let blocks = checkpoint.entries().any(|entry| entry.dtype().is_none());
+        let bank = if blocks {
+            blocks_of(directory, experts)?
+        } else {
+            bank(experts, |name| {
+                let tensor = checkpoint.tensor(name)?;
+                let &[rows, columns] = tensor.shape else {
+                    return Err(format!("{name} is no matrix").into());
+                };
+                Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, rows, columns)?)
+            })?
         };
-        let bank = (0..checkpoint.entries().len() / 3)
-            .map(|e| Ok(SwiGluWeights { w1: matrix(e, "w1")?, w2: matrix(e, "w2")?, w3: matrix(e, "w3")? }))
-            .collect::<Result<Vec<_>>>()?;
+        // Beside weights in blocks everybody's limit is that of int8 products, and else that of f32.
+        let peak = if blocks { Activations::Int8 } else { Activations::F32 };
         let experts = SwiGluExperts::new(bank, backend)?.with_input_precision(activations);
         if experts.bank().input_precision(0) != [activations; 3] {
             return Err(format!("these weights have no products with {activations} activations").into());
         }
         Ok(Self {
-            limits: Limits::new(backend),
+            limits: Limits::new(backend, peak),
             experts,
             case: None,
             assignments: Assignments::new(),
@@ -61,6 +72,34 @@ impl Ours {
             y: Array2::default((0, 0)),
         })
     }
+}
+
+fn bank(experts: usize, matrix: impl Fn(&str) -> Result<WeightMatrix>) -> Result<Vec<SwiGluWeights>> {
+    let matrix =
+        |e: usize, name: &str| matrix(&format!("model.layers.0.block_sparse_moe.experts.{e}.{name}.weight"));
+    (0..experts)
+        .map(|e| Ok(SwiGluWeights { w1: matrix(e, "w1")?, w2: matrix(e, "w2")?, w3: matrix(e, "w3")? }))
+        .collect()
+}
+
+/// Weights in blocks, which the file has as bytes: `[rows, bytes of a row]`, with their type in its metadata.
+fn blocks_of(directory: &Path, experts: usize) -> Result<Vec<SwiGluWeights>> {
+    let mut file = File::open(directory.join("model.safetensors"))?;
+    let mut memory = MmapMut::map_anon(file.metadata()?.len().try_into()?)?;
+    // A refusal costs time only.
+    let _ = memory.advise(Advice::HugePage);
+    file.read_exact(&mut memory)?;
+    let memory = Bytes::from_owner(memory.make_read_only()?);
+    let (_, header) = SafeTensors::read_metadata(&memory)?;
+    let of = header.metadata().as_ref().and_then(|metadata| metadata.get("type"));
+    let block: BlockType = of.ok_or("bytes of which type?")?.parse()?;
+    let tensors = SafeTensors::deserialize(&memory)?;
+    bank(experts, |name| {
+        let tensor = tensors.tensor(name)?;
+        let &[rows, row_bytes] = tensor.shape() else { return Err(format!("{name} is no matrix").into()) };
+        let columns = row_bytes / block.bytes() * block.elements();
+        Ok(WeightMatrix::new(memory.slice_ref(tensor.data()), block, rows, columns)?)
+    })
 }
 
 impl Contestant for Ours {

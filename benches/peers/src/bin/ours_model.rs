@@ -16,7 +16,7 @@ use std::time::Instant;
 use mixtral_model::{
     Access, Checkpoint, Compute, Config, Model, Session, SessionOptions, Step, Wanted, Workspace,
 };
-use moe_kernels::Backend;
+use moe_kernels::{Activations, Backend};
 use peers::{Limits, Result, arguments, serve_lines};
 
 fn main() -> Result<()> {
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let session = model.session(SessionOptions::default())?;
     let ids = words(&fs::read(ids)?);
     let mut ours = Ours { model: &model, session, workspace: Workspace::new(), ids, prompt: prompt.parse()? };
-    let limits = Limits::new(compute.backend);
+    let limits = Limits::new(compute.backend, Activations::F32);
     let description = format!("mixtral-model {}, {}", env!("CARGO_PKG_VERSION"), compute.backend);
     serve_lines(&description, |words| match *words {
         ["run", wanted, tokens] => {
