@@ -3,10 +3,14 @@
 use std::ops::Range;
 
 use moe_core::TokenContext;
+use moe_core::memory::{held, reserve};
 use ndarray::ArrayViewMut2;
 
-use crate::Session;
 use crate::rope::Rope;
+use crate::{Result, Session};
+
+/// What the batch is in errors.
+const WHAT: &str = "tokens of a forward pass";
 
 /// Which of a step's tokens are to have their logits computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,12 +86,28 @@ impl Batch {
     }
 
     /// Appends the tokens of a step.
-    pub(crate) fn push(&mut self, step: &Step<'_>) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); the batch is then of no use.
+    pub(crate) fn push(&mut self, step: &Step<'_>) -> Result<()> {
         let (tokens, position) = (step.tokens.len(), step.session.position());
-        self.wanted.extend(step.wanted.range(tokens).map(|t| self.ids.len() + t));
+        let wanted = step.wanted.range(tokens);
+        reserve(&mut self.ids, tokens, WHAT)?;
+        reserve(&mut self.positions, tokens, WHAT)?;
+        reserve(&mut self.offsets, 1, WHAT)?;
+        reserve(&mut self.wanted, wanted.len(), WHAT)?;
+        self.wanted.extend(wanted.map(|t| self.ids.len() + t));
         self.ids.extend_from_slice(step.tokens);
         self.positions.extend(position..position + tokens);
         self.offsets.push(self.ids.len());
+        Ok(())
+    }
+
+    /// Bytes of memory that it holds on to.
+    pub(crate) fn bytes(&self) -> usize {
+        let Self { ids, positions, offsets, angles, wanted, .. } = self;
+        held(ids) + [positions, offsets, wanted].map(held).iter().sum::<usize>() + held(angles)
     }
 
     /// Number of rows.
@@ -118,8 +138,12 @@ impl Batch {
     }
 
     /// The angles that queries and keys of the rows are turned by.
-    pub(crate) fn fill_angles(&mut self, rope: &Rope) {
-        rope.fill(&self.positions, &mut self.angles);
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub(crate) fn fill_angles(&mut self, rope: &Rope) -> Result<()> {
+        rope.fill(&self.positions, &mut self.angles)
     }
 
     /// The same, after [`fill_angles`](Self::fill_angles).

@@ -1,9 +1,10 @@
 //! The keys and values of the positions a session may still look at.
 
+use moe_core::memory;
 use moe_kernels::attention::KvRows;
 use moe_kernels::{Dtype, narrow_row, padded_row_bytes};
 
-use crate::{Config, Error, Result};
+use crate::{Config, Result};
 
 /// A session's cache over all layers: position p of a head is row `p % capacity`, for keys and for values.
 ///
@@ -101,15 +102,12 @@ impl LayerCache {
         }
         let live = position.saturating_sub(self.capacity)..position;
         let larger = |rows| regrow(rows, heads, row_bytes, self.capacity, capacity, live.clone());
-        let (Some(keys), Some(values)) = (larger(&self.keys), larger(&self.values)) else {
-            return Err(Error::OutOfMemory { what: "key/value cache", positions: capacity });
-        };
-        *self = Self { capacity, keys, values };
+        *self = Self { capacity, keys: larger(&self.keys)?, values: larger(&self.values)? };
         Ok(())
     }
 }
 
-/// The rows of `live` positions in a larger ring, zeros elsewhere; `None` if there is no memory.
+/// The rows of `live` positions in a larger ring, zeros elsewhere.
 fn regrow(
     rows: &[u8],
     heads: usize,
@@ -117,11 +115,9 @@ fn regrow(
     old: usize,
     new: usize,
     live: std::ops::Range<usize>,
-) -> Option<Vec<u8>> {
-    let len = heads.checked_mul(new)?.checked_mul(row_bytes)?;
+) -> Result<Vec<u8>> {
     let mut grown = Vec::new();
-    grown.try_reserve_exact(len).ok()?;
-    grown.resize(len, 0);
+    memory::grow(&mut grown, heads.saturating_mul(new).saturating_mul(row_bytes), 0, "key/value cache")?;
     for head in 0..heads {
         for position in live.clone() {
             let from = (head * old + position % old) * row_bytes;
@@ -129,5 +125,5 @@ fn regrow(
             grown[to..to + row_bytes].copy_from_slice(&rows[from..from + row_bytes]);
         }
     }
-    Some(grown)
+    Ok(grown)
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use moe_core::OutOfMemory;
+
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -108,14 +110,9 @@ pub enum Error {
         context: usize,
     },
     /// Memory for something whose size the caller chose is not to be had.
-    #[error("{what}: no memory for {positions} positions")]
-    OutOfMemory {
-        /// What the memory is for.
-        what: &'static str,
-        /// How many it was to hold.
-        positions: usize,
-    },
-    /// NaN or an infinity arose outside the mixture-of-experts layers.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// NaN or an infinity arose.
     #[error("{}{stage}: token {token}: expected finite values, found {value}", layer_prefix(*layer))]
     NotFinite {
         /// The layer, if it was in one.
@@ -156,7 +153,7 @@ pub enum Error {
         /// What is wrong with it.
         source: moe_kernels::Error,
     },
-    /// A mixture-of-experts layer failed, for a reason that does not name it.
+    /// A mixture-of-experts layer failed, or cannot be made.
     #[error("layer {layer}, {source}")]
     Layer {
         /// The layer.
@@ -164,12 +161,9 @@ pub enum Error {
         /// What it says.
         source: moe_core::Error,
     },
-    /// A mixture-of-experts layer failed.
-    #[error(transparent)]
-    Moe(#[from] moe_core::Error),
     /// Weights that do not fit together.
     #[error(transparent)]
-    Kernels(#[from] moe_kernels::Error),
+    Kernels(moe_kernels::Error),
 }
 
 impl Error {
@@ -178,18 +172,30 @@ impl Error {
         layer: Option<usize>,
         matrix: &'static str,
     ) -> impl FnOnce(moe_kernels::Error) -> Self {
-        move |source| Self::Weights { layer, matrix, source }
+        move |source| match source {
+            moe_kernels::Error::OutOfMemory(error) => Self::OutOfMemory(error),
+            source => Self::Weights { layer, matrix, source },
+        }
     }
 
     /// What a mixture-of-experts layer says, with its place; `token` is the place of one of its rows in the batch.
-    pub(crate) fn moe(layer: usize, mut source: moe_core::Error, token: impl Fn(usize) -> usize) -> Self {
-        match &mut source {
-            moe_core::Error::NotFinite { token: row, .. } => {
-                *row = token(*row);
-                Self::Moe(source)
+    pub(crate) fn moe(layer: usize, source: moe_core::Error, token: impl Fn(usize) -> usize) -> Self {
+        match source {
+            moe_core::Error::NotFinite { stage, token: row, value, .. } => {
+                Self::NotFinite { layer: Some(layer), stage: stage.name(), token: token(row), value }
             }
             moe_core::Error::Busy { what } => Self::Busy { what },
-            _ => Self::Layer { layer, source },
+            moe_core::Error::OutOfMemory(error) => Self::OutOfMemory(error),
+            source => Self::Layer { layer, source },
+        }
+    }
+}
+
+impl From<moe_kernels::Error> for Error {
+    fn from(source: moe_kernels::Error) -> Self {
+        match source {
+            moe_kernels::Error::OutOfMemory(error) => Self::OutOfMemory(error),
+            source => Self::Kernels(source),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moe_core::MoeLayer;
+use moe_core::{MoeLayer, memory};
 use moe_kernels::attention::AttentionShape;
 use moe_kernels::{Activations, Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
 use moe_router::TopK;
@@ -95,11 +95,13 @@ impl Loader<'_> {
         for e in 0..config.experts {
             bank.bank().input_precision(e).into_iter().for_each(|kind| self.products.count(kind));
         }
+        let of_layer = |source| Error::Layer { layer: n, source };
         let moe = MoeLayer::new(
             Box::new(Linear::new(self.matrix(&tensors.gate())?, backend)),
-            Box::new(TopK::new(config.experts_per_token)?),
+            Box::new(TopK::new(config.experts_per_token).map_err(of_layer)?),
             Box::new(bank),
-        )?;
+        )
+        .map_err(of_layer)?;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
             q: self.linear(&tensors.q_proj())?,
@@ -143,9 +145,7 @@ impl Loader<'_> {
     fn vector(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
         let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
         let mut wide = Vec::new();
-        let out_of_memory = |_| Error::OutOfMemory { what: "norm weight", positions: spec.shape[0] };
-        wide.try_reserve_exact(spec.shape[0]).map_err(out_of_memory)?;
-        wide.resize(spec.shape[0], 0.0);
+        memory::grow(&mut wide, spec.shape[0], 0.0, "norm weight")?;
         widen_row(tensor.dtype, &tensor.bytes, &mut wide);
         Ok(wide)
     }

@@ -133,7 +133,7 @@ impl Model {
     /// # Errors
     ///
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
-    /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`] or [`Error::Moe`], naming layer and stage, where NaN or an infinity
+    /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Layer`] where a layer fails otherwise; [`Error::Weights`] where bf16 activations meet a weight that is too
     /// small; [`Error::Busy`] where other passes have taken what this one needs and it is called on a worker of a thread pool,
     /// which must not wait; [`Error::Stopped`] at the observer's wish.
@@ -177,7 +177,7 @@ impl Model {
                 });
             }
             session.reserve(tokens.len())?;
-            workspace.batch.push(step);
+            workspace.batch.push(step)?;
         }
         Ok(())
     }
@@ -204,7 +204,7 @@ impl Model {
                 self.embedding.widen_row(token as usize, row);
             }
         }
-        batch.fill_angles(&self.rope);
+        batch.fill_angles(&self.rope)?;
 
         for (n, layer) in self.layers.iter().enumerate() {
             let at = |matrix| Error::weights(Some(n), matrix);

@@ -1,5 +1,7 @@
 //! Rotary position embedding (Su et al., 2104.09864), in the half-split form of Hugging Face.
 
+use moe_core::memory::reserve;
+
 use crate::{Config, Error, Result};
 
 /// The inverse frequencies of a head, and the table of a batch.
@@ -20,14 +22,21 @@ impl Rope {
     }
 
     /// Fills `table` with `(cos, sin)` of `position · frequency`, `[T, head_dim / 2]`.
-    pub(crate) fn fill(&self, positions: &[usize], table: &mut Vec<(f32, f32)>) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn fill(&self, positions: &[usize], table: &mut Vec<(f32, f32)>) -> Result<()> {
         table.clear();
+        let len = positions.len().saturating_mul(self.inverse_frequencies.len());
+        reserve(table, len, "angles of positions")?;
         for &position in positions {
             table.extend(self.inverse_frequencies.iter().map(|f| {
                 let angle = position as f32 * f;
                 (libm::cosf(angle), libm::sinf(angle))
             }));
         }
+        Ok(())
     }
 
     /// Rotates every head of every row in place: components i and i + head_dim / 2 are a plane. `x` is `[T, heads · head_dim]`.

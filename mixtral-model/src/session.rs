@@ -1,5 +1,6 @@
 //! One sequence in the making.
 
+use moe_core::memory;
 use moe_kernels::Dtype;
 
 use crate::cache::KvCache;
@@ -93,8 +94,7 @@ impl Session {
     /// [`Error::ContextOverflow`] beyond the limit; [`Error::OutOfMemory`].
     pub fn reserve(&mut self, tokens: usize) -> Result<()> {
         check_context(self.position(), tokens, self.context)?;
-        let out_of_memory = |_| Error::OutOfMemory { what: "tokens of a session", positions: tokens };
-        self.tokens.try_reserve(tokens).map_err(out_of_memory)?;
+        memory::reserve(&mut self.tokens, tokens, "tokens of a session")?;
         self.cache.reserve(self.tokens.len(), tokens, self.context)
     }
 

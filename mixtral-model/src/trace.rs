@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use moe_core::{Routed, RoutingPlan};
+use moe_core::{Routed, RoutingPlan, memory};
 use ndarray::ArrayView2;
 
 use crate::save::{Elements, Tensor, save_tensors};
@@ -147,11 +147,8 @@ impl Trace {
         let config = model.config();
         let room = |columns: usize| {
             let mut values = Vec::new();
-            let len = tokens.checked_mul(columns);
-            match len.map(|len| values.try_reserve_exact(len)) {
-                Some(Ok(())) => Ok(values),
-                _ => Err(Error::OutOfMemory { what: "a trace", positions: tokens }),
-            }
+            memory::reserve(&mut values, tokens.saturating_mul(columns), "a trace")?;
+            Ok::<_, Error>(values)
         };
         let mut layers = Vec::new();
         for _ in 0..config.layers {

@@ -1,11 +1,13 @@
 //! Memory that forward passes reuse.
 
+use moe_core::ScratchValue;
+use moe_core::memory::{self, held};
 use moe_kernels::LinearScratch;
 use moe_kernels::attention::AttentionScratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
+use crate::Result;
 use crate::batch::Batch;
-use crate::{Error, Result};
 
 /// The buffers of a forward pass, whatever the model and the sessions. It only grows.
 #[derive(Debug, Default)]
@@ -37,18 +39,18 @@ impl Workspace {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Bytes of memory that it holds on to.
+    pub fn bytes(&self) -> usize {
+        let Self { batch, hidden, normed, delta, q, k, v, attended, logits, linear, attention, moe } = self;
+        let matrices = [hidden, normed, delta, q, k, v, attended, logits].map(held).iter().sum::<usize>();
+        batch.bytes() + matrices + linear.bytes() + attention.bytes() + moe.bytes()
+    }
 }
 
 /// The first `rows · columns` floats of a buffer as a matrix; grows it if it must. Contents are unspecified.
 pub(crate) fn matrix(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> Result<ArrayViewMut2<'_, f32>> {
-    let out_of_memory = Error::OutOfMemory { what: "buffers of a forward pass", positions: rows };
-    let Some(len) = rows.checked_mul(columns) else { return Err(out_of_memory) };
-    if buffer.len() < len {
-        buffer.try_reserve_exact(len - buffer.len()).map_err(|_| out_of_memory)?;
-        buffer.resize(len, 0.0);
-    }
-    #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
-    Ok(ArrayViewMut2::from_shape((rows, columns), &mut buffer[..len]).unwrap())
+    Ok(memory::matrix(buffer, rows, columns, "buffers of a forward pass")?)
 }
 
 /// The same to read, of a buffer that is long enough.

@@ -1,7 +1,7 @@
 //! What a router writes: pairs of token and expert, in any order, not yet trusted.
 
 use crate::memory::{held, refill, reserve};
-use crate::{Error, Result, Scratch};
+use crate::{Error, OutOfMemory, Result, Scratch};
 
 /// One pair that a router granted.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -123,7 +123,7 @@ impl Assignments {
         self.granted.clear();
         self.refused.clear();
         self.lost = 0;
-        refill(&mut self.pushed, tokens, 0, "assignments")
+        Ok(refill(&mut self.pushed, tokens, 0, "assignments")?)
     }
 
     /// Bytes of memory that it holds on to, what it lends to routers included.
@@ -222,7 +222,7 @@ impl Assignments {
     /// `Ok` where every pair that was pushed is stored.
     pub(crate) fn check_stored(&self) -> Result<()> {
         if self.lost > 0 {
-            return Err(Error::OutOfMemory { what: "assignments", bytes: self.lost });
+            return Err(OutOfMemory { what: "assignments", bytes: self.lost }.into());
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What can go wrong in a layer.
 
+use crate::OutOfMemory;
+
 /// An error of somebody else's gate, router or bank of experts.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -16,12 +18,19 @@ pub enum Stage {
     LayerOutput,
 }
 
-impl std::fmt::Display for Stage {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
+impl Stage {
+    /// Its name in errors.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::RouterLogits => "router logits",
             Self::LayerOutput => "mixture-of-experts output",
-        })
+        }
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -136,13 +145,8 @@ pub enum Error {
         value: f32,
     },
     /// Memory for something whose size the input decides is not to be had.
-    #[error("{what}: no memory for {bytes} bytes")]
-    OutOfMemory {
-        /// What the memory is for.
-        what: &'static str,
-        /// How much it would take.
-        bytes: usize,
-    },
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
     /// A batch with more tokens or experts than 32-bit indices reach.
     #[error("{what}: expected less than 4294967295, found {found}")]
     TooLarge {

@@ -43,6 +43,7 @@ pub use error::{BoxError, Error, Result, Stage};
 pub use experts::{Expected, Expert, Experts, PerExpert, Reserve, RowWork};
 pub use gate::{Gate, LinearGate};
 pub use layer::{ApplyWeights, MoeLayer};
+pub use memory::OutOfMemory;
 pub use null_experts::{NullExpert, NullExperts};
 pub use observer::{Observer, Routed};
 pub use plan::{Choice, RoutingPlan, Term};

@@ -2,7 +2,22 @@
 
 use ndarray::ArrayViewMut2;
 
-use crate::{Error, Result};
+/// Memory for something whose size the input decides is not to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: no memory for {bytes} bytes")]
+pub struct OutOfMemory {
+    /// What the memory is for.
+    pub what: &'static str,
+    /// How much it would take.
+    pub bytes: usize,
+}
+
+impl OutOfMemory {
+    /// For so many values of type `T`.
+    pub fn of<T>(what: &'static str, count: usize) -> Self {
+        Self { what, bytes: count.saturating_mul(size_of::<T>()) }
+    }
+}
 
 /// Bytes that a list holds on to.
 pub fn held<T>(list: &Vec<T>) -> usize {
@@ -13,18 +28,22 @@ pub fn held<T>(list: &Vec<T>) -> usize {
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`].
-pub fn reserve<T>(list: &mut Vec<T>, more: usize, what: &'static str) -> Result<()> {
-    let bytes = list.len().saturating_add(more).saturating_mul(size_of::<T>());
-    list.try_reserve(more).map_err(|_| Error::OutOfMemory { what, bytes })
+/// [`OutOfMemory`].
+pub fn reserve<T>(list: &mut Vec<T>, more: usize, what: &'static str) -> Result<(), OutOfMemory> {
+    list.try_reserve(more).map_err(|_| OutOfMemory::of::<T>(what, list.len().saturating_add(more)))
 }
 
 /// Makes a list, which is `what`, hold `len` times `value`.
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`].
-pub fn refill<T: Clone>(list: &mut Vec<T>, len: usize, value: T, what: &'static str) -> Result<()> {
+/// [`OutOfMemory`].
+pub fn refill<T: Clone>(
+    list: &mut Vec<T>,
+    len: usize,
+    value: T,
+    what: &'static str,
+) -> Result<(), OutOfMemory> {
     list.clear();
     reserve(list, len, what)?;
     list.resize(len, value);
@@ -35,14 +54,18 @@ pub fn refill<T: Clone>(list: &mut Vec<T>, len: usize, value: T, what: &'static 
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`]; the buffer is then empty.
-pub fn grow<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T, what: &'static str) -> Result<()> {
+/// [`OutOfMemory`]; the buffer is then empty.
+pub fn grow<T: Clone>(
+    buffer: &mut Vec<T>,
+    len: usize,
+    value: T,
+    what: &'static str,
+) -> Result<(), OutOfMemory> {
     if buffer.len() < len {
         if buffer.capacity() < len {
             // What is there need not be copied, nor lie beside the new.
             *buffer = Vec::new();
-            let bytes = len.saturating_mul(size_of::<T>());
-            buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { what, bytes })?;
+            buffer.try_reserve_exact(len).map_err(|_| OutOfMemory::of::<T>(what, len))?;
         }
         buffer.resize(len, value);
     }
@@ -53,13 +76,13 @@ pub fn grow<T: Clone>(buffer: &mut Vec<T>, len: usize, value: T, what: &'static 
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`].
+/// [`OutOfMemory`].
 pub fn matrix<'a>(
     buffer: &'a mut Vec<f32>,
     rows: usize,
     columns: usize,
     what: &'static str,
-) -> Result<ArrayViewMut2<'a, f32>> {
+) -> Result<ArrayViewMut2<'a, f32>, OutOfMemory> {
     let len = rows.saturating_mul(columns);
     grow(buffer, len, 0.0, what)?;
     #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
@@ -73,7 +96,7 @@ mod tests {
     #[test]
     fn what_is_not_to_be_had_is_an_error() {
         let mut list = vec![1u64, 2, 3];
-        let said = |result: Result<()>| result.unwrap_err().to_string();
+        let said = |result: Result<(), OutOfMemory>| result.unwrap_err().to_string();
         let half = isize::MAX as usize;
         let expected = format!("numbers: no memory for {} bytes", usize::MAX);
         assert_eq!(said(reserve(&mut list, half, "numbers")), expected);

@@ -74,7 +74,8 @@ impl Scratch {
 
     /// Bytes of memory that its values hold on to.
     pub fn bytes(&self) -> usize {
-        self.drawer.iter().map(|value| size_of_val(&**value) + value.bytes()).sum()
+        held(&self.drawer)
+            + self.drawer.iter().map(|value| size_of_val(&**value) + value.bytes()).sum::<usize>()
     }
 }
 

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use moe_core::memory;
 use moe_core::numerics::{BLOCK, LANES};
 
-use crate::{Error, Result};
+use crate::Result;
 
 /// Sixteen f32 in memory: the unit in which packed rows are laid out. A chunk is one line of the cache, as a load that
 /// crosses two takes twice the time.
@@ -58,8 +58,7 @@ pub(crate) fn chunks_of(columns: usize) -> usize {
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`].
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
 pub(crate) fn grow(buffer: &mut Vec<Chunk>, len: usize, what: &'static str) -> Result<()> {
-    let bytes = len.saturating_mul(size_of::<Chunk>());
-    memory::grow(buffer, len, Chunk::ZERO, what).map_err(|_| Error::OutOfMemory { what, bytes })
+    Ok(memory::grow(buffer, len, Chunk::ZERO, what)?)
 }

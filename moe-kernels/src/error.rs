@@ -1,6 +1,6 @@
 //! What can go wrong in making a kernel's operands.
 
-use moe_core::Error as CoreError;
+use moe_core::{Error as CoreError, OutOfMemory};
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -86,13 +86,8 @@ pub enum Error {
         source: Box<Error>,
     },
     /// Memory for something whose size the input decides is not to be had.
-    #[error("{what}: no memory for {bytes} bytes")]
-    OutOfMemory {
-        /// What the memory is for.
-        what: &'static str,
-        /// How much it would take.
-        bytes: usize,
-    },
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
     /// A bank of no experts.
     #[error("bank of experts: expected at least one, found none")]
     NoExperts,
@@ -176,7 +171,7 @@ impl Error {
     /// The same as an error of a layer: `wrap` says which part of it failed, where the error is not one of the layer's own.
     pub fn in_layer(self, wrap: impl FnOnce(Self) -> CoreError) -> CoreError {
         match self {
-            Self::OutOfMemory { what, bytes } => CoreError::OutOfMemory { what, bytes },
+            Self::OutOfMemory(error) => error.into(),
             other => wrap(other),
         }
     }
