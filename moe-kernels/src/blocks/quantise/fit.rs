@@ -68,7 +68,6 @@ impl Elements<'_> {
     }
 
     /// The moments of the levels nearest to one line.
-    #[inline(always)]
     pub(super) fn moments<L: Levels>(&self, scale: f32, shift: f32) -> Moments {
         let inverse = inverse(scale);
         let mut m = Moments::default();
@@ -84,7 +83,6 @@ impl Elements<'_> {
     }
 
     /// The weighted squared error of each line with the levels nearest to it.
-    #[inline(always)]
     pub(super) fn errors<L: Levels>(&self, lines: &Lines) -> Lanes {
         let inverse = lines.scale.map(inverse);
         let mut errors = [0.0; LINES];
@@ -99,7 +97,6 @@ impl Elements<'_> {
     }
 
     /// Moves each line to the best one for the levels that are nearest to it now.
-    #[inline(always)]
     pub(super) fn refit<L: Levels>(&self, lines: &mut Lines, shift: Shift) {
         let inverse = lines.scale.map(inverse);
         let (mut one, mut sum) = (0.0, 0.0);
@@ -123,7 +120,6 @@ impl Elements<'_> {
     }
 
     /// Follows lines for some rounds, lets `round` make them what can be stored, and returns the best: scale, shift, error.
-    #[inline(always)]
     pub(super) fn best<L: Levels>(
         &self,
         mut lines: Lines,
@@ -144,7 +140,6 @@ impl Elements<'_> {
 
     /// Lines without a shift that take the extreme element to about the lowest or the highest level: at most the part `inside`
     /// of the way to zero short of it, or the part `outside` beyond.
-    #[inline(always)]
     pub(super) fn through_zero<L: Levels>(&self, inside: f32, outside: f32) -> Lines {
         let extreme = self.extreme();
         let mut lines = Lines { scale: [0.0; LINES], shift: [0.0; LINES] };
@@ -162,7 +157,6 @@ impl Elements<'_> {
 
     /// Lines whose lowest and highest levels lie about the lowest and the highest element: at most so many steps between levels
     /// inside of them, or outside.
-    #[inline(always)]
     pub(super) fn through_both_ends<L: Levels>(&self, shift: Shift, inside: f32, outside: f32) -> Lines {
         let (mut low, mut high) = (self.x[0], self.x[0]);
         for &x in self.x {

@@ -104,7 +104,6 @@ fn largest(values: &[f32]) -> f32 {
 }
 
 /// Rounds a block.
-#[inline(always)]
 fn quantise<B: Pack>(from: &[f32], importance: Option<&[f32]>, to: &mut [u8]) {
     let most = largest(from);
     // The power of two at or below it; of a subnormal, the smallest that is none.

@@ -32,7 +32,6 @@ const ROUNDS: usize = 2;
 const BLOCK_ROUNDS: usize = 3;
 
 /// A block with one scale and no minimum.
-#[inline(always)]
 pub(super) fn one_scale<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) -> f32 {
     let lines = e.through_zero::<B::Levels>(0.25, 0.15);
     let (scale, _, error) = e.best::<B::Levels>(lines, Shift::None, ROUNDS, |v| half.round(v));
@@ -42,7 +41,6 @@ pub(super) fn one_scale<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts)
 }
 
 /// A block with one scale and one minimum.
-#[inline(always)]
 pub(super) fn one_line<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) -> f32 {
     let lines = e.through_both_ends::<B::Levels>(Shift::Free, 1.0, 0.25);
     let (scale, shift, error) = e.best::<B::Levels>(lines, Shift::Free, ROUNDS, |v| half.round(v));
@@ -53,7 +51,6 @@ pub(super) fn one_line<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) 
 }
 
 /// A block whose scale is a power of two.
-#[inline(always)]
 pub(super) fn power_of_two<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) -> f32 {
     // Of the element of largest magnitude, which is 1 to 2, levels are at most 12: the best scale is about 1/8. Above 2^124,
     // twelve of it would be infinite.
@@ -70,7 +67,6 @@ pub(super) fn power_of_two<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Par
 }
 
 /// A block whose sub-blocks have scales.
-#[inline(always)]
 pub(super) fn scaled<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) -> f32 {
     let count = B::ELEMENTS / B::SUB;
     let (mut wanted, mut weight) = ([0.0; 16], [0.0; 16]);
@@ -116,7 +112,6 @@ pub(super) fn scaled<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) ->
 }
 
 /// A block whose sub-blocks have scales and minima.
-#[inline(always)]
 pub(super) fn scaled_lines<B: Pack>(e: Elements<'_>, half: Half, parts: &mut Parts) -> f32 {
     let count = B::ELEMENTS / B::SUB;
     let (mut wanted, mut weight) = ([[0.0; 16]; 2], [[0.0; 16]; 2]);
@@ -203,7 +198,6 @@ impl Both {
 }
 
 /// Writes the code of each element's nearest level.
-#[inline(always)]
 fn put_codes<B: Pack>(e: Elements<'_>, scale: f32, shift: f32, to: &mut [u8]) {
     let inverse = inverse(scale);
     for (x, to) in e.x.iter().zip(to) {
