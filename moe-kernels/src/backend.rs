@@ -3,8 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::kind::exact::Tiling;
 use crate::simd::{Kernel, Portable, Simd};
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 
 #[cfg(target_arch = "aarch64")]
 use crate::simd::neon::Neon;
@@ -158,6 +159,15 @@ impl Backend {
         self.run(Halves)
     }
 
+    /// How exact products are cut into tiles.
+    pub(crate) fn tiling(self) -> Tiling {
+        match self.run(ManyRegisters) {
+            true if limits::two_wide_units() => Tiling::SixColumns,
+            true => Tiling::FourColumns,
+            false => Tiling::ThreeColumns,
+        }
+    }
+
     /// Whether it multiplies pairs of bfloat16.
     pub(crate) fn has_pairs(self) -> bool {
         #[cfg(target_arch = "x86_64")]
@@ -175,6 +185,17 @@ impl Kernel for Halves {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> usize {
         S::HALVES
+    }
+}
+
+struct ManyRegisters;
+
+impl Kernel for ManyRegisters {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> bool {
+        S::MANY_REGISTERS
     }
 }
 

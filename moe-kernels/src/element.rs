@@ -10,6 +10,8 @@ use crate::simd::Simd;
 pub(crate) trait Element: Copy + Send + Sync {
     /// The bytes of a stored chunk.
     type Stored: Copy + Send + Sync;
+    /// What elements are once they are widened into memory: what tiles of them multiply alike.
+    type Widened: Element;
     /// How many elements these are: as many as [`X_CHUNKS`](Self::X_CHUNKS) chunks of x meet.
     const ELEMENTS: usize = LANES;
     /// Chunks of x that a stored chunk is multiplied with.
@@ -35,13 +37,14 @@ fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
 }
 
 macro_rules! element {
-    ($(#[$doc:meta])* $name:ident, $bytes:literal, |$s:ident, $from:ident, $i:ident| $load:expr $(, $more:item)*) => {
+    ($(#[$doc:meta])* $name:ident, $bytes:literal, $widened:ident, |$s:ident, $from:ident, $i:ident| $load:expr $(, $more:item)*) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
         impl Element for $name {
             type Stored = [u8; $bytes];
+            type Widened = $widened;
             $($more)*
 
             #[inline(always)]
@@ -62,12 +65,12 @@ macro_rules! element {
     };
 }
 
-element!(F32, 64, |s, from, _i| s.load_f32(from));
-element!(F16, 32, |s, from, _i| s.load_f16(from));
-element!(Bf16, 32, |s, from, _i| s.load_bf16(from));
+element!(F32, 64, F32, |s, from, _i| s.load_f32(from));
+element!(F16, 32, F32, |s, from, _i| s.load_f16(from));
+element!(Bf16, 32, F32, |s, from, _i| s.load_bf16(from));
 element!(
     /// Bfloat16 for chunks of x that are 32 of them, where instructions multiply such pairs.
-    Pairs, 64, |s, from, _i| s.load_f32(from),
+    Pairs, 64, Pairs, |s, from, _i| s.load_f32(from),
     const ELEMENTS: usize = 2 * LANES;,
     #[inline(always)]
     fn mul_add<S: Simd>(s: S, x: S::Half, w: S::Half, sum: S::Half) -> S::Half {
@@ -76,7 +79,7 @@ element!(
 );
 element!(
     /// Bfloat16 for chunks of x in twos, the elements of odd index and those of even.
-    OddsThenEvens, 64, |s, from, i| {
+    OddsThenEvens, 64, F32, |s, from, i| {
         let pairs = s.load_f32(from);
         s.by_halves::<1, 1>(
             #[inline(always)]

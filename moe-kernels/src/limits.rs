@@ -1,6 +1,7 @@
 //! What this machine can do at most, measured with the same instructions that the kernels use.
 
 use std::hint::black_box;
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -16,8 +17,8 @@ pub fn fma_peak(backend: Backend, activations: Activations) -> f64 {
     let pairs = activations == Activations::Bf16 && backend.has_pairs();
     let run = || match activations {
         Activations::Int8 => backend.run_bytes(ByteChains),
-        Activations::Bf16 if pairs => backend.run_pairs(Chains::<true>),
-        Activations::Bf16 | Activations::F32 => backend.run(Chains::<false>),
+        Activations::Bf16 if pairs => backend.run_pairs(Chains::<true>(ROUNDS)),
+        Activations::Bf16 | Activations::F32 => backend.run(Chains::<false>(ROUNDS)),
     };
     let best = (0..5)
         .map(|_| {
@@ -41,6 +42,26 @@ const ROUNDS: usize = 200_000;
 
 /// Independent chains: enough to hide the latency of one, few enough for sixteen registers of eight lanes.
 const CHAINS: usize = 12;
+
+/// Whether multiply-adds of sixteen lanes run at twice the rate of those of eight, measured once (a tenth of a millisecond):
+/// processors with AVX-512 have one unit for the former or two, and nothing that they say of themselves tells.
+pub(crate) fn two_wide_units() -> bool {
+    /// Some microseconds.
+    const SOME: usize = 1_000;
+    static TWO: OnceLock<bool> = OnceLock::new();
+    *TWO.get_or_init(|| {
+        let (Some(sixteen), Some(eight)) = (Backend::avx512(), Backend::avx2()) else { return false };
+        let seconds = |backend: Backend| {
+            let begun = Instant::now();
+            black_box(backend.run(Chains::<false>(SOME)));
+            begun.elapsed().as_secs_f64()
+        };
+        // Wide units take some microseconds to wake, and whoever shares the processor disturbs: the best of several.
+        let best = (0..10)
+            .fold([f64::INFINITY; 2], |best, _| [best[0].min(seconds(sixteen)), best[1].min(seconds(eight))]);
+        best[0] < 0.75 * best[1]
+    })
+}
 
 /// Products of four bytes a lane, added to chains of integers.
 struct ByteChains;
@@ -73,7 +94,8 @@ impl Kernel for ByteChains {
     }
 }
 
-struct Chains<const PAIRS: bool>;
+/// So many rounds of multiply-adds, of f32 or of pairs of bfloat16.
+struct Chains<const PAIRS: bool>(usize);
 
 impl<const PAIRS: bool> Kernel for Chains<PAIRS> {
     type Output = f32;
@@ -81,7 +103,7 @@ impl<const PAIRS: bool> Kernel for Chains<PAIRS> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let (a, b) = (s.splat(black_box(0.999)), s.splat(black_box(1e-3)));
-        chains::<S, CHAINS, PAIRS>(s, a, b, ROUNDS)
+        chains::<S, CHAINS, PAIRS>(s, a, b, self.0)
     }
 }
 

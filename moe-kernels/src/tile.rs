@@ -124,6 +124,10 @@ impl<E: Element, const M: usize, const N: usize> Kernel for StoredTiles<'_, E, M
     }
 }
 
+/// Weight rows of the tiles that are multiplied so fast that the next rows of x must be on their way from the second-level
+/// cache.
+const COLUMNS_TO_WAIT_FOR: usize = 6;
+
 /// Tiles of M rows of x against tiles of N rows of weights, all as [`store_in_tile`] has them.
 pub(crate) struct PackedTiles<'a, E, const M: usize, const N: usize> {
     /// Tiles of x.
@@ -152,7 +156,9 @@ impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M
         let lines = self.stored.div_ceil(LINE);
         let share = lines.div_ceil(self.x.len() / (M * len));
         let x_tiles = pieces(self.x).chunks_exact(S::HALVES * M * len);
-        for (i, (x, out)) in x_tiles.zip(self.out.chunks_mut(self.out_stride)).enumerate() {
+        let next_tiles = x_tiles.clone().cycle().skip(1);
+        let outs = self.out.chunks_mut(self.out_stride);
+        for (i, ((x, next), out)) in x_tiles.zip(next_tiles).zip(outs).enumerate() {
             for n in 0..self.w.len() / len {
                 for line in i * share..lines.min((i + 1) * share) {
                     self.ahead.prefetch(s, n, line);
@@ -165,8 +171,15 @@ impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M
                     |half| {
                         let (x, _) = x[half * M * len..(half + 1) * M * len].as_chunks::<M>();
                         let (w, _) = w[half * N * len..(half + 1) * N * len].as_chunks::<N>();
+                        let (next, _) = next[half * M * len..(half + 1) * M * len].as_chunks::<M>();
                         let mut acc = [[s.half(s.splat(0.0), half); N]; M];
-                        for (x, w) in x.iter().zip(w) {
+                        for ((x, w), next) in x.iter().zip(w).zip(next) {
+                            if N == COLUMNS_TO_WAIT_FOR {
+                                next.iter().for_each(
+                                    #[inline(always)]
+                                    |x| s.prefetch_near(x),
+                                );
+                            }
                             let mut b = [s.half(s.splat(0.0), half); N];
                             for n in 0..N {
                                 b[n] = s.load_half(&w[n]);
@@ -201,7 +214,7 @@ fn mul_add<S: Simd, E: Element, const M: usize, const N: usize>(
 /// Adds the tree sums of a tile to its output.
 #[inline(always)]
 fn add_sums<S: Simd, const M: usize, const N: usize>(s: S, acc: [[S::F32x16; N]; M], out: &mut [f32]) {
-    const { assert!(M * N <= 16, "sixteen sums at most are added below") };
+    const { assert!(M * N <= 24, "so many sums at most are added below") };
     // -0 changes no sum.
     let nothing = s.splat(-0.0);
     let lanes = |i: usize| if i < M * N { acc[i / N][i % N] } else { nothing };
@@ -212,7 +225,8 @@ fn add_sums<S: Simd, const M: usize, const N: usize>(s: S, acc: [[S::F32x16; N];
     }
     let (eights, rest) = rest.as_chunks_mut();
     if let Some(out) = eights.first_mut() {
-        s.add_tree_sums_8(std::array::from_fn(lanes), out);
+        let first = M * N / 16 * 16;
+        s.add_tree_sums_8(std::array::from_fn(|i| lanes(first + i)), out);
     }
     let (fours, rest) = rest.as_chunks_mut();
     let first = M * N / 8 * 8;

@@ -2,8 +2,8 @@
 //!
 //! A task sweeps some rows of x over one panel of weight rows, tile by tile ([`crate::tile`]): some rows of x against some
 //! weight rows over one K block. Weights are widened in registers as they are used, or first into tiles of their own: for
-//! block-quantised types always, and for many rows where registers are few, so that a loop reads two stretches of memory and
-//! nothing else. Weights that come next are asked for meanwhile, so that they lie in the second-level cache by the time.
+//! block-quantised types always, and for many rows where the [`Tiling`] says so, so that a loop reads two stretches of memory
+//! and nothing else. Weights that come next are asked for meanwhile, so that they lie in the second-level cache by the time.
 //! Sums are kept tile by tile while K blocks are added to them.
 
 use std::marker::PhantomData;
@@ -26,13 +26,44 @@ pub(crate) const TILE_ROWS: usize = 4;
 /// Bytes of x up to which weights are read in the order they are stored: half of the smallest second-level cache of the
 /// processors that the kernels are made for (1 MiB; Zen 3's is 512 KiB, where nothing was measured for it).
 const X_FITS_L2: usize = 512 << 10;
-/// Rows of x up to which weights are widened in registers even where these are few: a buffer must be read that often to pay.
-const WIDEN_IN_REGISTERS_UP_TO: usize = 16;
 /// Weight rows that are widened together where K blocks are outside: with a tile's rows of x they fit a first-level cache.
 const STRIP: usize = 6;
 
-const _: () =
-    assert!(PANEL.is_multiple_of(4) && PANEL.is_multiple_of(STRIP) && ROW_BLOCK.is_multiple_of(TILE_ROWS));
+/// How many rows of x and of weights are cut into register tiles of [`TILE_ROWS`] rows of x.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tiling {
+    /// For sixteen registers: twelve sums, of weights that are widened into strips.
+    ThreeColumns,
+    /// For thirty-two registers: sixteen sums, of weights that are widened in registers.
+    FourColumns,
+    /// For thirty-two registers and two units that multiply all lanes of them: twenty-four sums, of weights that are widened
+    /// into strips. The units then wait neither for widening, which is theirs to do, nor for loads, of which there are fewer
+    /// a product.
+    SixColumns,
+}
+
+impl Tiling {
+    /// Rows of x up to which weights are not worth a strip: it must be read that often to pay.
+    const FEW: usize = 16;
+
+    /// What a sweep does with so many rows of x.
+    fn of_rows(self, rows: usize) -> Self {
+        match self {
+            // One row needs few registers.
+            Self::ThreeColumns if rows == 1 => Self::FourColumns,
+            Self::SixColumns if rows <= Self::FEW => Self::FourColumns,
+            other => other,
+        }
+    }
+
+    /// Whether weights are widened into strips for so many rows of x, where they need not be.
+    fn widens(self, rows: usize) -> bool {
+        self != Self::FourColumns && rows > Self::FEW
+    }
+}
+
+const _: () = assert!(PANEL.is_multiple_of(4) && PANEL.is_multiple_of(STRIP));
+const _: () = assert!(STRIP.is_multiple_of(3) && ROW_BLOCK.is_multiple_of(TILE_ROWS));
 
 /// Packs a tile of activations as they are.
 pub(crate) fn pack_tile(source: &impl RowSource, tile: Tile, to: &mut [Chunk]) {
@@ -179,27 +210,29 @@ pub(crate) fn multiply_panel<S: Simd, W: Weights>(
     rows: Range<usize>,
     w: WeightView<'_>,
     p: usize,
+    tiling: Tiling,
     out: &mut [f32],
 ) {
     let columns = p * PANEL..((p + 1) * PANEL).min(w.rows());
     out.fill(0.0);
     let ragged = !w.columns().is_multiple_of(W::UNIT);
-    let widened = !W::AS_STORED || !S::MANY_REGISTERS && rows.len() > WIDEN_IN_REGISTERS_UP_TO;
+    let widened = !W::AS_STORED || tiling.widens(rows.len());
+    let tiling = tiling.of_rows(rows.len());
     let mut sweep = PanelSweep { x, rows, w, columns, widened, ragged, out };
     let mut buffer;
     let buffer = if widened || ragged {
-        // Room for a strip of six rows of 32 chunks each, and for a tile of four rows of 64.
-        buffer = [Chunk::ZERO; 8 * BLOCK_CHUNKS];
+        // Room for a strip of six rows of 64 chunks each.
+        buffer = [Chunk::ZERO; 2 * STRIP * BLOCK_CHUNKS];
         &mut buffer[..]
     } else {
         &mut []
     };
-    if S::MANY_REGISTERS || sweep.rows.len() == 1 {
-        sweep.run::<S, W, 4>(s, 4, buffer);
-        untile::<4>(sweep.out, sweep.columns.len());
-    } else {
-        sweep.run::<S, W, 3>(s, STRIP / W::Term::X_CHUNKS, buffer);
-        untile::<3>(sweep.out, sweep.columns.len());
+    match tiling {
+        Tiling::ThreeColumns if !S::MANY_REGISTERS => {
+            sweep.run::<S, W, 3>(s, STRIP / W::Term::X_CHUNKS, buffer);
+        }
+        Tiling::SixColumns if S::MANY_REGISTERS => sweep.run::<S, W, 6>(s, STRIP, buffer),
+        _ => sweep.run::<S, W, 4>(s, 4, buffer),
     }
 }
 
@@ -218,7 +251,7 @@ struct PanelSweep<'a> {
 }
 
 impl PanelSweep<'_> {
-    /// All columns, N a tile while there are so many.
+    /// All columns, N a tile while there are so many; their sums, row after row.
     #[inline(always)]
     fn run<S: Simd, W: Weights, const N: usize>(&mut self, s: S, step: usize, buffer: &mut [Chunk]) {
         let Range { start, end } = self.columns;
@@ -246,6 +279,7 @@ impl PanelSweep<'_> {
                 self.strip::<S, W, 1>(s, buffer, n..n + 1, b, (n, b + 1));
             }
         }
+        untile::<N>(self.out, self.columns.len());
     }
 
     /// All rows of x against some columns, N a tile, over block `b`; `next` are the column and block that follow.
@@ -328,17 +362,17 @@ impl Strip<'_> {
     ) {
         let &Self { b, len, w, ahead, stored, .. } = self;
         let x = self.x.tiles(b, rows);
-        let element = PhantomData;
         if x.is_empty() {
             return;
         }
         let out_stride = M * PANEL;
         if let Some(w) = self.packed {
-            let out = &mut out[M * column..];
-            s.outlined(PackedTiles::<W::Term, M, N> { x, w, len, ahead, stored, out, out_stride, element });
+            let (out, element) = (&mut out[M * column..], PhantomData::<<W::Term as Element>::Widened>);
+            s.outlined(PackedTiles::<_, M, N> { x, w, len, ahead, stored, out, out_stride, element });
         } else if W::AS_STORED {
             for n in (0..self.columns).step_by(N) {
                 let (w, ahead, out) = (w.from(n), ahead.from(n), &mut out[M * (column + n)..]);
+                let element = PhantomData;
                 s.outlined(StoredTiles::<W::Term, M, N> { x, w, ahead, len, out, out_stride, element });
             }
         }

@@ -18,7 +18,7 @@ use crate::element::with_element;
 use crate::packed::{PackedAs, PackedRows, PackedSet, Packing};
 use crate::simd::{Kernel, Simd};
 use crate::{Activations, Backend, Dtype, Result, WeightFormat, WeightView};
-use exact::Weights;
+use exact::{Tiling, Weights};
 
 /// One kind of product on one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub(crate) struct Kind {
     activations: Activations,
     format: WeightFormat,
     packing: Packing,
+    tiling: Tiling,
     backend: Backend,
 }
 
@@ -43,7 +44,8 @@ impl Kind {
             },
             _ => (Activations::F32, PackedAs::F32),
         };
-        Self { activations, format, packing: Packing::new(packed_as, backend), backend }
+        let packing = Packing::new(packed_as, backend);
+        Self { activations, format, packing, tiling: backend.tiling(), backend }
     }
 
     /// How weights are stored.
@@ -89,7 +91,7 @@ impl Kind {
     ) {
         debug_assert_eq!(w.format(), self.format, "weights of the format that the kind was chosen for");
         let x = x.of(self.packing);
-        let task = PanelTask { x, rows, w, p, out: floats_mut(out) };
+        let task = PanelTask { x, rows, w, p, tiling: self.tiling, out: floats_mut(out) };
         match self.packing.packed_as {
             PackedAs::F32 => self.backend.run(task),
             PackedAs::Pairs => self.backend.run_pairs(Of::<bf16::PairWeights>(task, PhantomData)),
@@ -105,13 +107,15 @@ struct PanelTask<'a> {
     rows: Range<usize>,
     w: WeightView<'a>,
     p: usize,
+    tiling: Tiling,
     out: &'a mut [f32],
 }
 
 impl PanelTask<'_> {
     #[inline(always)]
     fn sweep<S: Simd, W: Weights>(self, s: S) {
-        exact::multiply_panel::<S, W>(s, self.x, self.rows, self.w, self.p, self.out);
+        let Self { x, rows, w, p, tiling, out } = self;
+        exact::multiply_panel::<S, W>(s, x, rows, w, p, tiling, out);
     }
 }
 
@@ -147,7 +151,7 @@ impl Kernel for Int8<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let PanelTask { x, rows, w, p, out } = self.0;
+        let PanelTask { x, rows, w, p, out, .. } = self.0;
         if let WeightFormat::Blocks(block) = w.format() {
             with_integer_block!(block, B => int8::multiply_panel::<S, B>(s, x, rows, w, p, out), else => {});
         }

@@ -292,6 +292,12 @@ impl<L: Level> Simd for Avx512<L> {
     }
 
     #[inline(always)]
+    fn prefetch_near<T>(self, from: &T) {
+        // SAFETY: as above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(from).cast()) }
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> Lanes {
         // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
         Lanes(unsafe { _mm512_set1_ps(value) })

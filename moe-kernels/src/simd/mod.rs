@@ -85,9 +85,13 @@ pub(crate) trait Simd: Integers + Send + Sync {
     /// Whether registers allow large tiles: thirty-two of sixteen lanes, where others have sixteen of eight.
     const MANY_REGISTERS: bool;
 
-    /// Asks for the line of the cache that `from` lies in; nothing else happens.
+    /// Asks the second-level cache for the line that `from` lies in; nothing else happens.
     #[inline(always)]
     fn prefetch<T>(self, _from: &T) {}
+
+    /// The same of the first-level cache.
+    #[inline(always)]
+    fn prefetch_near<T>(self, _from: &T) {}
 
     /// Runs a kernel as a function of its own, not inlined, so that its loops have all registers to themselves.
     fn outlined<K: Kernel>(self, kernel: K) -> K::Output;
