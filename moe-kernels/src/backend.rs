@@ -159,12 +159,22 @@ impl Backend {
         self.run(Halves)
     }
 
+    /// How products of many rows are cut on this processor, in words for a report: rows of x by rows of weights of a tile that
+    /// registers hold the sums of, and where weights are widened. It changes no bit.
+    pub fn tiles(self) -> &'static str {
+        match self.tiling() {
+            Tiling::Narrow => "4 x 3, weights widened into strips",
+            Tiling::Square => "4 x 4, weights widened in registers",
+            Tiling::Wide => "4 x 6, weights widened into strips",
+        }
+    }
+
     /// How exact products are cut into tiles.
     pub(crate) fn tiling(self) -> Tiling {
         match self.run(ManyRegisters) {
-            true if limits::two_wide_units() => Tiling::SixColumns,
-            true => Tiling::FourColumns,
-            false => Tiling::ThreeColumns,
+            true if limits::two_wide_units() => Tiling::Wide,
+            true => Tiling::Square,
+            false => Tiling::Narrow,
         }
     }
 

@@ -43,6 +43,12 @@ impl Linear {
         Self { weight, kind, backend, fit: Fit::default() }
     }
 
+    /// The same map cut into other tiles.
+    #[cfg(test)]
+    pub(crate) fn with_tiling(self, tiling: crate::kind::exact::Tiling) -> Self {
+        Self { kind: self.kind.with_tiling(tiling), ..self }
+    }
+
     /// The same map with its input treated so, where the weight's format has such products; otherwise exact.
     pub fn with_input_precision(self, activations: Activations) -> Self {
         Self { kind: Kind::of(self.weight.format(), activations, self.backend), ..self }

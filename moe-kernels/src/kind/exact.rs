@@ -33,13 +33,13 @@ const STRIP: usize = 6;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tiling {
     /// For sixteen registers: twelve sums, of weights that are widened into strips.
-    ThreeColumns,
+    Narrow,
     /// For thirty-two registers: sixteen sums, of weights that are widened in registers.
-    FourColumns,
+    Square,
     /// For thirty-two registers and two units that multiply all lanes of them: twenty-four sums, of weights that are widened
     /// into strips. The units then wait neither for widening, which is theirs to do, nor for loads, of which there are fewer
     /// a product.
-    SixColumns,
+    Wide,
 }
 
 impl Tiling {
@@ -50,15 +50,15 @@ impl Tiling {
     fn of_rows(self, rows: usize) -> Self {
         match self {
             // One row needs few registers.
-            Self::ThreeColumns if rows == 1 => Self::FourColumns,
-            Self::SixColumns if rows <= Self::FEW => Self::FourColumns,
+            Self::Narrow if rows == 1 => Self::Square,
+            Self::Wide if rows <= Self::FEW => Self::Square,
             other => other,
         }
     }
 
     /// Whether weights are widened into strips for so many rows of x, where they need not be.
     fn widens(self, rows: usize) -> bool {
-        self != Self::FourColumns && rows > Self::FEW
+        self != Self::Square && rows > Self::FEW
     }
 }
 
@@ -228,10 +228,10 @@ pub(crate) fn multiply_panel<S: Simd, W: Weights>(
         &mut []
     };
     match tiling {
-        Tiling::ThreeColumns if !S::MANY_REGISTERS => {
+        Tiling::Narrow if !S::MANY_REGISTERS => {
             sweep.run::<S, W, 3>(s, STRIP / W::Term::X_CHUNKS, buffer);
         }
-        Tiling::SixColumns if S::MANY_REGISTERS => sweep.run::<S, W, 6>(s, STRIP, buffer),
+        Tiling::Wide if S::MANY_REGISTERS => sweep.run::<S, W, 6>(s, STRIP, buffer),
         _ => sweep.run::<S, W, 4>(s, 4, buffer),
     }
 }

@@ -48,6 +48,12 @@ impl Kind {
         Self { activations, format, packing, tiling: backend.tiling(), backend }
     }
 
+    /// The same cut into other tiles.
+    #[cfg(test)]
+    pub(crate) fn with_tiling(self, tiling: Tiling) -> Self {
+        Self { tiling, ..self }
+    }
+
     /// How weights are stored.
     pub(crate) fn format(self) -> WeightFormat {
         self.format

@@ -3,8 +3,9 @@
 use moe_core::numerics::{self, IntegerBlock as Terms, add_int8_block, dot, quantise_int8};
 use ndarray::Array2;
 
+use super::exact::Tiling;
 use crate::blocks::{IntegerBlock, with_integer_block};
-use crate::{Activations, Backend, BlockType, Linear, LinearScratch, WeightMatrix};
+use crate::{Activations, Backend, BlockType, Dtype, Linear, LinearScratch, WeightFormat, WeightMatrix};
 
 /// Pseudo-random bytes (a 64-bit linear congruence).
 fn random_bytes(seed: u64, n: usize) -> Vec<u8> {
@@ -135,6 +136,41 @@ fn exact_is_the_definition() {
                     a == b || f32::from_bits(*a).is_nan() && f32::from_bits(*b).is_nan()
                 };
                 assert!(y.iter().zip(&expected).all(same), "{block} {tokens} x {columns} x {rows} {backend}");
+            }
+        }
+    }
+}
+
+/// Which tiling is taken depends on what the processor is found to be; the bits do not.
+#[test]
+fn every_tiling_gives_the_same_bits() {
+    let formats = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(WeightFormat::Plain);
+    for format in formats.into_iter().chain([BlockType::Q4K, BlockType::Q8_0].map(WeightFormat::Blocks)) {
+        for (i, (tokens, blocks, rows)) in SHAPES.into_iter().chain([(17, 5, 96), (64, 9, 54)]).enumerate() {
+            // Rows of plain elements may end anywhere.
+            let columns = blocks * 256 + if matches!(format, WeightFormat::Plain(_)) { 37 * i } else { 0 };
+            let w = match format {
+                WeightFormat::Plain(dtype) => {
+                    let values = random_x(i as u64 + 30, rows, columns).mapv(|v| v % 4.0);
+                    let values: Vec<f32> =
+                        values.iter().map(|v| if v.abs() < 0.1 { 0.0 } else { *v }).collect();
+                    WeightMatrix::rounded(&values, dtype, rows, columns).unwrap()
+                }
+                WeightFormat::Blocks(block) => random_matrix(block, i as u64, rows, columns),
+            };
+            let x = random_x(i as u64 + 60, tokens, columns);
+            for activations in [Activations::F32, Activations::Bf16] {
+                for backend in Backend::available() {
+                    let found = [Tiling::Narrow, Tiling::Square, Tiling::Wide].map(|tiling| {
+                        let map = Linear::new(w.clone(), backend).with_input_precision(activations);
+                        let mut y = Array2::from_elem((tokens, rows), f32::NAN);
+                        let map = map.with_tiling(tiling);
+                        map.forward(x.view(), &mut LinearScratch::default(), y.view_mut()).unwrap();
+                        y.mapv(f32::to_bits)
+                    });
+                    let [three, four, six] = &found;
+                    assert!(three == four && four == six, "{format} {tokens} x {columns} x {rows} {backend}");
+                }
             }
         }
     }

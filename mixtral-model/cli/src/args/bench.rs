@@ -19,8 +19,9 @@ use super::one_or_more;
 ///
 /// With --json, a layer gives an array of {"case", "backend", "dtype", "activations", "tokens", "experts_touched",
 /// "threads", "seconds", "seconds_min", "seconds_max", "gflops", "gbytes_per_s", "share_of_fma_peak",
-/// "share_of_bandwidth"}; seconds are the median of the rounds, operations those of chosen experts, bytes those of weights
-/// of experts with tokens.
+/// "share_of_bandwidth", "peak_gflops", "read_gbytes_per_s", "tiles"}; seconds are the median of the rounds, operations those
+/// of chosen experts, bytes those of weights of experts with tokens. "tiles" says how exact products of many rows are cut on
+/// this processor: rows of x by rows of weights, and where weights are widened.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
     /// A layer: model width, hidden width, experts, experts a token

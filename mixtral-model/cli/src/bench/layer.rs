@@ -7,12 +7,12 @@ use bytes::Bytes;
 use mixtral_model::{Compute, available_memory};
 use moe_core::numerics::uniform;
 use moe_core::{MoeLayer, TokenContext, Workspace};
-use moe_kernels::{Linear, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix, enter};
+use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix, enter};
 use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::Serialize;
 
-use super::limits::Limits;
+use super::limits::{self, Limits};
 use super::{Spread, chart, rounds};
 use crate::args::{Bench, Common, LayerShape};
 use crate::failure::{Failure, Result};
@@ -36,6 +36,11 @@ struct Case {
     gbytes_per_s: f64,
     share_of_fma_peak: f64,
     share_of_bandwidth: f64,
+    /// The limits themselves, of these rounds.
+    peak_gflops: f64,
+    read_gbytes_per_s: f64,
+    /// How exact products of many rows are cut.
+    tiles: &'static str,
 }
 
 /// A layer among those that are timed in turn.
@@ -99,7 +104,7 @@ pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &
     if args.json {
         return Ok(serde_json::to_string_pretty(&cases).map_err(std::io::Error::other)? + "\n");
     }
-    Ok(table(&cases))
+    Ok(table(compute.backend, &cases))
 }
 
 /// Refuses what would not fit, before anything is made.
@@ -208,15 +213,19 @@ impl Contestant {
             gbytes_per_s: bytes / 1e9,
             share_of_fma_peak: flops / peak,
             share_of_bandwidth: bytes / read,
+            peak_gflops: peak / 1e9,
+            read_gbytes_per_s: read / 1e9,
+            tiles: compute.backend.tiles(),
         }
     }
 }
 
-fn table(cases: &[Case]) -> String {
+fn table(backend: Backend, cases: &[Case]) -> String {
     let mut text = String::new();
-    if let Some(Case { backend, dtype, activations, threads, .. }) = cases.first() {
+    if let Some(Case { dtype, activations, threads, .. }) = cases.first() {
         let _ = writeln!(text, "{dtype} weights, {activations} activations, {backend}, {threads} threads");
     }
+    text += &limits::describe(backend, cases.iter().map(|c| [c.peak_gflops, c.read_gbytes_per_s]));
     let header = "tokens  experts  milliseconds (least to most)     GFLOP/s  of peak     GB/s  of read";
     let _ = writeln!(text, "{:<18} {header}", "layer");
     for c in cases {

@@ -37,6 +37,20 @@ impl Limits {
     }
 }
 
+/// What was found of this machine, two lines: how exact products are cut, and the limits of all cases, each operations and
+/// bytes a second, in billions.
+pub(super) fn describe(backend: Backend, limits: impl Iterator<Item = [f64; 2]> + Clone) -> String {
+    let extent = |i: usize| {
+        let all = limits.clone().map(|limits| limits[i]);
+        all.fold([f64::INFINITY, 0.0], |[least, most], v| [v.min(least), v.max(most)])
+    };
+    let ([low, high], [slow, fast]) = (extent(0), extent(1));
+    format!(
+        "tiles of exact products: {}\nlimits: peak {low:.0} to {high:.0} GFLOP/s, read {slow:.1} to {fast:.1} GB/s\n",
+        backend.tiles()
+    )
+}
+
 /// Seconds that this process's threads have worked so far, where the system tells.
 pub(super) fn busy_seconds() -> Option<f64> {
     let threads = std::fs::read_dir("/proc/self/task").ok()?;

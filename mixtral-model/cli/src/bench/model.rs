@@ -13,7 +13,7 @@ use moe_core::numerics::uniform;
 use ndarray::ArrayView2;
 use serde::Serialize;
 
-use super::limits::{Limits, busy_seconds};
+use super::limits::{self, Limits, busy_seconds};
 use super::{Spread, rounds};
 use crate::args::{Bench, Common};
 use crate::failure::{Failure, Result};
@@ -47,6 +47,11 @@ struct Pass {
     share_of_fma_peak: f64,
     /// Weights that the pass needs, over a plain read.
     share_of_bandwidth: f64,
+    /// The limits themselves, of these rounds.
+    peak_gflops: f64,
+    read_gbytes_per_s: f64,
+    /// How exact products of many rows are cut.
+    tiles: &'static str,
 }
 
 pub(super) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<String> {
@@ -173,6 +178,9 @@ impl ModelBench<'_> {
             busy: Some(busy).filter(|busy| busy.is_finite() && spread.median > 0.02),
             share_of_fma_peak: self.flops(count, count * tokens) / spread.median / peak,
             share_of_bandwidth: self.bytes(touched) / spread.median / read,
+            peak_gflops: peak / 1e9,
+            read_gbytes_per_s: read / 1e9,
+            tiles: self.model.compute().backend.tiles(),
         })
     }
 
@@ -279,6 +287,7 @@ fn table(model: &Model, passes: &[Pass]) -> String {
     let compute = model.compute();
     let threads = rayon::current_num_threads();
     let _ = writeln!(text, "{} activations, {}, {threads} threads", compute.activations, compute.backend);
+    text += &limits::describe(compute.backend, passes.iter().map(|p| [p.peak_gflops, p.read_gbytes_per_s]));
     let _ = writeln!(
         text,
         "                 milliseconds  tokens/s  experts  attention  router  experts  head   busy  of peak  of read"

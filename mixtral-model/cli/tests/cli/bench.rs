@@ -37,13 +37,20 @@ fn a_layer() {
             assert!(if tokens == 1 { touched == 2.0 } else { touched == 4.0 }, "{case}");
             let weights = touched * 3.0 * 48.0 * 80.0 * bytes / 1e9;
             assert!((positive(case, "gbytes_per_s") * seconds / weights - 1.0).abs() < 1e-6, "{case}");
-            positive(case, "share_of_fma_peak");
-            positive(case, "share_of_bandwidth");
+            let peak = positive(case, "share_of_fma_peak") * positive(case, "peak_gflops");
+            assert!((positive(case, "gflops") / peak - 1.0).abs() < 1e-6, "{case}");
+            let read = positive(case, "share_of_bandwidth") * positive(case, "read_gbytes_per_s");
+            assert!((positive(case, "gbytes_per_s") / read - 1.0).abs() < 1e-6, "{case}");
+            assert!(case["tiles"].as_str().unwrap().starts_with("4 x "), "{case}");
         }
     }
     let table = output("bench --layer 48x80x4x2 --tokens 3 --rounds 1", &[]);
     assert!(table.starts_with("bf16 weights, f32 activations, "), "{table}");
-    assert_eq!(table.lines().count(), 3);
+    assert!(
+        table.contains("\ntiles of exact products: 4 x ") && table.contains("\nlimits: peak "),
+        "{table}"
+    );
+    assert_eq!(table.lines().count(), 5);
 }
 
 #[test]
@@ -107,7 +114,7 @@ fn a_model() {
         positive(pass, "share_of_fma_peak");
         positive(pass, "share_of_bandwidth");
     }
-    assert_eq!(output("bench --tokens 2 --sessions 2 --rounds 1", &[]).lines().count(), 4);
+    assert_eq!(output("bench --tokens 2 --sessions 2 --rounds 1", &[]).lines().count(), 6);
 }
 
 #[test]
