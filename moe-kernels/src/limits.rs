@@ -72,13 +72,14 @@ impl Kernel for ByteChains {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
         let [w, ..] = s.spread_bits(&black_box(Chunk([1e-3; 16])));
-        let (x, none) = (black_box(0x0102_0301), s.splat_ints(0));
+        // One for each chain, and read anew in each round: otherwise the products would be made once, where only adding is left.
+        let (x, none) = ([0x0102_0301; CHAINS], s.splat_ints(0));
         let mut total = 0.0;
         for half in 0..S::HALVES {
             let mut chains = [none; CHAINS];
             for _ in 0..ROUNDS {
-                for chain in &mut chains {
-                    *chain = s.add_dot(*chain, w, half, Bytes::Unsigned { bits: 4 }, x);
+                for (chain, x) in chains.iter_mut().zip(black_box(&x)) {
+                    *chain = s.add_dot(*chain, w, half, Bytes::Unsigned { bits: 4 }, *x);
                 }
             }
             let mut sum = none;
