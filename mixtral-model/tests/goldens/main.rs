@@ -1,9 +1,12 @@
-//! Everything that Hugging Face Transformers computes from eleven tiny checkpoints and from the demo model, computed here.
+//! Everything that Hugging Face Transformers computes from eleven tiny checkpoints and from the demo model, computed here;
+//! and what the `gguf` package makes of the tensors of GGUF files.
 //!
 //! Chosen experts and greedy tokens must be equal; numbers must lie within [`ROUNDINGS`] times the distance of Transformers'
 //! own f32 results from the same computation in f64.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod demo;
+mod gguf;
+mod gguf_file;
 mod models;
 mod support;
