@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::kind::exact::Tiling;
 use crate::simd::{Kernel, Portable, Simd};
+use crate::tile::Tiling;
 use crate::{Error, Result, limits};
 
 #[cfg(target_arch = "aarch64")]
@@ -156,22 +156,18 @@ impl Backend {
 
     /// Halves that sixteen lanes have ([`Simd::HALVES`]).
     pub(crate) fn halves(self) -> usize {
-        self.run(Halves)
+        self.run(Registers).halves
     }
 
     /// How products of many rows are cut on this processor, in words for a report: rows of x by rows of weights of a tile that
     /// registers hold the sums of, and where weights are widened. It changes no bit.
     pub fn tiles(self) -> &'static str {
-        match self.tiling() {
-            Tiling::Narrow => "4 x 3, weights widened into strips",
-            Tiling::Square => "4 x 4, weights widened in registers",
-            Tiling::Wide => "4 x 6, weights widened into strips",
-        }
+        self.tiling().words()
     }
 
     /// How exact products are cut into tiles.
     pub(crate) fn tiling(self) -> Tiling {
-        match self.run(ManyRegisters) {
+        match self.run(Registers).many {
             true if limits::two_wide_units() => Tiling::Wide,
             true => Tiling::Square,
             false => Tiling::Narrow,
@@ -187,25 +183,20 @@ impl Backend {
     }
 }
 
-struct Halves;
+/// What a backend's registers are like.
+struct Registers;
 
-impl Kernel for Halves {
-    type Output = usize;
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> usize {
-        S::HALVES
-    }
+struct RegisterFacts {
+    halves: usize,
+    many: bool,
 }
 
-struct ManyRegisters;
-
-impl Kernel for ManyRegisters {
-    type Output = bool;
+impl Kernel for Registers {
+    type Output = RegisterFacts;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> bool {
-        S::MANY_REGISTERS
+    fn run<S: Simd>(self, _: S) -> RegisterFacts {
+        RegisterFacts { halves: S::HALVES, many: S::MANY_REGISTERS }
     }
 }
 

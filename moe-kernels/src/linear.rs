@@ -45,7 +45,7 @@ impl Linear {
 
     /// The same map cut into other tiles.
     #[cfg(test)]
-    pub(crate) fn with_tiling(self, tiling: crate::kind::exact::Tiling) -> Self {
+    pub(crate) fn with_tiling(self, tiling: crate::tile::Tiling) -> Self {
         Self { kind: self.kind.with_tiling(tiling), ..self }
     }
 

@@ -1,4 +1,4 @@
-//! Register tiles: some rows of x against some stored rows over one K block.
+//! Register tiles: some rows of x against some stored rows over one K block; and how many of each ([`Tiling`]).
 
 use std::marker::PhantomData;
 
@@ -10,6 +10,51 @@ use crate::simd::{Kernel, Simd};
 
 /// Bytes of a line of the cache.
 const LINE: usize = size_of::<Chunk>();
+
+/// How many weight rows meet the four rows of x of a register tile, and where these weights are widened. It changes no bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tiling {
+    /// For sixteen registers: twelve sums, of weights that are widened into strips.
+    Narrow,
+    /// For thirty-two registers: sixteen sums, of weights that are widened in registers.
+    Square,
+    /// For thirty-two registers and two units that multiply all lanes of them: twenty-four sums, of weights that are widened
+    /// into strips. The units then wait neither for widening, which is theirs to do, nor for loads, of which there are fewer
+    /// a product.
+    Wide,
+}
+
+/// Weight rows of a tile that is [`Tiling::Wide`].
+pub(crate) const WIDE: usize = 6;
+
+impl Tiling {
+    /// Rows of x up to which weights are not worth a strip: it must be read that often to pay.
+    const FEW: usize = 16;
+
+    /// What a sweep does with so many rows of x.
+    pub(crate) fn of_rows(self, rows: usize) -> Self {
+        match self {
+            // One row needs few registers.
+            Self::Narrow if rows == 1 => Self::Square,
+            Self::Wide if rows <= Self::FEW => Self::Square,
+            other => other,
+        }
+    }
+
+    /// The same in words: rows of x by rows of weights, and where weights are widened.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Narrow => "4 x 3, weights widened into strips",
+            Self::Square => "4 x 4, weights widened in registers",
+            Self::Wide => "4 x 6, weights widened into strips",
+        }
+    }
+
+    /// Whether weights are widened into strips for so many rows of x, where they need not be.
+    pub(crate) fn widens(self, rows: usize) -> bool {
+        self != Self::Square && rows > Self::FEW
+    }
+}
 
 /// Stored rows over one block: row i begins `i · stride` bytes in.
 #[derive(Clone, Copy)]
@@ -124,10 +169,6 @@ impl<E: Element, const M: usize, const N: usize> Kernel for StoredTiles<'_, E, M
     }
 }
 
-/// Weight rows of the tiles that are multiplied so fast that the next rows of x must be on their way from the second-level
-/// cache.
-const COLUMNS_TO_WAIT_FOR: usize = 6;
-
 /// Tiles of M rows of x against tiles of N rows of weights, all as [`store_in_tile`] has them.
 pub(crate) struct PackedTiles<'a, E, const M: usize, const N: usize> {
     /// Tiles of x.
@@ -174,11 +215,11 @@ impl<E: Element, const M: usize, const N: usize> Kernel for PackedTiles<'_, E, M
                         let (next, _) = next[half * M * len..(half + 1) * M * len].as_chunks::<M>();
                         let mut acc = [[s.half(s.splat(0.0), half); N]; M];
                         for ((x, w), next) in x.iter().zip(w).zip(next) {
-                            if N == COLUMNS_TO_WAIT_FOR {
-                                next.iter().for_each(
-                                    #[inline(always)]
-                                    |x| s.prefetch_near(x),
-                                );
+                            if N == WIDE {
+                                // Multiplied so fast that the second-level cache would be too late.
+                                for m in 0..M {
+                                    s.prefetch_near(&next[m]);
+                                }
                             }
                             let mut b = [s.half(s.splat(0.0), half); N];
                             for n in 0..N {

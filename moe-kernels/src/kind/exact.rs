@@ -17,7 +17,7 @@ use crate::element::{Element, F32};
 use crate::packed::{PackedRows, RowSource, Tile};
 use crate::products::{PANEL, ROW_BLOCK};
 use crate::simd::{Kernel, Simd};
-use crate::tile::{PackedTiles, StoredRows, StoredTiles, store_in_tile};
+use crate::tile::{PackedTiles, StoredRows, StoredTiles, Tiling, WIDE, store_in_tile};
 use crate::{WeightFormat, WeightView};
 
 /// Rows of x of a tile, whose chunks alternate.
@@ -29,41 +29,9 @@ const X_FITS_L2: usize = 512 << 10;
 /// Weight rows that are widened together where K blocks are outside: with a tile's rows of x they fit a first-level cache.
 const STRIP: usize = 6;
 
-/// How many rows of x and of weights are cut into register tiles of [`TILE_ROWS`] rows of x.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tiling {
-    /// For sixteen registers: twelve sums, of weights that are widened into strips.
-    Narrow,
-    /// For thirty-two registers: sixteen sums, of weights that are widened in registers.
-    Square,
-    /// For thirty-two registers and two units that multiply all lanes of them: twenty-four sums, of weights that are widened
-    /// into strips. The units then wait neither for widening, which is theirs to do, nor for loads, of which there are fewer
-    /// a product.
-    Wide,
-}
-
-impl Tiling {
-    /// Rows of x up to which weights are not worth a strip: it must be read that often to pay.
-    const FEW: usize = 16;
-
-    /// What a sweep does with so many rows of x.
-    fn of_rows(self, rows: usize) -> Self {
-        match self {
-            // One row needs few registers.
-            Self::Narrow if rows == 1 => Self::Square,
-            Self::Wide if rows <= Self::FEW => Self::Square,
-            other => other,
-        }
-    }
-
-    /// Whether weights are widened into strips for so many rows of x, where they need not be.
-    fn widens(self, rows: usize) -> bool {
-        self != Self::Square && rows > Self::FEW
-    }
-}
-
 const _: () = assert!(PANEL.is_multiple_of(4) && PANEL.is_multiple_of(STRIP));
-const _: () = assert!(STRIP.is_multiple_of(3) && ROW_BLOCK.is_multiple_of(TILE_ROWS));
+const _: () =
+    assert!(STRIP.is_multiple_of(3) && STRIP.is_multiple_of(WIDE) && ROW_BLOCK.is_multiple_of(TILE_ROWS));
 
 /// Packs a tile of activations as they are.
 pub(crate) fn pack_tile(source: &impl RowSource, tile: Tile, to: &mut [Chunk]) {
@@ -231,7 +199,7 @@ pub(crate) fn multiply_panel<S: Simd, W: Weights>(
         Tiling::Narrow if !S::MANY_REGISTERS => {
             sweep.run::<S, W, 3>(s, STRIP / W::Term::X_CHUNKS, buffer);
         }
-        Tiling::Wide if S::MANY_REGISTERS => sweep.run::<S, W, 6>(s, STRIP, buffer),
+        Tiling::Wide if S::MANY_REGISTERS => sweep.run::<S, W, WIDE>(s, STRIP, buffer),
         _ => sweep.run::<S, W, 4>(s, 4, buffer),
     }
 }

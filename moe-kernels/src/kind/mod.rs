@@ -17,8 +17,9 @@ use crate::chunk::{Chunk, floats_mut};
 use crate::element::with_element;
 use crate::packed::{PackedAs, PackedRows, PackedSet, Packing};
 use crate::simd::{Kernel, Simd};
+use crate::tile::Tiling;
 use crate::{Activations, Backend, Dtype, Result, WeightFormat, WeightView};
-use exact::{Tiling, Weights};
+use exact::Weights;
 
 /// One kind of product on one backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use moe_core::numerics::{self, IntegerBlock as Terms, add_int8_block, dot, quantise_int8};
 use ndarray::Array2;
 
-use super::exact::Tiling;
 use crate::blocks::{IntegerBlock, with_integer_block};
+use crate::tile::Tiling;
 use crate::{Activations, Backend, BlockType, Dtype, Linear, LinearScratch, WeightFormat, WeightMatrix};
 
 /// Pseudo-random bytes (a 64-bit linear congruence).
