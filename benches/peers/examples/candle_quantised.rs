@@ -152,15 +152,20 @@ impl Batch {
     }
 }
 
-/// candle's way: expert by expert. `[R, D]`.
-fn candle(experts: &[Expert<QMatMul>], batch: &Batch) -> Result<Tensor> {
+/// What `run(e, x)` makes of every expert's rows, one after the other. `[R, D]`.
+fn expert_by_expert(batch: &Batch, run: impl Fn(usize, Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let mut outputs = Vec::new();
-    for (e, expert) in experts.iter().enumerate() {
+    for e in 0..EXPERTS {
         if let Some(x) = batch.tokens_of(e)? {
-            outputs.push(x.apply(expert)?);
+            outputs.push(run(e, x)?);
         }
     }
     Ok(Tensor::cat(&outputs, 0)?)
+}
+
+/// candle's way.
+fn candle(experts: &[Expert<QMatMul>], batch: &Batch) -> Result<Tensor> {
+    expert_by_expert(batch, |e, x| Ok(x.apply(&experts[e])?))
 }
 
 /// Our way: the bank says how to compute, the weights lie wherever the engine has them.
@@ -227,15 +232,9 @@ fn compare(
     Ok(())
 }
 
-/// The experts' outputs in f64, `[R, D]`.
+/// The experts' outputs in f64.
 fn reference(experts: &[Expert<QMatMul>], batch: &Batch) -> Result<Tensor> {
-    let mut outputs = Vec::new();
-    for (e, expert) in experts.iter().enumerate() {
-        if let Some(x) = batch.tokens_of(e)? {
-            outputs.push(x.to_dtype(DType::F64)?.apply(&expert.dequantised()?)?);
-        }
-    }
-    Ok(Tensor::cat(&outputs, 0)?)
+    expert_by_expert(batch, |e, x| Ok(x.to_dtype(DType::F64)?.apply(&experts[e].dequantised()?)?))
 }
 
 fn norm(x: &Tensor) -> Result<f64> {
