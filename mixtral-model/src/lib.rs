@@ -38,6 +38,6 @@ pub use perplexity::{Perplexity, PerplexityOptions, Scored, TextWindow, perplexi
 pub use products::Products;
 pub use sampling::{Sampler, Sampling, argmax};
 pub use session::{Session, SessionOptions};
-pub use tokenizer::{StreamDecoder, Tokenizer};
+pub use tokenizer::{SentencePieces, StreamDecoder, Tokenizer};
 pub use trace::{Choices, Trace};
 pub use workspace::Workspace;

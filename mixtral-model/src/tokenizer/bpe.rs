@@ -5,9 +5,9 @@
 //! linked list of symbols makes that `O(n log n)` in the length of the text, which need not be cut into words first.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{Kind, Vocabulary};
 
 /// What each pair of neighbouring pieces becomes.
 pub(super) type Merges = HashMap<(u32, u32), Merge>;
@@ -23,6 +23,8 @@ pub(super) struct Merge {
 pub(super) struct Bpe {
     characters: HashMap<char, u32>,
     merges: Merges,
+    /// Pieces that are cut up again at the end.
+    unused: HashSet<u32>,
 }
 
 /// A piece of the text so far, with its living neighbours.
@@ -37,6 +39,9 @@ struct Symbol {
 /// It is stale if the pair is no longer there.
 type Candidate = Reverse<(u32, usize, (u32, u32), u32)>;
 
+/// The pair that each unused piece was last seen to be made of, in one text.
+type Made = HashMap<u32, (u32, u32)>;
+
 /// Beyond either end of the text.
 const END: usize = usize::MAX;
 
@@ -44,29 +49,27 @@ const END: usize = usize::MAX;
 const MERGED: u32 = u32::MAX;
 
 impl Bpe {
-    /// Takes the normal pieces of one character from the vocabulary.
+    /// Takes the pieces of one character from those of the vocabulary that merging makes.
     pub(super) fn new(vocabulary: &Vocabulary, merges: Merges) -> Self {
         let single = |text: &str| {
             let mut characters = text.chars();
             characters.next().filter(|_| characters.next().is_none())
         };
-        let characters = vocabulary.normal().filter_map(|(id, text)| Some((single(text)?, id))).collect();
-        Self { characters, merges }
+        let characters =
+            vocabulary.merging().filter_map(|(id, piece)| Some((single(&piece.text)?, id))).collect();
+        let unused = vocabulary.of_kind(Kind::Unused).collect();
+        Self { characters, merges, unused }
     }
 
     /// Appends the pieces of `text` to `out`.
     ///
     /// The text is taken as it is: a space is not turned into `▁`, and no text is special.
-    pub(super) fn encode(
-        &self,
-        vocabulary: &Vocabulary,
-        text: impl Iterator<Item = char>,
-        out: &mut Vec<u32>,
-    ) {
+    pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
         let mut symbols = self.symbols(vocabulary, text);
         let mut candidates = BinaryHeap::new();
+        let mut made = Made::new();
         for left in 0..symbols.len() {
-            candidates.extend(self.candidate(&symbols, left));
+            candidates.extend(self.candidate(&symbols, left, &mut made));
         }
         while let Some(Reverse((_, left, pair, piece))) = candidates.pop() {
             if pair_at(&symbols, left) != Some(pair) {
@@ -80,28 +83,31 @@ impl Bpe {
             if next != END {
                 symbols[next].previous = left;
             }
-            candidates.extend(self.candidate(&symbols, left));
-            candidates.extend(self.candidate(&symbols, symbols[left].previous));
+            candidates.extend(self.candidate(&symbols, symbols[left].previous, &mut made));
+            candidates.extend(self.candidate(&symbols, left, &mut made));
         }
-        out.extend(symbols.iter().map(|symbol| symbol.piece).filter(|&piece| piece != MERGED));
+        for symbol in symbols.iter().filter(|symbol| symbol.piece != MERGED) {
+            self.cut_up(symbol.piece, &made, out);
+        }
     }
 
     /// One symbol a character. Where a character has no piece, one a byte; or without byte pieces, one a run of such characters.
-    fn symbols(&self, vocabulary: &Vocabulary, text: impl Iterator<Item = char>) -> Vec<Symbol> {
+    fn symbols(&self, vocabulary: &Vocabulary, text: &str) -> Vec<Symbol> {
         let mut symbols: Vec<Symbol> = Vec::new();
         let push = |symbols: &mut Vec<Symbol>, piece| {
             let at = symbols.len();
             symbols.push(Symbol { piece, previous: at.wrapping_sub(1), next: at + 1 });
         };
-        for character in text {
+        let unk = vocabulary.special.unk;
+        for character in text.chars() {
             if let Some(&piece) = self.characters.get(&character) {
                 push(&mut symbols, piece);
             } else if let Some(pieces) = vocabulary.bytes() {
                 for &byte in character.encode_utf8(&mut [0; 4]).as_bytes() {
                     push(&mut symbols, pieces[usize::from(byte)]);
                 }
-            } else if symbols.last().is_none_or(|last| last.piece != vocabulary.unk) {
-                push(&mut symbols, vocabulary.unk);
+            } else if symbols.last().is_none_or(|last| last.piece != unk) {
+                push(&mut symbols, unk);
             }
         }
         if let Some(last) = symbols.last_mut() {
@@ -111,10 +117,26 @@ impl Bpe {
     }
 
     /// The merge of the symbol at `left` with its right neighbour, if there is one.
-    fn candidate(&self, symbols: &[Symbol], left: usize) -> Option<Candidate> {
+    fn candidate(&self, symbols: &[Symbol], left: usize, made: &mut Made) -> Option<Candidate> {
         let pair = pair_at(symbols, left)?;
         let merge = self.merges.get(&pair)?;
+        if self.unused.contains(&merge.piece) {
+            made.insert(merge.piece, pair);
+        }
         Some(Reverse((merge.rank, left, pair, merge.piece)))
+    }
+
+    /// Appends `piece` to `out`, or if it is unused the pieces that it was made of.
+    ///
+    /// The depth is that of the merges, and below the length of the piece, which is bounded where pieces may be unused.
+    fn cut_up(&self, piece: u32, made: &Made, out: &mut Vec<u32>) {
+        match made.get(&piece) {
+            Some(&(left, right)) => {
+                self.cut_up(left, made, out);
+                self.cut_up(right, made, out);
+            }
+            None => out.push(piece),
+        }
     }
 }
 

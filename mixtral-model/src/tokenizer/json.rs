@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::{Value, json};
 
-use super::added::{AddedTokens, Layout};
 use super::bpe::{Merge, Merges};
-use super::vocabulary::{Kind, Names, Piece, UNKNOWN_SURFACE, Vocabulary, parse_byte};
+use super::find::{Finder, Token};
+use super::vocabulary::{Kind, Piece, Special, UNKNOWN_SURFACE, Vocabulary, parse_byte};
+use super::written::{Layout, Metaspace, Scheme, Written};
 use super::{Reason, shorten};
 
 /// The fields that matter here.
@@ -72,7 +73,7 @@ struct Pair(String, String);
 
 impl File {
     /// Builds what the file describes.
-    pub(super) fn build(self) -> Reason<(Vocabulary, Merges, AddedTokens)> {
+    pub(super) fn build(self) -> Reason<(Vocabulary, Merges, Written)> {
         self.model.check()?;
         let layout = layout(&self.normalizer, &self.pre_tokenizer)?;
         let mut merges = merges(&self.model)?;
@@ -108,28 +109,44 @@ impl File {
             }
             let piece = pieces
                 .entry(id)
-                .or_insert_with(|| Piece { text: content.as_str().into(), kind: Kind::Normal });
+                .or_insert_with(|| Piece { text: content.as_str().into(), kind: Kind::Added });
             if *piece.text != *content {
                 return Err(format!(
                     "added token {id}: expected {:?} as in vocab, found {content:?}",
                     piece.text
                 ));
             }
-            if special && piece.kind == Kind::Normal {
+            if special && matches!(piece.kind, Kind::Normal | Kind::Added) {
                 piece.kind = Kind::Control;
             }
-            let texts = if is_normalized { &mut normalized } else { &mut raw };
-            texts.push((content, id));
+            if is_normalized {
+                normalized.push(Token::plain(id, &layout.normalize(&content)));
+            } else {
+                raw.push(Token::plain(id, &content));
+            }
         }
         if let Some((expected, (found, _))) = (0..).zip(&pieces).find(|(expected, (id, _))| expected != *id) {
             return Err(format!("vocab: expected ids without gaps, found {found} for {expected}"));
         }
-        let names = Names { unk, bos: "<s>", eos: "</s>" };
+        let find = |name: &str, kind: Kind| {
+            let found = pieces.iter().find(|(_, piece)| *piece.text == *name);
+            let (id, piece) = found.ok_or_else(|| format!("expected a piece {name:?}, found none"))?;
+            if piece.kind != kind {
+                let (expected, found) = (kind.name(), piece.kind.name());
+                return Err(format!("piece {id} {name:?}: expected kind {expected}, found {found}"));
+            }
+            Ok(*id)
+        };
+        let special = Special {
+            unk: find(unk, Kind::Unknown)?,
+            bos: find("<s>", Kind::Control)?,
+            eos: find("</s>", Kind::Control)?,
+        };
         let vocabulary =
-            Vocabulary::new(pieces.into_values().collect(), &names, byte_fallback, UNKNOWN_SURFACE)?;
+            Vocabulary::new(pieces.into_iter().collect(), special, byte_fallback, UNKNOWN_SURFACE)?;
         // Nor does sentencepiece let text grow into `</s>` or `<0x0A>`.
         merges.retain(|_, merge| vocabulary.get(merge.piece).is_some_and(|piece| piece.kind == Kind::Normal));
-        Ok((vocabulary, merges, AddedTokens::new(layout, raw, normalized)))
+        Ok((vocabulary, merges, Written::new(layout, Finder::new(raw)?, Finder::new(normalized)?)))
     }
 }
 
@@ -165,11 +182,11 @@ fn layout(normalizer: &Value, pre_tokenizer: &Value) -> Reason<Layout> {
     });
     let metaspace = |scheme: &str| json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
     if *normalizer == prepend && pre_tokenizer.is_null() {
-        Ok(Layout::Prepend)
+        Ok(Layout::sentencepiece(true, Finder::default()))
     } else if normalizer.is_null() && *pre_tokenizer == metaspace("always") {
-        Ok(Layout::MetaspaceAlways)
+        Ok(Layout { metaspace: Some(Metaspace { scheme: Scheme::Always }), ..Layout::default() })
     } else if normalizer.is_null() && *pre_tokenizer == metaspace("first") {
-        Ok(Layout::MetaspaceFirst)
+        Ok(Layout { metaspace: Some(Metaspace { scheme: Scheme::First }), ..Layout::default() })
     } else {
         let found = format!("{normalizer} and {pre_tokenizer}");
         let found: String = found.chars().take(300).collect();

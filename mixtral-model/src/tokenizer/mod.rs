@@ -2,33 +2,34 @@
 //!
 //! Mixtral's tokenizer is sentencepiece BPE, with bytes for the characters that have no piece.
 //! It is published in two files with the same vocabulary, `tokenizer.model` (sentencepiece's own)
-//! and `tokenizer.json` (of the `tokenizers` library); [`Tokenizer`] reads either.
+//! and `tokenizer.json` (of the `tokenizers` library), and spelled out in GGUF files; [`Tokenizer`] reads all three.
 //!
-//! | | from `tokenizer.model` | from `tokenizer.json` |
-//! |---|---|---|
-//! | [`encode`](Tokenizer::encode) | as sentencepiece: `<s>` in a text is text | as `tokenizers`: `<s>` in a text is the token |
-//! | [`encode_ordinary`](Tokenizer::encode_ordinary) | as sentencepiece | as sentencepiece |
-//! | [`decode`](Tokenizer::decode) | as sentencepiece | as sentencepiece |
+//! [`encode`](Tokenizer::encode) is what the `tokenizers` library does: `<s>` in a text is the token.
+//! [`encode_ordinary`](Tokenizer::encode_ordinary) and [`decode`](Tokenizer::decode) are what sentencepiece does: `<s>` in a text is text.
 //!
 //! A file of another kind, such as a unigram model or byte-level BPE, is an error: nothing is encoded by approximation.
 
-mod added;
 mod bpe;
+mod find;
 mod json;
+mod pieces;
 mod protobuf;
 mod sentencepiece;
 mod stream;
 mod vocabulary;
+mod written;
 
 use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
 
-use self::added::{AddedTokens, spaces_marked};
-use self::bpe::Bpe;
+use self::bpe::{Bpe, Merges};
+use self::find::{Finder, Token};
+pub use self::pieces::SentencePieces;
 pub use self::stream::StreamDecoder;
-use self::vocabulary::{Piece, Vocabulary};
+use self::vocabulary::{Kind, Piece, Vocabulary};
+use self::written::{Layout, Written};
 use crate::{Error, Result};
 
 /// What is wrong with a file, before its path is added.
@@ -56,8 +57,18 @@ pub struct Tokenizer {
     bpe: Bpe,
     /// Encoding puts a space in front of a text, and decoding drops it.
     space_in_front: bool,
-    /// Only a `tokenizer.json` recognises tokens that are written in a text.
-    added: Option<AddedTokens>,
+    /// The pieces that count as such even in a text where nothing is special.
+    user_defined: Finder,
+    /// How a text is encoded in which tokens may be written.
+    written: Written,
+    around: Around,
+}
+
+/// The ids that a prompt begins and ends with.
+#[derive(Default)]
+struct Around {
+    before: Vec<u32>,
+    after: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -86,11 +97,53 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than
-    /// by a space in front, lacks some of the 256 byte pieces though it falls back on bytes, or has pieces which are user-defined or unused.
+    /// by a space in front, or lacks some of the 256 byte pieces though it falls back on bytes.
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
-        let (vocabulary, merges, space_in_front) =
-            sentencepiece::read(bytes).map_err(|reason| unusable(path, reason))?;
-        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, space_in_front, added: None })
+        let build = || {
+            let (vocabulary, merges, space_in_front) = sentencepiece::read(bytes)?;
+            let special = vocabulary.of_kinds(&[Kind::Unknown, Kind::Control]);
+            let around = Around { before: vec![vocabulary.special.bos], after: Vec::new() };
+            Self::scored(vocabulary, merges, space_in_front, special, around)
+        };
+        build().map_err(|reason| unusable(path, reason))
+    }
+
+    /// Takes a sentencepiece vocabulary that is spelled out, as in a GGUF file; `path` serves error messages alone.
+    ///
+    /// Text that no piece covers falls back on bytes if there are byte pieces.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] if the lists are of different lengths, an id is not below that, a text is empty or occurs twice,
+    /// a score is NaN, a type unknown, some but not all byte pieces are there, or a character of a piece is not itself a piece.
+    pub fn from_pieces(pieces: SentencePieces, path: &Path) -> Result<Self> {
+        let build = || {
+            let (vocabulary, merges) = pieces.build()?;
+            // Unlike sentencepiece, llama.cpp puts a space in front of what follows a user-defined piece too.
+            let special = vocabulary.of_kinds(&[Kind::Unknown, Kind::Control, Kind::UserDefined]);
+            let ids = |wanted: bool, id: u32| if wanted { vec![id] } else { Vec::new() };
+            let around = Around {
+                before: ids(pieces.add_bos.unwrap_or(true), vocabulary.special.bos),
+                after: ids(pieces.add_eos.unwrap_or(false), vocabulary.special.eos),
+            };
+            Self::scored(vocabulary, merges, pieces.space_in_front, special, around)
+        };
+        build().map_err(|reason| unusable(path, reason))
+    }
+
+    /// A tokenizer of sentencepiece's kind; `special` are the tokens that are recognised in a text before all else.
+    fn scored(
+        vocabulary: Vocabulary,
+        merges: Merges,
+        space_in_front: bool,
+        special: Vec<Token>,
+        around: Around,
+    ) -> Reason<Self> {
+        let user_defined = Finder::new(vocabulary.of_kinds(&[Kind::UserDefined]))?;
+        let layout = Layout::sentencepiece(space_in_front, user_defined.clone());
+        let written = Written::new(layout, Finder::new(special)?, Finder::default());
+        let bpe = Bpe::new(&vocabulary, merges);
+        Ok(Self { vocabulary, bpe, space_in_front, user_defined, written, around })
     }
 
     /// Reads the bytes of a `tokenizer.json`; `path` serves error messages alone.
@@ -105,42 +158,44 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
         let file: json::File =
             serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
-        let (vocabulary, merges, added) = file.build().map_err(|reason| unusable(path, reason))?;
-        Ok(Self { bpe: Bpe::new(&vocabulary, merges), vocabulary, space_in_front: true, added: Some(added) })
+        let (vocabulary, merges, written) = file.build().map_err(|reason| unusable(path, reason))?;
+        let around = Around { before: vec![vocabulary.special.bos], after: Vec::new() };
+        let bpe = Bpe::new(&vocabulary, merges);
+        Ok(Self { vocabulary, bpe, space_in_front: true, user_defined: Finder::default(), written, around })
     }
 
-    /// The ids of `text`, without BOS.
+    /// The ids of `text` as a program's author writes it, without BOS: where a special token is written, such as `<s>`, it is meant.
     ///
-    /// Equal to what the file's own library gives: a special token that is written in the text becomes the token
-    /// with a `tokenizer.json`, and stays text with a `tokenizer.model`. The empty text has no ids.
+    /// Each stretch of text between such tokens is encoded as if it stood alone. The empty text has no ids.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let Some(added) = &self.added else {
-            return self.encode_ordinary(text);
-        };
         let mut ids = Vec::new();
-        added.encode(&self.bpe, &self.vocabulary, text, &mut ids);
+        self.written.encode(&self.bpe, &self.vocabulary, text, &mut ids);
         ids
     }
 
-    /// The ids of `text` with exactly one BOS in front.
+    /// The ids of `text` with what a prompt begins and ends with: usually one BOS in front.
     ///
     /// Otherwise as [`encode`](Self::encode). Where BOS tokens written in the text come first, they are that one.
     pub fn encode_with_bos(&self, text: &str) -> Vec<u32> {
+        let Around { before, after } = &self.around;
         let mut ids = self.encode(text);
-        let written = ids.iter().take_while(|&&id| id == self.bos()).count();
-        ids.splice(..written, [self.bos()]);
+        let bos = |id: &&u32| **id == self.bos();
+        let written = if before.iter().any(|id| bos(&id)) { ids.iter().take_while(bos).count() } else { 0 };
+        ids.splice(..written, before.iter().copied());
+        ids.extend(after);
         ids
     }
 
     /// The ids of `text` where nothing in it is special, without BOS.
     ///
-    /// Equal to what sentencepiece gives, whichever kind of file was read. This is the way to encode what others wrote:
-    /// no text can forge a control token.
+    /// Equal to what sentencepiece gives, whichever kind of file was read: user-defined pieces are recognised, control pieces are not.
+    /// This is the way to encode what others wrote: no text can forge a control token.
     pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
         if !text.is_empty() {
-            let space = self.space_in_front.then_some('▁');
-            self.bpe.encode(&self.vocabulary, space.into_iter().chain(spaces_marked(text)), &mut ids);
+            let text = text.replace(' ', "▁");
+            let text = if self.space_in_front { format!("▁{text}") } else { text };
+            written::encode_isolating(&self.user_defined, &self.bpe, &self.vocabulary, &text, &mut ids);
         }
         ids
     }
@@ -189,9 +244,19 @@ impl Tokenizer {
         self.vocabulary.get(id).map(|piece| &*piece.text)
     }
 
-    /// Number of pieces. All ids are below it.
+    /// The id of the piece that the file spells so, such as `▁the` or `<s>`.
+    pub fn id_of(&self, piece: &str) -> Option<u32> {
+        self.vocabulary.id_of(piece)
+    }
+
+    /// Whether an id is a control token, such as BOS, which has no text and which [`encode_ordinary`](Self::encode_ordinary) never gives.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocabulary.get(id).is_some_and(|piece| piece.kind == Kind::Control)
+    }
+
+    /// One more than the highest id.
     pub fn vocab_size(&self) -> usize {
-        self.vocabulary.len()
+        self.vocabulary.end()
     }
 
     /// Checks that every id is one of a model whose `vocab_size` is given; the model may have more.
@@ -212,17 +277,17 @@ impl Tokenizer {
 
     /// The id that begins a sequence.
     pub fn bos(&self) -> u32 {
-        self.vocabulary.bos
+        self.vocabulary.special.bos
     }
 
     /// The id that ends a sequence.
     pub fn eos(&self) -> u32 {
-        self.vocabulary.eos
+        self.vocabulary.special.eos
     }
 
     /// The id for unknown text. Encoding gives it only where the vocabulary has no byte pieces.
     pub fn unk(&self) -> u32 {
-        self.vocabulary.unk
+        self.vocabulary.special.unk
     }
 
     fn look_up(&self, id: u32) -> Result<&Piece> {

@@ -3,23 +3,25 @@
 //! A model is a `ModelProto` of sentencepiece's `sentencepiece_model.proto`. Accepted is what the tokenizers of Mistral are:
 //! BPE, usually with byte fallback, usually one space in front of the text, and no other normalisation.
 
-use std::collections::HashMap;
-
-use super::bpe::{Merge, Merges};
+use super::Reason;
+use super::bpe::Merges;
+use super::pieces;
 use super::protobuf::Fields;
-use super::vocabulary::{Kind, MAX_PIECES, Names, Piece, UNKNOWN_SURFACE, Vocabulary, parse_byte};
-use super::{Reason, shorten};
+use super::vocabulary::{Kind, MAX_PIECES, Piece, Special, UNKNOWN_SURFACE, Vocabulary};
 
-/// No piece is longer. Finding the merges of a piece takes time quadratic in its length;
-/// sentencepiece itself stops at 16 characters unless told otherwise.
-const MAX_PIECE_BYTES: usize = 128;
+/// The texts by which the special pieces are found.
+struct Names<'a> {
+    unk: &'a str,
+    bos: &'a str,
+    eos: &'a str,
+}
 
 /// `TrainerSpec.ModelType.BPE`.
 const BPE: u64 = 2;
 
 /// The parts of a model that say how it encodes, with the defaults of the format.
 struct Model<'a> {
-    pieces: Vec<Piece>,
+    pieces: Vec<(u32, Piece)>,
     scores: Vec<f32>,
     model_type: u64,
     byte_fallback: bool,
@@ -38,8 +40,9 @@ struct Model<'a> {
 pub(super) fn read(bytes: &[u8]) -> Reason<(Vocabulary, Merges, bool)> {
     let model = Model::read(bytes)?;
     model.check()?;
-    let vocabulary = Vocabulary::new(model.pieces, &model.names, model.byte_fallback, model.unknown_surface)?;
-    let merges = merges(&vocabulary, &model.scores)?;
+    let special = model.special()?;
+    let vocabulary = Vocabulary::new(model.pieces, special, model.byte_fallback, model.unknown_surface)?;
+    let merges = pieces::merges(&vocabulary, &model.scores)?;
     Ok((vocabulary, merges, model.add_dummy_prefix))
 }
 
@@ -71,10 +74,10 @@ impl<'a> Model<'a> {
     }
 
     fn read_piece(&mut self, message: &'a [u8]) -> Reason<()> {
-        let id = self.pieces.len();
-        if id == MAX_PIECES {
+        if self.pieces.len() == MAX_PIECES {
             return Err(format!("expected at most {MAX_PIECES} pieces, found more"));
         }
+        let id = self.pieces.len() as u32;
         let (mut text, mut score, mut kind) = ("", 0.0, 1);
         for field in Fields::new(message) {
             match field? {
@@ -84,28 +87,9 @@ impl<'a> Model<'a> {
                 _ => {}
             }
         }
-        let kind = match kind {
-            1 => Kind::Normal,
-            2 => Kind::Unknown,
-            3 => Kind::Control,
-            6 => Kind::Byte(parse_byte(text).ok_or_else(|| {
-                format!("piece {id}: expected a byte such as <0x0A>, found {:?}", shorten(text))
-            })?),
-            other => {
-                return Err(format!(
-                    "piece {id} {:?}: expected type 1 (normal), 2 (unknown), 3 (control) or 6 (byte), found {other}",
-                    shorten(text)
-                ));
-            }
-        };
-        if text.len() > MAX_PIECE_BYTES {
-            let len = text.len();
-            return Err(format!("piece {id}: expected at most {MAX_PIECE_BYTES} bytes, found {len}"));
-        }
-        if score.is_nan() {
-            return Err(format!("piece {id} {text:?}: expected a score, found {score}"));
-        }
-        self.pieces.push(Piece { text: text.into(), kind });
+        let kind = pieces::kind(id, text, kind)?;
+        pieces::check(id, text, score)?;
+        self.pieces.push((id, Piece { text: text.into(), kind }));
         self.scores.push(score);
         Ok(())
     }
@@ -148,6 +132,27 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
+    /// The pieces that the trainer's section names.
+    fn special(&self) -> Reason<Special> {
+        let find = |name: &str, kind: Kind| {
+            let (id, piece) = self
+                .pieces
+                .iter()
+                .find(|(_, piece)| *piece.text == *name)
+                .ok_or_else(|| format!("expected a piece {name:?}, found none"))?;
+            if piece.kind != kind {
+                let (expected, found) = (kind.name(), piece.kind.name());
+                return Err(format!("piece {id} {name:?}: expected kind {expected}, found {found}"));
+            }
+            Ok(*id)
+        };
+        Ok(Special {
+            unk: find(self.names.unk, Kind::Unknown)?,
+            bos: find(self.names.bos, Kind::Control)?,
+            eos: find(self.names.eos, Kind::Control)?,
+        })
+    }
+
     fn check(&self) -> Reason<()> {
         if self.pieces.is_empty() {
             return Err("expected pieces, found none".to_owned());
@@ -158,8 +163,8 @@ impl<'a> Model<'a> {
         if self.charsmap {
             return Err("precompiled_charsmap: expected none, found one".to_owned());
         }
-        let is_byte = |piece: &Piece| matches!(piece.kind, Kind::Byte(_));
-        if let Some(id) = self.pieces.iter().position(is_byte).filter(|_| !self.byte_fallback) {
+        let byte = self.pieces.iter().find(|(_, piece)| matches!(piece.kind, Kind::Byte(_)));
+        if let Some((id, _)) = byte.filter(|_| !self.byte_fallback) {
             return Err(format!("piece {id}: expected no bytes without byte_fallback, found one"));
         }
         for (field, found, expected) in [
@@ -173,33 +178,4 @@ impl<'a> Model<'a> {
         }
         Ok(())
     }
-}
-
-/// Spells the model's scores out as merges.
-///
-/// Sentencepiece merges two neighbours if what they make is a piece, the highest score first. All characters of all pieces being
-/// pieces, so are both neighbours, and the pair of ids says as much as the text. Pieces of equal score get equal ranks.
-fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Reason<Merges> {
-    let mut descending = scores.to_vec();
-    descending.sort_by(|a, b| b.total_cmp(a));
-    descending.dedup();
-    let rank = |score: f32| descending.partition_point(|&other| other > score) as u32;
-
-    let ids: HashMap<&str, u32> = vocabulary.normal().map(|(id, text)| (text, id)).collect();
-    let mut merges = Merges::new();
-    for (id, text) in vocabulary.normal() {
-        let rank = rank(scores[id as usize]);
-        for (at, character) in text.char_indices() {
-            if !ids.contains_key(&text[at..at + character.len_utf8()]) {
-                return Err(format!(
-                    "piece {id} {text:?}: expected characters that are pieces, found {character:?}"
-                ));
-            }
-            let (left, right) = text.split_at(at);
-            if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                merges.insert((left, right), Merge { rank, piece: id });
-            }
-        }
-    }
-    Ok(merges)
 }

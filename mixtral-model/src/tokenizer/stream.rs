@@ -61,7 +61,7 @@ impl<'t> StreamDecoder<'t> {
                 self.at_start &= vocabulary.unknown_surface.is_empty();
                 text.push_str(&vocabulary.unknown_surface);
             }
-            Kind::Normal => {
+            Kind::Normal | Kind::UserDefined | Kind::Unused | Kind::Added => {
                 let after_space = piece.text.strip_prefix('▁').filter(|_| self.at_start);
                 text.extend(
                     after_space.unwrap_or(&piece.text).chars().map(|c| if c == '▁' { ' ' } else { c }),

@@ -15,10 +15,10 @@ pub(crate) enum Layout {
     Metaspace(&'static str),
 }
 
-struct Piece {
-    text: String,
-    score: f32,
-    kind: u8,
+pub(crate) struct Piece {
+    pub(crate) text: String,
+    pub(crate) score: f32,
+    pub(crate) kind: u8,
 }
 
 pub(crate) fn as_json(model: &[u8], layout: Layout) -> Value {
@@ -95,7 +95,7 @@ pub(crate) fn without_bytes(mut model: &[u8]) -> Vec<u8> {
 }
 
 /// The pieces of an undamaged model: field 1 of the file, holding a text, a score and perhaps a type.
-fn pieces(mut file: &[u8]) -> Vec<Piece> {
+pub(crate) fn pieces(mut file: &[u8]) -> Vec<Piece> {
     let mut pieces = Vec::new();
     while let [0x0a, len, rest @ ..] = file {
         let (mut message, after) = rest.split_at(usize::from(*len));

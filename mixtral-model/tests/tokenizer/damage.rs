@@ -156,7 +156,7 @@ fn an_unknown_kind_of_model_is_an_error() {
         ("another BOS", &[0x12, 4, 0xf2, 2, 1, b'e'], "\"e\": expected kind control, found normal"),
         ("twice", &[0x0a, 3, 0x0a, 1, b'e'], "piece 2048: expected a new text, found \"e\" of piece"),
         ("no text", &[0x0a, 0], "piece 2048: expected a text, found none"),
-        ("user-defined", &[0x0a, 5, 0x0a, 1, b'~', 0x18, 4], "piece 2048 \"~\": expected type 1"),
+        ("no type", &[0x0a, 5, 0x0a, 1, b'~', 0x18, 7], "piece 2048 \"~\": expected a type from 1"),
         ("no byte", &[0x0a, 5, 0x0a, 1, b'~', 0x18, 6], "piece 2048: expected a byte such as <0x0A>"),
         (
             "score",

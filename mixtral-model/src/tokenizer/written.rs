@@ -1,0 +1,121 @@
+//! What is done to a text before BPE: cutting out the tokens that are written in it, and putting `▁` for spaces.
+
+use std::borrow::Cow;
+
+use super::bpe::Bpe;
+use super::find::{Finder, Part};
+use super::vocabulary::Vocabulary;
+
+/// How `▁` comes to stand for spaces and in front: first the steps of a normaliser, then a pre-tokeniser.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Layout {
+    pub(super) normalizer: Vec<Step>,
+    pub(super) metaspace: Option<Metaspace>,
+    /// Texts that are their own pieces once `▁` has been put.
+    pub(super) isolated: Finder,
+}
+
+/// A step of a normaliser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Puts `▁` in front.
+    Prepend,
+    /// Puts `▁` for spaces.
+    MarkSpaces,
+}
+
+/// A pre-tokeniser that puts `▁` for spaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Metaspace {
+    /// Where it puts `▁` in front of a stretch of text that does not begin with one.
+    pub(super) scheme: Scheme,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scheme {
+    /// Of every stretch between tokens.
+    Always,
+    /// Of one that begins the text.
+    First,
+}
+
+/// How a text is encoded in which tokens may be written.
+pub(super) struct Written {
+    pub(super) layout: Layout,
+    /// The tokens that are found in the text as it is.
+    raw: Finder,
+    /// The tokens that are found in what the normaliser makes of the text.
+    normalized: Finder,
+}
+
+impl Layout {
+    /// As sentencepiece: a space in front of every stretch of text if `space_in_front`, and `▁` for all spaces.
+    pub(super) fn sentencepiece(space_in_front: bool, isolated: Finder) -> Self {
+        let normalizer =
+            if space_in_front { vec![Step::Prepend, Step::MarkSpaces] } else { vec![Step::MarkSpaces] };
+        Self { normalizer, metaspace: None, isolated }
+    }
+
+    pub(super) fn normalize<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        let mut text = Cow::Borrowed(text);
+        if text.is_empty() {
+            return text;
+        }
+        for step in &self.normalizer {
+            text = match step {
+                Step::Prepend => Cow::Owned(format!("▁{text}")),
+                Step::MarkSpaces if text.contains(' ') => Cow::Owned(text.replace(' ', "▁")),
+                Step::MarkSpaces => text,
+            };
+        }
+        text
+    }
+
+    /// Appends the pieces of a stretch of normalised text without tokens; `first` if it begins the whole text.
+    fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, first: bool, out: &mut Vec<u32>) {
+        let mut text = Cow::Borrowed(text);
+        if let Some(Metaspace { scheme }) = self.metaspace {
+            text = Cow::Owned(text.replace(' ', "▁"));
+            if !text.starts_with('▁') && (scheme == Scheme::Always || first) {
+                text = Cow::Owned(format!("▁{text}"));
+            }
+        }
+        encode_isolating(&self.isolated, bpe, vocabulary, &text, out);
+    }
+}
+
+impl Written {
+    /// Takes the tokens to look for before and after normalisation; the latter are spelled as the normaliser leaves them.
+    pub(super) fn new(layout: Layout, raw: Finder, normalized: Finder) -> Self {
+        Self { layout, raw, normalized }
+    }
+
+    /// Appends the pieces of `text`, in which tokens count as such, to `out`.
+    pub(super) fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
+        self.raw.split(text, |part| match part {
+            Part::Token(id) => out.push(id),
+            Part::Text(text, first) => {
+                self.normalized.split(&self.layout.normalize(text), |part| match part {
+                    Part::Token(id) => out.push(id),
+                    Part::Text(text, still) => {
+                        self.layout.encode(bpe, vocabulary, text, first && still, out);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Appends the pieces of `text`, in which `▁` stands for spaces, to `out`; what is isolated in it grows into nothing else.
+pub(super) fn encode_isolating(
+    isolated: &Finder,
+    bpe: &Bpe,
+    vocabulary: &Vocabulary,
+    text: &str,
+    out: &mut Vec<u32>,
+) {
+    isolated.split(text, |part| match part {
+        Part::Token(id) => out.push(id),
+        Part::Text(text, _) => bpe.encode(vocabulary, text, out),
+    });
+}
