@@ -12,7 +12,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use mixtral_model::{
-    Access, Checkpoint, Compute, Config, Model, PerplexityOptions, SessionOptions, Tokenizer, Workspace,
+    Access, Checkpoint, Compute, Config, Loader, Model, PerplexityOptions, SessionOptions, Tokenizer,
+    Workspace,
 };
 use moe_kernels::{Activations, Backend, BlockType, WeightMatrix};
 
@@ -25,10 +26,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let perplexity = |block: Option<BlockType>, activations| -> Result<(f64, Model), Box<dyn Error>> {
         let compute = Compute { backend: Backend::best(), activations };
-        let model = Model::load_with(config.clone(), &checkpoint, compute, |_, weight| match block {
-            Some(block) => Ok(quantised(&weight, block)?),
-            None => Ok(weight),
-        })?;
+        let model = Loader::new(config.clone(), &checkpoint, compute)
+            .map_weights(|_, weight| match block {
+                Some(block) => Ok(quantised(&weight, block)?),
+                None => Ok(weight),
+            })
+            .load()?;
         let mut session = model.session(SessionOptions::default())?;
         let options = PerplexityOptions::new(256);
         let go_on = |_| ControlFlow::Continue(());

@@ -32,7 +32,7 @@ pub struct Report {
     /// Sizes by part of the model, in the order of a forward pass; parts without tensors are left out.
     pub kinds: Vec<KindReport>,
     /// Bytes of the model's tensors by element type, by name.
-    pub dtypes: BTreeMap<&'static str, u64>,
+    pub dtypes: BTreeMap<String, u64>,
     /// The sizes of the config.
     pub geometry: Geometry,
     /// The latest tokens that a token attends to; `None` is full causal attention.
@@ -55,6 +55,14 @@ pub struct KindReport {
     pub parameters: u64,
     /// Bytes stored.
     pub bytes: u64,
+    /// The same by element type, by name.
+    pub dtypes: BTreeMap<String, u64>,
+}
+
+impl KindReport {
+    fn none(kind: Kind) -> Self {
+        Self { kind, tensors: 0, parameters: 0, bytes: 0, dtypes: BTreeMap::new() }
+    }
 }
 
 /// The sizes of a [`Config`], under the same names.
@@ -119,19 +127,18 @@ impl Report {
     pub fn new(config: &Config, checkpoint: &Checkpoint) -> Result<Self> {
         let unused = checkpoint.verify(config)?.into_iter().map(str::to_owned).collect();
         let manifest = Manifest::new(config);
-        let mut kinds: Vec<_> =
-            Kind::ALL.map(|kind| KindReport { kind, tensors: 0, parameters: 0, bytes: 0 }).into();
-        let mut dtypes = BTreeMap::new();
+        let mut kinds: Vec<_> = Kind::ALL.map(KindReport::none).into();
+        let mut dtypes: BTreeMap<String, u64> = BTreeMap::new();
         for spec in manifest.tensors() {
-            let Some(entry) = checkpoint.entry(&spec.name) else { continue };
-            if let Some(of_kind) = kinds.iter_mut().find(|of_kind| of_kind.kind == spec.kind) {
+            let place = checkpoint.place(&spec, config)?;
+            let format = place.format.to_string();
+            if let Some(of_kind) = kinds.iter_mut().find(|of_kind| of_kind.kind == spec.kind()) {
                 of_kind.tensors += 1;
                 of_kind.parameters += spec.elements();
-                of_kind.bytes += entry.bytes;
+                of_kind.bytes += place.bytes;
+                *of_kind.dtypes.entry(format.clone()).or_default() += place.bytes;
             }
-            if let Some(dtype) = entry.dtype() {
-                *dtypes.entry(dtype.name()).or_default() += entry.bytes;
-            }
+            *dtypes.entry(format).or_default() += place.bytes;
         }
         kinds.retain(|of_kind| of_kind.tensors > 0);
 
@@ -140,7 +147,7 @@ impl Report {
         let positions = config.sliding_window.unwrap_or(usize::MAX).min(config.max_positions);
         Ok(Self {
             path: checkpoint.root().to_path_buf(),
-            layout: checkpoint.layout(),
+            layout: checkpoint.layout().clone(),
             files: checkpoint.files().len(),
             file_bytes: checkpoint.files().map(|(_, len)| len).sum(),
             tensors: checkpoint.entries().len(),
@@ -178,7 +185,6 @@ impl Geometry {
     }
 }
 
-/// Bytes that can be allocated without swapping, where the system says so.
 /// Bytes that could be allocated now: `MemAvailable` of `/proc/meminfo`. `None` where there is no such file.
 pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
@@ -197,7 +203,7 @@ impl fmt::Display for Report {
             self.tensors,
             self.files,
             plural(self.files),
-            self.dtypes.keys().copied().collect::<Vec<_>>().join(" and "),
+            names(&self.dtypes),
         )?;
         writeln!(f, "layout      {}", self.layout)?;
         writeln!(
@@ -208,13 +214,14 @@ impl fmt::Display for Report {
             Count(self.active_parameters)
         )?;
         for of_kind in &self.kinds {
-            let KindReport { kind, tensors, parameters, bytes } = of_kind;
+            let KindReport { kind, tensors, parameters, bytes, dtypes } = of_kind;
             let (parameters, bytes) = (Count(*parameters), Bytes(*bytes));
             writeln!(
                 f,
-                "  {:<10}{parameters:>10} {bytes:>10} in {tensors} tensor{}",
+                "  {:<10}{parameters:>10} {bytes:>10} in {tensors} tensor{}, {}",
                 kind.name(),
-                plural(*tensors)
+                plural(*tensors),
+                names(dtypes)
             )?;
         }
         writeln!(
@@ -257,6 +264,11 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// `f32 and q4_k`.
+fn names(dtypes: &BTreeMap<String, u64>) -> String {
+    dtypes.keys().map(String::as_str).collect::<Vec<_>>().join(" and ")
 }
 
 fn plural(n: usize) -> &'static str {

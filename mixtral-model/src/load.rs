@@ -1,26 +1,31 @@
 //! Assembling a model from the tensors of a checkpoint.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use moe_core::{MoeLayer, memory};
 use moe_kernels::attention::AttentionShape;
-use moe_kernels::{Activations, Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix, widen_row};
+use moe_kernels::{Activations, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use moe_router::TopK;
 
+use crate::checkpoint::Place;
+use crate::layout::RowOrder;
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
 use crate::model::{Compute, Layer, Model};
 use crate::products::Products;
 use crate::rope::Rope;
-use crate::{Access, Checkpoint, Config, Error, ExpertMatrix, Result};
+use crate::{Access, Checkpoint, Config, Error, ExpertMatrix, Result, Source};
 
 impl Model {
-    /// Loads a model directory with memory-mapped weights on this processor's best backend.
+    /// Loads the model of a directory, a GGUF file or the hub's local cache with memory-mapped weights on this processor's best
+    /// backend.
     ///
     /// # Errors
     ///
-    /// Those of [`Config::from_dir`], [`Checkpoint::open`] and [`load`](Self::load).
-    pub fn open(dir: &Path) -> Result<Self> {
-        Self::load(Config::from_dir(dir)?, &Checkpoint::open(dir, Access::Map)?, Backend::best())
+    /// Those of [`Source::find`], [`Source::config`], [`Source::checkpoint`] and [`load`](Self::load).
+    pub fn open(source: &Path) -> Result<Self> {
+        let source = Source::find(source)?;
+        Self::load(source.config()?, &source.checkpoint(Access::Map)?, Compute::default())
     }
 
     /// Assembles a model from the tensors that its config implies; mapped weights stay where they lie.
@@ -30,84 +35,183 @@ impl Model {
     /// [`Error::Config`] if the config is not [valid](Config::validate); [`Error::Tensor`] where a tensor is missing or has
     /// another shape or type; [`Error::Io`].
     pub fn load(config: Config, checkpoint: &Checkpoint, compute: impl Into<Compute>) -> Result<Self> {
-        Self::load_with(config, checkpoint, compute, |_, weight| Ok(weight))
+        Loader::new(config, checkpoint, compute).load()
+    }
+}
+
+/// Assembles a model otherwise than [`Model::load`] does: with other weights, or with mixture-of-experts layers of one's own.
+pub struct Loader<'a> {
+    config: Config,
+    checkpoint: &'a Checkpoint,
+    compute: Compute,
+    weight: Box<MapWeight<'a>>,
+    moe: Box<MakeMoe<'a>>,
+}
+
+type MapWeight<'a> = dyn Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix> + 'a;
+type MakeMoe<'a> = dyn FnMut(&MoeParts<'_>) -> Result<MoeLayer> + 'a;
+
+impl<'a> Loader<'a> {
+    /// What assembles the model as [`Model::load`] does.
+    pub fn new(config: Config, checkpoint: &'a Checkpoint, compute: impl Into<Compute>) -> Self {
+        Self {
+            config,
+            checkpoint,
+            compute: compute.into(),
+            weight: Box::new(|_, weight| Ok(weight)),
+            moe: Box::new(|parts| parts.layer()),
+        }
     }
 
-    /// [`load`](Self::load) with every matrix that is multiplied with, but for the gates', replaced by what `weight(spec,
-    /// matrix)` makes of it: the same in another type, say.
+    /// The same, with every matrix that is multiplied with, but for the gates', replaced by what `weight(spec, matrix)` makes of
+    /// it: the same in another type, say. Rows come and go in the order that is stored.
+    pub fn map_weights(
+        self,
+        weight: impl Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix> + 'a,
+    ) -> Self {
+        Self { weight: Box::new(weight), ..self }
+    }
+
+    /// The same, with each layer's gate, router and experts put together by `moe`, which is given what the checkpoint has for them
+    /// before any of it is read: a bank of one's own may read its experts later, or elsewhere.
+    pub fn moe_layers(self, moe: impl FnMut(&MoeParts<'_>) -> Result<MoeLayer> + 'a) -> Self {
+        Self { moe: Box::new(moe), ..self }
+    }
+
+    /// Assembles the model.
     ///
     /// # Errors
     ///
-    /// As `load`; what `weight` gives back; [`Error::Kernels`] where it gives a matrix of another shape to an expert.
-    pub fn load_with(
-        config: Config,
-        checkpoint: &Checkpoint,
-        compute: impl Into<Compute>,
-        weight: impl Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix>,
-    ) -> Result<Self> {
+    /// Those of [`Model::load`]; what the closures give back; [`Error::Kernels`] where a closure gives a matrix of another shape
+    /// to an expert.
+    pub fn load(self) -> Result<Model> {
+        let Self { config, checkpoint, compute, weight, mut moe } = self;
         // A config that was read is valid, but its fields are public.
         config.validate(checkpoint.root())?;
         checkpoint.verify(&config)?;
+        let products = Cell::new(Products::default());
+        let weights = Weights { config: &config, checkpoint, compute, map: &*weight, products: &products };
         let manifest = Manifest::new(&config);
-        let compute = compute.into();
-        let mut loader =
-            Loader { config: &config, checkpoint, compute, weight: &weight, products: Products::default() };
         // A head that is the embedding shares its memory, and is multiplied with.
         let (embedding, head) = match manifest.head() {
-            Some(spec) => (loader.matrix(&manifest.embedding())?, loader.factor(&spec)?),
+            Some(spec) => (weights.stored(&manifest.embedding())?, weights.factor(&spec)?),
             None => {
-                let both = loader.factor(&manifest.embedding())?;
+                let both = weights.factor(&manifest.embedding())?;
                 (both.clone(), both)
             }
         };
-        let head = loader.linear_of(head);
+        let head = weights.linear_of(head);
         let mut layers = Vec::new();
         for n in 0..config.layers {
-            layers.push(loader.layer(n, manifest.layer(n))?);
+            layers.push(weights.layer(n, manifest.layer(n), &mut *moe)?);
         }
-        let norm = loader.vector(&manifest.final_norm())?;
-        let products = loader.products;
-        Ok(Self { compute, products, embedding, rope: Rope::new(&config), layers, norm, head, config })
+        let norm = weights.vector(&manifest.final_norm())?;
+        let (rope, products) = (Rope::new(&config), products.get());
+        Ok(Model { compute, products, embedding, rope, layers, norm, head, config })
     }
 }
 
-struct Loader<'a> {
+/// What a mixture-of-experts layer can be made of. Nothing is read before it is asked for.
+pub struct MoeParts<'a> {
+    weights: Weights<'a>,
+    tensors: LayerManifest<'a>,
+    index: usize,
+}
+
+impl MoeParts<'_> {
+    /// The layer's number, from 0.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The model's hyperparameters.
+    pub fn config(&self) -> &Config {
+        self.weights.config
+    }
+
+    /// How the model computes.
+    pub fn compute(&self) -> Compute {
+        self.weights.compute
+    }
+
+    /// The layer as the model has it: its gate, top-k routing, all experts.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`gate`](Self::gate) and [`bank`](Self::bank); [`Error::Layer`].
+    pub fn layer(&self) -> Result<MoeLayer> {
+        let of_layer = |source| Error::Layer { layer: self.index, source };
+        let router = TopK::new(self.config().experts_per_token).map_err(of_layer)?;
+        MoeLayer::new(Box::new(self.gate()?), Box::new(router), Box::new(self.bank()?)).map_err(of_layer)
+    }
+
+    /// The gate.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn gate(&self) -> Result<Linear> {
+        let gate = Linear::new(self.weights.stored(&self.tensors.gate())?, self.compute().backend);
+        self.weights.count(Activations::F32);
+        Ok(gate)
+    }
+
+    /// All experts, where they lie.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`expert`](Self::expert); [`Error::Kernels`] where a closure has given an expert a matrix of another shape.
+    pub fn bank(&self) -> Result<SwiGluExperts> {
+        let experts = (0..self.config().experts).map(|e| self.expert(e)).collect::<Result<Vec<_>>>()?;
+        let Compute { backend, activations } = self.compute();
+        let bank = SwiGluExperts::new(experts, backend)?.with_input_precision(activations);
+        for e in 0..self.config().experts {
+            bank.bank().input_precision(e).into_iter().for_each(|kind| self.weights.count(kind));
+        }
+        Ok(bank)
+    }
+
+    /// The matrices of an expert.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; what the closure of [`Loader::map_weights`] gives back.
+    pub fn expert(&self, expert: usize) -> Result<SwiGluWeights> {
+        let matrix = |m| self.weights.factor(&self.tensors.expert(expert, m));
+        let (w1, w2, w3) = (matrix(ExpertMatrix::W1)?, matrix(ExpertMatrix::W2)?, matrix(ExpertMatrix::W3)?);
+        Ok(SwiGluWeights { w1, w2, w3 })
+    }
+
+    /// Where a matrix of an expert lies, for a bank that reads it itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] for an expert that the model does not have.
+    pub fn place(&self, expert: usize, matrix: ExpertMatrix) -> Result<Place<'_>> {
+        self.weights.checkpoint.place(&self.tensors.expert(expert, matrix), self.config())
+    }
+}
+
+/// The checkpoint's tensors as parts of a model.
+#[derive(Clone, Copy)]
+struct Weights<'a> {
     config: &'a Config,
     checkpoint: &'a Checkpoint,
     compute: Compute,
-    weight: &'a dyn Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix>,
-    products: Products,
+    map: &'a MapWeight<'a>,
+    products: &'a Cell<Products>,
 }
 
-impl Loader<'_> {
-    fn layer(&mut self, n: usize, tensors: LayerManifest<'_>) -> Result<Layer> {
+impl<'a> Weights<'a> {
+    fn layer(self, n: usize, tensors: LayerManifest<'a>, moe: &mut MakeMoe<'_>) -> Result<Layer> {
         let config = self.config;
-        let mut experts = Vec::new();
-        for e in 0..config.experts {
-            let matrix = |m| self.factor(&tensors.expert(e, m));
-            let (w1, w2, w3) =
-                (matrix(ExpertMatrix::W1)?, matrix(ExpertMatrix::W2)?, matrix(ExpertMatrix::W3)?);
-            experts.push(SwiGluWeights { w1, w2, w3 });
-        }
-        let Compute { backend, activations } = self.compute;
-        let bank = SwiGluExperts::new(experts, backend)?.with_input_precision(activations);
-        self.products.count(Activations::F32);
-        for e in 0..config.experts {
-            bank.bank().input_precision(e).into_iter().for_each(|kind| self.products.count(kind));
-        }
-        let of_layer = |source| Error::Layer { layer: n, source };
-        let moe = MoeLayer::new(
-            Box::new(Linear::new(self.matrix(&tensors.gate())?, backend)),
-            Box::new(TopK::new(config.experts_per_token).map_err(of_layer)?),
-            Box::new(bank),
-        )
-        .map_err(of_layer)?;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
             q: self.linear(&tensors.q_proj())?,
             k: self.linear(&tensors.k_proj())?,
             v: self.linear(&tensors.v_proj())?,
             o: self.linear(&tensors.o_proj())?,
+            order: self.order(&tensors)?,
             shape: AttentionShape {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
@@ -116,37 +220,47 @@ impl Loader<'_> {
                 window: config.sliding_window,
             },
             moe_norm: self.vector(&tensors.post_attention_norm())?,
-            moe: moe.with_index(n),
+            moe: moe(&MoeParts { weights: self, tensors, index: n })?.with_index(n),
         })
     }
 
-    fn linear(&mut self, spec: &TensorSpec) -> Result<Linear> {
-        let weight = self.factor(spec)?;
-        Ok(self.linear_of(weight))
+    /// The order of the rows of queries and keys.
+    fn order(&self, tensors: &LayerManifest<'_>) -> Result<RowOrder> {
+        Ok(self.checkpoint.place(&tensors.q_proj(), self.config)?.order)
     }
 
-    fn linear_of(&mut self, weight: WeightMatrix) -> Linear {
+    fn linear(&self, spec: &TensorSpec) -> Result<Linear> {
+        Ok(self.linear_of(self.factor(spec)?))
+    }
+
+    fn linear_of(&self, weight: WeightMatrix) -> Linear {
         let linear = Linear::new(weight, self.compute.backend).with_input_precision(self.compute.activations);
-        self.products.count(linear.input_precision());
+        self.count(linear.input_precision());
         linear
     }
 
     /// A matrix that is multiplied with, as whoever loads wants it.
     fn factor(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
-        (self.weight)(spec, self.matrix(spec)?)
+        (self.map)(spec, self.stored(spec)?)
     }
 
-    fn matrix(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
-        let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
-        Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, spec.shape[0], spec.shape[1])?)
+    fn stored(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
+        self.checkpoint.matrix(&self.checkpoint.place(spec, self.config)?)
     }
 
     /// A norm's weight, widened.
     fn vector(&self, spec: &TensorSpec) -> Result<Vec<f32>> {
-        let tensor = self.checkpoint.require(&spec.name, &spec.shape)?;
+        let row = self.stored(spec)?;
         let mut wide = Vec::new();
-        memory::grow(&mut wide, spec.shape[0], 0.0, "norm weight")?;
-        widen_row(tensor.dtype, &tensor.bytes, &mut wide);
+        memory::grow(&mut wide, row.columns(), 0.0, "norm weight")?;
+        row.widen_row(0, &mut wide);
         Ok(wide)
+    }
+
+    /// Counts one more matrix.
+    fn count(&self, activations: Activations) {
+        let mut products = self.products.get();
+        products.count(activations);
+        self.products.set(products);
     }
 }

@@ -8,6 +8,7 @@ use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::batch::Batch;
+use crate::layout::RowOrder;
 use crate::products::Products;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
@@ -61,6 +62,8 @@ pub(crate) struct Layer {
     pub(crate) v: Linear,
     /// heads · head_dim to D.
     pub(crate) o: Linear,
+    /// Of the rows of `q` and `k`.
+    pub(crate) order: RowOrder,
     pub(crate) shape: AttentionShape,
     /// `[D]`.
     pub(crate) moe_norm: Vec<f32>,
@@ -189,7 +192,7 @@ impl Model {
         workspace: &mut Workspace,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let Workspace { batch, linear, attention, moe, .. } = workspace;
+        let Workspace { batch, head, linear, attention, moe, .. } = workspace;
         let Config { hidden_size: dim, heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
         let (q_width, kv_width, backend) = (heads * head_dim, kv_heads * head_dim, self.compute.backend);
         let all_rows = batch.wanted() == batch.rows() || observer.wants_all_rows();
@@ -225,7 +228,7 @@ impl Model {
                 Linear::forward_each([&layer.q, &layer.k, &layer.v], x, linear, qkv)
             }
             .map_err(at("q_proj, k_proj, v_proj"))?;
-            self.rope.rotate(batch.angles(), flat(&mut k), kv_width);
+            self.rope.rotate(batch.angles(), flat(&mut k), kv_width, layer.order, head)?;
             for (step, (rows, position)) in steps.iter_mut().zip(batch.steps()) {
                 let rows = rows.start * kv_width..rows.end * kv_width;
                 let (k, v) = (&flat(&mut k)[rows.clone()], &flat(&mut v)[rows]);
@@ -240,7 +243,7 @@ impl Model {
             }
 
             // hidden += o(attention(rotated q, cached k, cached v))
-            self.rope.rotate(batch.angles(), flat(&mut q), q_width);
+            self.rope.rotate(batch.angles(), flat(&mut q), q_width, layer.order, head)?;
             let mut attended = matrix(&mut workspace.attended, batch.rows(), q_width)?;
             for (step, (rows, position)) in steps.iter().zip(batch.steps()) {
                 let rows = Slice::from(rows);

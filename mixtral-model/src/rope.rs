@@ -1,7 +1,8 @@
 //! Rotary position embedding (Su et al., 2104.09864), in the half-split form of Hugging Face.
 
-use moe_core::memory::reserve;
+use moe_core::memory::{grow, reserve};
 
+use crate::layout::RowOrder;
 use crate::{Config, Error, Result};
 
 /// The inverse frequencies of a head, and the table of a batch.
@@ -39,17 +40,39 @@ impl Rope {
         Ok(())
     }
 
-    /// Rotates every head of every row in place: components i and i + head_dim / 2 are a plane. `x` is `[T, heads · head_dim]`.
-    pub(crate) fn rotate(&self, table: &[(f32, f32)], x: &mut [f32], row_len: usize) {
+    /// Rotates every head of every row in place: components i and i + head_dim / 2 are a plane, after they were brought into that
+    /// order. `x` is `[T, heads · head_dim]`; `copy` is memory for a head.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn rotate(
+        &self,
+        table: &[(f32, f32)],
+        x: &mut [f32],
+        row_len: usize,
+        order: RowOrder,
+        copy: &mut Vec<f32>,
+    ) -> Result<()> {
         let half = self.inverse_frequencies.len();
+        if order == RowOrder::Pairs {
+            grow(copy, 2 * half, 0.0, "a head of queries or keys")?;
+        }
         for (row, angles) in x.chunks_mut(row_len).zip(table.chunks(half)) {
             for head in row.chunks_mut(2 * half) {
+                if order == RowOrder::Pairs {
+                    copy[..2 * half].copy_from_slice(head);
+                    for (i, pair) in copy[..2 * half].chunks(2).enumerate() {
+                        (head[i], head[i + half]) = (pair[0], pair[1]);
+                    }
+                }
                 let (a, b) = head.split_at_mut(half);
                 for ((a, b), (cos, sin)) in a.iter_mut().zip(b).zip(angles) {
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
         }
+        Ok(())
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Workspace {
     pub(crate) k: Vec<f32>,
     /// Values, `[T, kv_heads · head_dim]`.
     pub(crate) v: Vec<f32>,
+    /// One head of one row, `[head_dim]`.
+    pub(crate) head: Vec<f32>,
     /// What attention gives, `[T, heads · head_dim]`.
     pub(crate) attended: Vec<f32>,
     /// Of the rows that are wanted, `[W, V]`.
@@ -42,8 +44,10 @@ impl Workspace {
 
     /// Bytes of memory that it holds on to.
     pub fn bytes(&self) -> usize {
-        let Self { batch, hidden, normed, delta, q, k, v, attended, logits, linear, attention, moe } = self;
-        let matrices = [hidden, normed, delta, q, k, v, attended, logits].map(held).iter().sum::<usize>();
+        let Self { batch, hidden, normed, delta, q, k, v, head, attended, logits, linear, attention, moe } =
+            self;
+        let matrices =
+            [hidden, normed, delta, q, k, v, head, attended, logits].map(held).iter().sum::<usize>();
         batch.bytes() + matrices + linear.bytes() + attention.bytes() + moe.bytes()
     }
 }

@@ -32,8 +32,9 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model and machine")]
 pub(crate) struct Common {
-    /// Model directory as on the Hugging Face hub: config.json, safetensors weights, tokenizer [default: the demo]
-    #[arg(long, short, global = true, value_name = "DIR")]
+    /// The model: a directory as on the Hugging Face hub or of Mistral's own files, a GGUF file (the first part of a split one), or
+    /// the name of a repository in the hub's local cache [default: the demo]
+    #[arg(long, short, global = true, value_name = "SOURCE")]
     pub(crate) model: Option<PathBuf>,
     /// Worker threads [default: one a physical core that the process may use, or as many as its share of processor time
     /// allows]; results do not depend on it
@@ -209,14 +210,14 @@ impl SamplingArgs {
     }
 }
 
-/// Show what a model directory holds and what running it takes.
+/// Show what a model is made of and what running it takes.
 ///
 /// Reads the config and the headers of weight files, whatever their size.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inspect {
-    /// Model directory [default: that of --model, or the demo]
+    /// The model, as --model takes it [default: that of --model, or the demo]
     #[arg(conflicts_with = "model")]
-    pub(crate) dir: Option<PathBuf>,
+    pub(crate) source: Option<PathBuf>,
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,

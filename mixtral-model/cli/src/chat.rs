@@ -9,16 +9,18 @@ use mixtral_model::{Conversation, Ended, Error, Event, GenerateOptions, Workspac
 use crate::args::{Chat, Common};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::load;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::show::{Echo, Plain, Show, Spelling};
 use crate::summary::{self, aside};
 
 pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result<()> {
-    let sampling = args.sampling.apply(common.source().sampling()?);
+    let source = common.source()?;
+    let sampling = args.sampling.apply(source.sampling()?);
     sampling.check()?;
-    let model = common.load()?;
-    let tokenizer = common.load_tokenizer(&model)?;
+    let model = common.load(&source)?;
+    let tokenizer = load::tokenizer(&source, &model)?;
     let mut options = GenerateOptions::new(&model, args.max_tokens).with_sampling(sampling);
     options.stop.push(tokenizer.eos());
 

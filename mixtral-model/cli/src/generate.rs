@@ -9,6 +9,7 @@ use crate::args::{Common, Generate, RoutingView};
 use crate::failure::{Failure, Result, warn};
 use crate::input;
 use crate::interrupt::Interrupt;
+use crate::load;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::routing::{self, RoutedText, RoutedTokens, Routing, Watch};
@@ -20,20 +21,21 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
         Some(_) => None,
         None => Some(prompt_text(args)?),
     };
-    let sampling = args.sampling.apply(common.source().sampling()?);
+    let source = common.source()?;
+    let sampling = args.sampling.apply(source.sampling()?);
     sampling.check()?;
     if args.sampling.limits() && sampling.temperature == 0.0 {
         warn("greedy choice: --top-k, --top-p and --min-p do nothing without --temperature");
     }
 
-    let model = common.load()?;
+    let model = common.load(&source)?;
     let tokenizer = match (&args.ids, args.print_ids) {
         (Some(_), true) => None,
         (Some(_), false) => {
-            let tokenizer = common.load_tokenizer(&model);
+            let tokenizer = load::tokenizer(&source, &model);
             Some(tokenizer.map_err(|failure| Failure::NoTextOfIds(failure.into()))?)
         }
-        (None, _) => Some(common.load_tokenizer(&model)?),
+        (None, _) => Some(load::tokenizer(&source, &model)?),
     };
     let prompt = match (&args.ids, &text, &tokenizer) {
         (Some(ids), ..) => ids.0.clone(),

@@ -4,11 +4,11 @@ use mixtral_model::Report;
 
 use crate::args::{Common, Inspect};
 use crate::failure::Result;
-use crate::load::Source;
+use crate::load;
 use crate::output::Output;
 
 pub(crate) fn run(common: &Common, args: &Inspect) -> Result<()> {
-    let source = Source::new(args.dir.as_deref().or(common.model.as_deref()));
+    let source = load::source(args.source.as_deref().or(common.model.as_deref()))?;
     let checkpoint = source.checkpoint(common.access())?;
     let report = Report::new(&source.config()?, &checkpoint)?;
     let mut out = Output::new();

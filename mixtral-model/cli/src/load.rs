@@ -1,65 +1,32 @@
-//! Where the model comes from: a directory, or the demo that is part of the program.
+//! The model that the command line means, with its warnings, and the demo that is part of the program.
 
 use std::path::Path;
 
-use bytes::Bytes;
-use mixtral_model::{
-    Access, Checkpoint, Compute, Config, Model, Sampling, Session, SessionOptions, Tokenizer,
-};
+use mixtral_model::{Access, Compute, Embedded, Model, Session, SessionOptions, Source, Tokenizer};
 
 use crate::args::Common;
 use crate::failure::{Result, warn};
 
-const CONFIG: &[u8] = include_bytes!("../demo/config.json");
-const GENERATION_CONFIG: &[u8] = include_bytes!("../demo/generation_config.json");
-const WEIGHTS: &[u8] = include_bytes!("../demo/model.safetensors");
-const TOKENIZER: &[u8] = include_bytes!("../demo/tokenizer.model");
+/// A tiny Mixtral, trained for demonstration.
+const DEMO: Embedded = Embedded {
+    name: "built-in demo",
+    config: include_bytes!("../demo/config.json"),
+    generation_config: include_bytes!("../demo/generation_config.json"),
+    weights: include_bytes!("../demo/model.safetensors"),
+    tokenizer: include_bytes!("../demo/tokenizer.model"),
+};
 
-/// A model that nobody has read yet.
-#[derive(Clone, Copy)]
-pub(crate) enum Source<'a> {
-    Demo,
-    Directory(&'a Path),
-}
-
-impl<'a> Source<'a> {
-    pub(crate) fn new(dir: Option<&'a Path>) -> Self {
-        dir.map_or(Self::Demo, Self::Directory)
-    }
-
-    pub(crate) fn config(self) -> Result<Config> {
-        Ok(match self {
-            Self::Demo => Config::from_json(CONFIG, Path::new("demo/config.json"))?,
-            Self::Directory(dir) => Config::from_dir(dir)?,
-        })
-    }
-
-    pub(crate) fn checkpoint(self, access: Access) -> Result<Checkpoint> {
-        Ok(match self {
-            Self::Demo => Checkpoint::from_bytes(Path::new("built-in demo"), Bytes::from_static(WEIGHTS))?,
-            Self::Directory(dir) => Checkpoint::open(dir, access)?,
-        })
-    }
-
-    pub(crate) fn tokenizer(self) -> Result<Tokenizer> {
-        Ok(match self {
-            Self::Demo => Tokenizer::from_sentencepiece(TOKENIZER, Path::new("demo/tokenizer.model"))?,
-            Self::Directory(dir) => Tokenizer::from_dir(dir)?,
-        })
-    }
-
-    /// How the model wishes to be sampled.
-    pub(crate) fn sampling(self) -> Result<Sampling> {
-        Ok(match self {
-            Self::Demo => Sampling::from_json(GENERATION_CONFIG, Path::new("demo/generation_config.json"))?,
-            Self::Directory(dir) => Sampling::from_dir(dir)?,
-        })
-    }
+/// The model of that path or name, or the demo.
+pub(crate) fn source(name: Option<&Path>) -> Result<Source> {
+    Ok(match name {
+        None => Source::embedded(DEMO),
+        Some(name) => Source::find(name)?,
+    })
 }
 
 impl Common {
-    pub(crate) fn source(&self) -> Source<'_> {
-        Source::new(self.model.as_deref())
+    pub(crate) fn source(&self) -> Result<Source> {
+        source(self.model.as_deref())
     }
 
     pub(crate) fn access(&self) -> Access {
@@ -72,9 +39,10 @@ impl Common {
     }
 
     /// Loads the model, with a warning of what in its files it has no use for.
-    pub(crate) fn load(&self) -> Result<Model> {
-        let config = self.source().config()?;
-        let checkpoint = self.source().checkpoint(self.access())?;
+    pub(crate) fn load(&self, source: &Source) -> Result<Model> {
+        let config = source.config()?;
+        source.warnings()?.iter().for_each(|warning| warn(warning));
+        let checkpoint = source.checkpoint(self.access())?;
         let unused = checkpoint.verify(&config)?;
         if let Some(first) = unused.first() {
             let first = first.escape_debug();
@@ -87,13 +55,6 @@ impl Common {
         Ok(Model::load(config, &checkpoint, compute)?)
     }
 
-    /// Loads the tokenizer of a model.
-    pub(crate) fn load_tokenizer(&self, model: &Model) -> Result<Tokenizer> {
-        let tokenizer = self.source().tokenizer()?;
-        tokenizer.require_at_most(model.config().vocab_size)?;
-        Ok(tokenizer)
-    }
-
     pub(crate) fn session(&self, model: &Model) -> Result<Session> {
         let mut options = SessionOptions::default().with_kv_dtype(self.kv_type.into());
         if let Some(context) = self.context {
@@ -101,6 +62,13 @@ impl Common {
         }
         Ok(model.session(options)?)
     }
+}
+
+/// Loads the tokenizer of a model.
+pub(crate) fn tokenizer(source: &Source, model: &Model) -> Result<Tokenizer> {
+    let tokenizer = source.tokenizer()?;
+    tokenizer.require_at_most(model.config().vocab_size)?;
+    Ok(tokenizer)
 }
 
 #[cfg(test)]
@@ -111,11 +79,13 @@ mod tests {
 
     #[test]
     fn the_demo_is_whole() {
-        let config = Source::Demo.config().unwrap();
-        let tokenizer = Source::Demo.tokenizer().unwrap();
+        let demo = Source::embedded(DEMO);
+        let config = demo.config().unwrap();
+        let tokenizer = demo.tokenizer().unwrap();
         tokenizer.require_at_most(config.vocab_size).unwrap();
-        assert!(Source::Demo.sampling().unwrap().temperature > 0.0);
-        let checkpoint = Source::Demo.checkpoint(Access::Map).unwrap();
+        assert!(demo.sampling().unwrap().temperature > 0.0);
+        assert_eq!(demo.warnings().unwrap(), Vec::<String>::new());
+        let checkpoint = demo.checkpoint(Access::Map).unwrap();
         assert_eq!(checkpoint.verify(&config).unwrap(), Vec::<&str>::new());
         Model::load(config, &checkpoint, Backend::best()).unwrap();
     }

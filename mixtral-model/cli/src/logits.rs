@@ -9,6 +9,7 @@ use moe_core::numerics;
 use crate::args::{Common, Logits};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::load;
 use crate::output::{Output, harmless};
 use crate::progress::Progress;
 use crate::summary::aside;
@@ -20,7 +21,8 @@ pub(crate) fn run(common: &Common, args: &Logits, interrupt: &Interrupt) -> Resu
     if let Some(out) = &args.out {
         require_directory(out)?;
     }
-    let model = common.load()?;
+    let source = common.source()?;
+    let model = common.load(&source)?;
     let mut session = common.session(&model)?;
     let ids = &args.ids.0;
     let prefill = args.prefill.map_or(ids.len(), usize::from);
@@ -34,7 +36,7 @@ pub(crate) fn run(common: &Common, args: &Logits, interrupt: &Interrupt) -> Resu
         drop(observer);
         let Some(path) = &args.out else {
             // A name for each id is welcome, and a model without a tokenizer too.
-            return Ok(Output::new().text(&summary(&trace, common.load_tokenizer(&model).ok().as_ref()))?);
+            return Ok(Output::new().text(&summary(&trace, load::tokenizer(&source, &model).ok().as_ref()))?);
         };
         trace.save(path)?;
         aside(&format!("{}: {} tokens, {} layers", path.display(), ids.len(), trace.layers()));

@@ -11,6 +11,7 @@ use crate::args::{Common, Perplexity};
 use crate::failure::{Failure, Result};
 use crate::input;
 use crate::interrupt::Interrupt;
+use crate::load;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::summary::{aside, speed, write_products};
@@ -33,8 +34,9 @@ pub(crate) fn run(common: &Common, args: &Perplexity, interrupt: &Interrupt) -> 
         Some(path) => input::file(path)?,
         None => input::text_or_stdin(None, "--text")?,
     };
-    let model = common.load()?;
-    let ids = common.load_tokenizer(&model)?.encode_with_bos(&text);
+    let source = common.source()?;
+    let model = common.load(&source)?;
+    let ids = load::tokenizer(&source, &model)?.encode_with_bos(&text);
     let mut session = common.session(&model)?;
     let window = args.window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
     let stride = args.stride.map_or(window, NonZeroUsize::get);

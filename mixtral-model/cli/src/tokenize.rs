@@ -18,7 +18,7 @@ struct Tokens<'a> {
 }
 
 pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
-    let tokenizer = common.source().tokenizer()?;
+    let tokenizer = common.source()?.tokenizer()?;
     let ids = match (&args.chat, args.text.as_deref()) {
         (Some(path), _) => encode_chat(&tokenizer, &messages(path)?)?,
         (None, text) => {

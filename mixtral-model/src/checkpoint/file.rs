@@ -1,22 +1,23 @@
 //! One weight file: where its bytes come from.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use bytes::Bytes;
 
-use super::header::{self, Entry, LENGTH_BYTES};
-use super::{Access, map};
+use super::safetensors::{self, LENGTH_BYTES};
+use super::{Access, Entry, map};
+use crate::gguf;
 use crate::input::open_regular;
 use crate::{Error, Result};
 
 /// An open weight file whose header has been checked.
 #[derive(Debug)]
 pub(super) struct WeightFile {
-    pub(super) path: PathBuf,
-    pub(super) len: u64,
+    path: PathBuf,
+    len: u64,
     /// Where the data begins.
     data: u64,
     source: Source,
@@ -30,18 +31,25 @@ enum Source {
     File(Mutex<File>),
 }
 
+/// The kinds of files that hold tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Container {
+    Safetensors,
+    Gguf,
+}
+
+/// Where a file's data begins, and what it says of its tensors.
+struct Header {
+    data: u64,
+    entries: Vec<Entry>,
+}
+
 impl WeightFile {
     /// Opens a file and reads its header. However data are accessed, the header is read, not mapped.
-    pub(super) fn open(path: PathBuf, access: Access) -> Result<(Self, Vec<Entry>)> {
+    pub(super) fn open(path: PathBuf, container: Container, access: Access) -> Result<(Self, Vec<Entry>)> {
         let (mut file, len) = open_regular(&path)?;
         let io = |source| Error::Io { path: path.clone(), source };
-        let mut start = Vec::with_capacity(LENGTH_BYTES);
-        (&mut file).take(LENGTH_BYTES as u64).read_to_end(&mut start).map_err(io)?;
-        let header_len = header::header_len(&start, len, &path)?;
-        let mut text = vec![0; header_len];
-        file.read_exact(&mut text).map_err(io)?;
-        let data = (LENGTH_BYTES + header_len) as u64;
-        let entries = header::parse(&text, len - data, &path)?;
+        let Header { data, entries } = Header::read(&mut file, len, container, &path)?;
         let source = match access {
             Access::Map | Access::Prefault | Access::Lock => {
                 let len = usize::try_from(len).map_err(|_| io(io::ErrorKind::FileTooLarge.into()))?;
@@ -55,10 +63,9 @@ impl WeightFile {
     /// The same from bytes in memory.
     pub(super) fn from_bytes(path: PathBuf, bytes: Bytes) -> Result<(Self, Vec<Entry>)> {
         let len = bytes.len() as u64;
-        let header_len = header::header_len(&bytes, len, &path)?;
-        let data = LENGTH_BYTES + header_len;
-        let entries = header::parse(&bytes[LENGTH_BYTES..data], len - data as u64, &path)?;
-        Ok((Self { path, len, data: data as u64, source: Source::Shared(bytes) }, entries))
+        let container = if bytes.starts_with(gguf::MAGIC) { Container::Gguf } else { Container::Safetensors };
+        let Header { data, entries } = Header::read(&mut &*bytes, len, container, &path)?;
+        Ok((Self { path, len, data, source: Source::Shared(bytes) }, entries))
     }
 
     /// The data from `begin` to `end`, a range that the header's check has found to be inside the file.
@@ -68,13 +75,39 @@ impl WeightFile {
                 let data = self.data as usize;
                 Ok(bytes.slice(data + begin..data + end))
             }
-            Source::File(file) => read(file, self.data + begin as u64, end - begin)
+            Source::File(file) => read(file, self.offset(begin), end - begin)
                 .map_err(|source| Error::Io { path: self.path.clone(), source }),
         }
     }
 
+    /// Where in the file a place of the data is.
+    pub(super) fn offset(&self, place: usize) -> u64 {
+        self.data + place as u64
+    }
+
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl Header {
+    fn read(source: &mut impl Read, len: u64, container: Container, path: &Path) -> Result<Self> {
+        if container == Container::Gguf {
+            let gguf::Header { data, entries, .. } = gguf::Header::read(BufReader::new(source), len, path)?;
+            return Ok(Self { data, entries });
+        }
+        let io = |source| Error::Io { path: path.to_path_buf(), source };
+        let mut start = Vec::with_capacity(LENGTH_BYTES);
+        source.take(LENGTH_BYTES as u64).read_to_end(&mut start).map_err(io)?;
+        let header_len = safetensors::header_len(&start, len, path)?;
+        let mut text = vec![0; header_len];
+        source.read_exact(&mut text).map_err(io)?;
+        let data = (LENGTH_BYTES + header_len) as u64;
+        Ok(Self { data, entries: safetensors::parse(&text, len - data, path)? })
     }
 }
 

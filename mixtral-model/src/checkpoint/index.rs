@@ -17,7 +17,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Reads an index. Shard names are plain file names: nothing in it can lead out of the directory.
+    /// Reads an index. Shards are files in or below its directory: nothing in it can lead out.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let error = |field: &str, expected: &str, found: String| Error::Config {
             path: path.to_path_buf(),
@@ -36,10 +36,10 @@ impl Index {
         let mut map = BTreeMap::new();
         for (tensor, shard) in entries {
             match shard {
-                Value::String(shard) if is_plain_name(&shard) => map.insert(tensor, shard),
+                Value::String(shard) if stays_inside(&shard) => map.insert(tensor, shard),
                 other => {
                     let field = format!("weight_map: {tensor}");
-                    return Err(error(&field, "the plain name of a file beside the index", brief(&other)));
+                    return Err(error(&field, "the name of a file beside or below the index", brief(&other)));
                 }
             };
         }
@@ -52,10 +52,10 @@ impl Index {
     }
 }
 
-/// Whether `name` is one normal component on every system.
-fn is_plain_name(name: &str) -> bool {
-    let mut components = Path::new(name).components();
-    matches!(components.next(), Some(Component::Normal(component)) if component == name)
-        && components.next().is_none()
-        && !name.contains(['/', '\\', ':', '\0'])
+/// Whether `name` is a path of names alone, on every system: none up, none absolute.
+fn stays_inside(name: &str) -> bool {
+    !name.is_empty()
+        && !name.contains(['\\', ':', '\0'])
+        && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
+        && Path::new(name).components().all(|component| matches!(component, Component::Normal(_)))
 }

@@ -1,14 +1,16 @@
-//! The weight files of a model directory.
+//! The weight files of a model: those of a directory, or of a GGUF file and its further parts.
 //!
 //! Opening reads and checks headers only, so that a checkpoint of any size opens in milliseconds; a tensor's bytes
 //! are touched when somebody asks for them. Files are untrusted: whatever a header, an index or a name claims is
 //! checked against the file's real size before anything of that size is allocated, and only regular files are opened.
 
 mod file;
-mod header;
+mod foreign;
 mod index;
-mod layout;
 mod map;
+mod place;
+mod safetensors;
+mod stored;
 mod values;
 mod verify;
 
@@ -18,15 +20,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use moe_kernels::Dtype;
+use moe_kernels::WeightFormat;
 
-#[cfg(doc)]
-use crate::Error;
-use crate::Result;
-use file::WeightFile;
-use header::{Entry, brief_shape, tensor_error};
+use crate::layout::{Layout, Spelling};
+use crate::{Error, Result, gguf};
+use file::{Container, WeightFile};
 use index::Index;
-pub use layout::Layout;
+pub use place::Place;
+pub(crate) use stored::{Entry, StoredType};
 
 /// How a tensor's bytes are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -63,7 +64,7 @@ struct Stored {
     name: Arc<str>,
     /// Position in `files`.
     file: usize,
-    dtype: safetensors::Dtype,
+    stored: StoredType,
     shape: Vec<usize>,
     begin: usize,
     end: usize,
@@ -80,17 +81,17 @@ pub struct TensorEntry<'a> {
     pub shape: &'a [usize],
     /// The bytes it takes.
     pub bytes: u64,
-    stored: safetensors::Dtype,
+    stored: StoredType,
 }
 
 impl TensorEntry<'_> {
-    /// The element type, if it is one that weights can have.
-    pub fn dtype(&self) -> Option<Dtype> {
-        weight_dtype(self.stored)
+    /// How it is stored, if that is a format that weights can have.
+    pub fn format(&self) -> Option<WeightFormat> {
+        self.stored.format()
     }
 
-    /// The element type as the file spells it, such as `BF16` or `F8_E4M3`.
-    pub fn dtype_name(&self) -> String {
+    /// The element type as the file spells it, such as `BF16`, `F8_E4M3` or `Q4_K`.
+    pub fn format_name(&self) -> String {
         self.stored.to_string()
     }
 }
@@ -102,58 +103,78 @@ pub struct TensorView<'a> {
     pub name: &'a str,
     /// The file that holds it.
     pub path: &'a Path,
-    /// Element type.
-    pub dtype: Dtype,
+    /// How its rows are stored.
+    pub format: WeightFormat,
     /// Shape, row-major.
     pub shape: &'a [usize],
-    /// The elements, little-endian and of no particular alignment. Clones and slices share them.
+    /// Row after row, little-endian and of no particular alignment. Clones and slices share them.
     pub bytes: Bytes,
 }
 
 impl Checkpoint {
-    /// Opens the weights of a directory: `model.safetensors` or, if there is none, the shards that
-    /// `model.safetensors.index.json` names.
+    /// Opens the weights of a directory: `model.safetensors` or the shards that `model.safetensors.index.json` names, or else the
+    /// same of `consolidated`, as Mistral's own files are called.
     ///
-    /// The index must name plain files beside it, which may be symbolic links (the hub's cache is made of them).
-    /// Every tensor it lists must be in the shard it says; a tensor must not be in two shards. A tensor that it
-    /// does not list is found all the same.
+    /// The index must name files in or below the directory, which may be symbolic links (the hub's cache is made of them).
+    /// Every tensor it lists must be in the shard it says; a tensor may be in two shards only with the same bytes. A tensor that
+    /// it does not list is found all the same.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] if a file cannot be read; [`Error::Checkpoint`] if it is no regular file, no complete
-    /// safetensors file, or of a layout that is not supported; [`Error::Json`] if a header or the index is damaged;
+    /// safetensors file, or holds weights of a kind that is not supported; [`Error::Json`] if a header or the index is damaged;
     /// [`Error::Tensor`] if an entry of a header is impossible or the index and a shard disagree about it;
     /// [`Error::Config`] if a field of the index is not as expected.
     pub fn open(dir: &Path, access: Access) -> Result<Self> {
         let there = |path: &Path| fs::symlink_metadata(path).is_ok();
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        if there(&single) {
-            Self::from_file(dir, WeightFile::open(single, access)?)
-        } else if there(&index) {
-            Self::open_shards(dir, &index, access)
-        } else {
-            Err(layout::no_weights(dir))
+        for name in ["model", "consolidated"] {
+            let single = dir.join(format!("{name}.safetensors"));
+            if there(&single) {
+                return Self::from_files(dir, [WeightFile::open(single, Container::Safetensors, access)?]);
+            }
+            let index = dir.join(format!("{name}.safetensors.index.json"));
+            if there(&index) {
+                return Self::open_shards(dir, &index, access);
+            }
         }
+        Err(foreign::no_weights(dir))
     }
 
-    /// The same of a single safetensors file in memory; `name` is what errors and entries call it.
+    /// Opens the weights of a GGUF file, given its first part if it is in several.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] if a file cannot be read; [`Error::Checkpoint`] if it is no regular file or no complete GGUF file;
+    /// [`Error::Config`] for impossible metadata; [`Error::Tensor`] for an impossible tensor, or one that two parts have.
+    pub fn open_gguf(path: &Path, access: Access) -> Result<Self> {
+        let open = |part: PathBuf| WeightFile::open(part, Container::Gguf, access);
+        Self::from_files(path, gguf::parts(path)?.into_iter().map(open).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// The same of a single safetensors or GGUF file in memory; `name` is what errors and entries call it.
     pub fn from_bytes(name: &Path, bytes: Bytes) -> Result<Self> {
-        Self::from_file(name, WeightFile::from_bytes(name.to_path_buf(), bytes)?)
+        Self::from_files(name, [WeightFile::from_bytes(name.to_path_buf(), bytes)?])
     }
 
-    fn from_file(root: &Path, (file, entries): (WeightFile, Vec<Entry>)) -> Result<Self> {
+    fn from_files(root: &Path, files: impl IntoIterator<Item = (WeightFile, Vec<Entry>)>) -> Result<Self> {
         let mut this = Self::empty(root);
-        this.add(file, entries, |_| None)?;
+        for (file, entries) in files {
+            this.add(file, entries, |_| true)?;
+        }
         this.finish()
     }
 
     fn open_shards(dir: &Path, index_path: &Path, access: Access) -> Result<Self> {
         let index = Index::read(index_path)?;
-        let mut this = Self::empty(dir);
+        let (mut this, mut all_strays) = (Self::empty(dir), Vec::new());
         for shard in index.shards() {
-            let (file, entries) = WeightFile::open(dir.join(shard), access)?;
-            this.add(file, entries, |tensor| index.map.get(tensor).filter(|home| *home != shard).cloned())?;
+            let (file, entries) = WeightFile::open(dir.join(shard), Container::Safetensors, access)?;
+            let strays =
+                this.add(file, entries, |tensor| index.map.get(tensor).is_none_or(|home| home == shard))?;
+            all_strays.extend(strays);
+        }
+        for stray in &all_strays {
+            this.require_copy(stray, index.map.get(&*stray.name).map_or("", String::as_str))?;
         }
         for (tensor, shard) in &index.map {
             if !this.by_name.contains_key(tensor.as_str()) {
@@ -167,43 +188,63 @@ impl Checkpoint {
     fn empty(root: &Path) -> Self {
         Self {
             root: root.to_path_buf(),
-            layout: Layout::HubPerExpert,
+            layout: Layout::of(std::iter::empty()),
             files: Vec::new(),
             tensors: Vec::new(),
             by_name: HashMap::new(),
         }
     }
 
-    /// Adds a file and its tensors. `elsewhere` says where else a tensor ought to be, if not here.
+    /// Adds a file and those of its tensors that are `at_home` in it; gives back the others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] if another file has the same tensor with other bytes.
     fn add(
         &mut self,
         file: WeightFile,
         entries: Vec<Entry>,
-        elsewhere: impl Fn(&str) -> Option<String>,
-    ) -> Result<()> {
-        for Entry { name, dtype, shape, begin, end } in entries {
-            let elsewhere = elsewhere(&name).or_else(|| {
-                let home = self.entry(&name)?.path.file_name()?;
-                Some(home.to_string_lossy().into_owned())
-            });
-            if let Some(elsewhere) = elsewhere {
-                return Err(tensor_error(
-                    &file.path,
-                    &name,
-                    format!("it in {elsewhere}"),
-                    "it here".to_owned(),
-                ));
-            }
-            let name: Arc<str> = name.into();
-            self.by_name.insert(name.clone(), self.tensors.len());
-            self.tensors.push(Stored { name, file: self.files.len(), dtype, shape, begin, end });
-        }
+        at_home: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Stored>> {
+        let (number, mut strays) = (self.files.len(), Vec::new());
         self.files.push(file);
-        Ok(())
+        for Entry { name, stored, shape, begin, end } in entries {
+            let name: Arc<str> = name.into();
+            let tensor = Stored { name: name.clone(), file: number, stored, shape, begin, end };
+            if !at_home(&name) {
+                strays.push(tensor);
+            } else if let Some(&there) = self.by_name.get(&name) {
+                let home = self.files[self.tensors[there].file].path().to_path_buf();
+                self.require_copy(&tensor, &home.file_name().unwrap_or_default().to_string_lossy())?;
+            } else {
+                self.by_name.insert(name, self.tensors.len());
+                self.tensors.push(tensor);
+            }
+        }
+        Ok(strays)
+    }
+
+    /// Checks that a tensor is a copy of the one of its name that is known, in the file `home`.
+    fn require_copy(&self, copy: &Stored, home: &str) -> Result<()> {
+        let path = self.files[copy.file].path();
+        let Some(&original) = self.by_name.get(&copy.name) else {
+            return Err(tensor_error(path, &copy.name, format!("it in {home}"), "it here".to_owned()));
+        };
+        let original = &self.tensors[original];
+        let bytes = |tensor: &Stored| self.files[tensor.file].bytes(tensor.begin, tensor.end);
+        if (original.stored, &original.shape) == (copy.stored, &copy.shape)
+            && bytes(original)? == bytes(copy)?
+        {
+            return Ok(());
+        }
+        let expected = format!("it in {home} alone, or the same there and here");
+        Err(tensor_error(path, &copy.name, expected, "another here".to_owned()))
     }
 
     fn finish(mut self) -> Result<Self> {
-        self.layout = Layout::of(self.tensors.iter().map(|stored| &*stored.name), &self.root)?;
+        let names = self.tensors.iter().map(|stored| &*stored.name);
+        self.layout = Layout::of(names.clone());
+        foreign::refuse(names, &self.layout, &self.root)?;
         Ok(self)
     }
 
@@ -213,13 +254,13 @@ impl Checkpoint {
     }
 
     /// The layout its names show.
-    pub fn layout(&self) -> Layout {
-        self.layout
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The weight files and their lengths in bytes.
     pub fn files(&self) -> impl ExactSizeIterator<Item = (&Path, u64)> {
-        self.files.iter().map(|file| (file.path(), file.len))
+        self.files.iter().map(|file| (file.path(), file.len()))
     }
 
     /// What the headers say of every tensor, in the order of files and of places in a file.
@@ -236,7 +277,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Tensor`] if it is missing or its element type is not F32, F16 or BF16; [`Error::Io`] if reading fails.
+    /// [`Error::Tensor`] if it is missing or of a type that weights cannot have; [`Error::Io`] if reading fails.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         let stored = self.find(name, None)?;
         self.view(stored)
@@ -252,18 +293,19 @@ impl Checkpoint {
         self.view(stored)
     }
 
-    /// The entry of a tensor that is there, has an element type of weights and, if given, this shape.
+    /// The entry of a tensor that is there, has a type of weights and, if given, this shape.
     fn find(&self, name: &str, shape: Option<&[usize]>) -> Result<&Stored> {
-        let expected = || match shape {
-            Some(shape) => format!("F32, F16 or BF16 {shape:?}"),
-            None => "F32, F16 or BF16".to_owned(),
+        let types = match self.layout.spelling() {
+            Spelling::Gguf => "a type of GGUF files",
+            _ => "F32, F16 or BF16",
         };
+        let expected = || shape.map_or_else(|| types.to_owned(), |shape| format!("{types} {shape:?}"));
         let Some(&at) = self.by_name.get(name) else {
             return Err(tensor_error(&self.root, name, expected(), "no such tensor".to_owned()));
         };
         let stored = &self.tensors[at];
-        if weight_dtype(stored.dtype).is_none() || shape.is_some_and(|shape| shape != stored.shape) {
-            let found = format!("{} {}", stored.dtype, brief_shape(&stored.shape));
+        if stored.stored.format().is_none() || shape.is_some_and(|shape| shape != stored.shape) {
+            let found = format!("{} {}", stored.stored, brief_shape(&stored.shape));
             return Err(tensor_error(self.files[stored.file].path(), name, expected(), found));
         }
         Ok(stored)
@@ -271,11 +313,11 @@ impl Checkpoint {
 
     fn view<'a>(&'a self, stored: &'a Stored) -> Result<TensorView<'a>> {
         let file = &self.files[stored.file];
-        let dtype = weight_dtype(stored.dtype).ok_or_else(|| {
-            tensor_error(file.path(), &stored.name, "F32, F16 or BF16".to_owned(), stored.dtype.to_string())
+        let format = stored.stored.format().ok_or_else(|| {
+            tensor_error(file.path(), &stored.name, "a type of weights".to_owned(), stored.stored.to_string())
         })?;
         let bytes = file.bytes(stored.begin, stored.end)?;
-        Ok(TensorView { name: &stored.name, path: file.path(), dtype, shape: &stored.shape, bytes })
+        Ok(TensorView { name: &stored.name, path: file.path(), format, shape: &stored.shape, bytes })
     }
 
     fn describe<'a>(&'a self, stored: &'a Stored) -> TensorEntry<'a> {
@@ -284,16 +326,21 @@ impl Checkpoint {
             path: self.files[stored.file].path(),
             shape: &stored.shape,
             bytes: (stored.end - stored.begin) as u64,
-            stored: stored.dtype,
+            stored: stored.stored,
         }
     }
 }
 
-fn weight_dtype(dtype: safetensors::Dtype) -> Option<Dtype> {
-    match dtype {
-        safetensors::Dtype::F32 => Some(Dtype::F32),
-        safetensors::Dtype::F16 => Some(Dtype::F16),
-        safetensors::Dtype::BF16 => Some(Dtype::Bf16),
-        _ => None,
+/// An error about a tensor. Its name may come from a hostile file: it is cut, and control characters are escaped.
+pub(crate) fn tensor_error(path: &Path, tensor: &str, expected: String, found: String) -> Error {
+    let tensor = tensor.chars().take(200).flat_map(char::escape_debug).collect();
+    Error::Tensor { path: path.to_path_buf(), tensor, expected, found }
+}
+
+/// A shape in a message; a hostile one may have a million dimensions.
+fn brief_shape(shape: &[usize]) -> String {
+    match shape.get(..8) {
+        Some(first) if shape.len() > 8 => format!("{first:?}... of rank {}", shape.len()),
+        _ => format!("{shape:?}"),
     }
 }

@@ -1,17 +1,16 @@
 //! A scan of all weights for values that are not finite.
 
-use moe_kernels::Dtype;
+use moe_kernels::{Dtype, WeightFormat, WeightView};
 use rayon::prelude::*;
 
-use super::header::{brief_shape, tensor_error};
-use super::{Checkpoint, weight_dtype};
+use super::{Checkpoint, brief_shape, tensor_error};
 use crate::Result;
 
 /// Bytes one task looks at: a multiple of every element size.
 const TASK_BYTES: usize = 1 << 20;
 
 impl Checkpoint {
-    /// Looks at every F32, F16 and BF16 value for NaN and infinities. This reads all files once.
+    /// Looks at every weight for NaN and infinities, of block-quantised ones as they are dequantised. This reads all files once.
     ///
     /// # Errors
     ///
@@ -19,9 +18,14 @@ impl Checkpoint {
     /// [`entries`](Checkpoint::entries), and the index of its first such element, row-major;
     /// [`Error::Io`](crate::Error::Io) if reading fails.
     pub fn check_values(&self) -> Result<()> {
-        for stored in self.tensors.iter().filter(|stored| weight_dtype(stored.dtype).is_some()) {
+        for stored in self.tensors.iter().filter(|stored| stored.stored.format().is_some()) {
             let view = self.view(stored)?;
-            if let Some((index, value)) = first_not_finite(&view.bytes, view.dtype) {
+            let columns = view.shape.last().copied().unwrap_or(1);
+            let found = match view.format {
+                WeightFormat::Plain(dtype) => first_not_finite(&view.bytes, dtype),
+                blocks => first_not_finite_in_blocks(&view.bytes, blocks, columns),
+            };
+            if let Some((index, value)) = found {
                 let found = format!("{value} at element {index} of {}", brief_shape(view.shape));
                 return Err(tensor_error(view.path, view.name, "finite values".to_owned(), found));
             }
@@ -52,6 +56,22 @@ fn first_not_finite(bytes: &[u8], dtype: Dtype) -> Option<(usize, f32)> {
         };
         found.map(|(index, value)| (task * (TASK_BYTES / dtype.bytes()) + index, value))
     })
+}
+
+/// The same of a matrix of blocks.
+fn first_not_finite_in_blocks(bytes: &[u8], format: WeightFormat, columns: usize) -> Option<(usize, f32)> {
+    let row_bytes = format.row_bytes(columns).filter(|&bytes| bytes > 0)?;
+    let matrix = WeightView::new(bytes, format, bytes.len() / row_bytes, columns).ok()?;
+    let rows = (0..matrix.rows()).into_par_iter();
+    rows.map_init(
+        || vec![0.0; columns],
+        |row, i| {
+            matrix.widen_row(i, row);
+            let at = row.iter().position(|value| !value.is_finite())?;
+            Some((i * columns + at, row[at]))
+        },
+    )
+    .find_map_first(|found| found)
 }
 
 /// The first element for which `is_bad` holds: an exponent of all ones. Blocks are tested without branching, so that

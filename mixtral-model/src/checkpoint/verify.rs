@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::header::tensor_error;
-use super::{Checkpoint, TensorEntry};
-use crate::manifest::Manifest;
+use super::{Checkpoint, TensorEntry, tensor_error};
+use crate::layout::{ExpertStorage, Spelling};
+use crate::manifest::{Manifest, TensorKey};
 use crate::{Config, Result};
 
 impl Checkpoint {
@@ -24,16 +24,17 @@ impl Checkpoint {
         let manifest = Manifest::new(config);
         let mut used = HashSet::new();
         for spec in manifest.tensors() {
-            let stored = self.find(&spec.name, Some(&spec.shape))?;
-            used.insert(&*stored.name);
+            used.insert(self.place(&spec, config)?.name);
         }
         let mut unused = Vec::new();
+        let (layers, head) = (self.layout.layers(), self.layout.name(TensorKey::Head));
+        let of_head = head.strip_suffix("weight").unwrap_or(&head);
         for entry in self.entries().filter(|entry| !used.contains(entry.name)) {
-            if entry.name == manifest.untied_head().name {
-                self.require_tied_head(&manifest)?;
-            } else if entry.name.starts_with("model.layers.") || entry.name.starts_with("lm_head.") {
+            if entry.name == head {
+                self.require_tied_head(&manifest, config)?;
+            } else if entry.name.starts_with(&layers) || entry.name.starts_with(of_head) {
                 if !entry.name.ends_with(".rotary_emb.inv_freq") {
-                    return Err(unexpected(&entry, config));
+                    return Err(self.unexpected(&entry, config));
                 }
             } else {
                 unused.push(entry.name);
@@ -42,31 +43,41 @@ impl Checkpoint {
         Ok(unused)
     }
 
-    fn require_tied_head(&self, manifest: &Manifest<'_>) -> Result<()> {
-        let embedding = manifest.embedding();
-        let head = manifest.untied_head();
-        let embedding = self.require(&embedding.name, &embedding.shape)?;
-        let head = self.require(&head.name, &head.shape)?;
-        if embedding.dtype == head.dtype && embedding.bytes == head.bytes {
+    fn require_tied_head(&self, manifest: &Manifest<'_>, config: &Config) -> Result<()> {
+        let embedding = self.place(&manifest.embedding(), config)?;
+        let head = self.require(&self.layout.name(TensorKey::Head), &manifest.embedding().shape)?;
+        if embedding.format == head.format && self.read(&embedding)? == head.bytes {
             return Ok(());
         }
         let expected = "the embedding's bytes or no tensor, as tie_word_embeddings is true".to_owned();
         Err(tensor_error(head.path, head.name, expected, "other bytes".to_owned()))
     }
-}
 
-/// The error for a tensor of the decoder that the config has no place for.
-fn unexpected(entry: &TensorEntry<'_>, config: &Config) -> crate::Error {
-    let number = |prefix: &str| {
-        let (_, rest) = entry.name.split_once(prefix)?;
-        rest.split('.').next()?.parse::<usize>().ok()
-    };
-    let expected = match (number("model.layers."), number(".block_sparse_moe.experts.")) {
-        (Some(layer), _) if layer >= config.layers => format!("num_hidden_layers {} layers", config.layers),
-        (_, Some(expert)) if expert >= config.experts => {
-            format!("num_local_experts {} experts", config.experts)
-        }
-        _ => "only tensors of the Mixtral architecture".to_owned(),
-    };
-    tensor_error(entry.path, entry.name, expected, "one more tensor".to_owned())
+    /// The error for a tensor of the decoder that the config has no place for.
+    fn unexpected(&self, entry: &TensorEntry<'_>, config: &Config) -> crate::Error {
+        let number = |prefix: &str| {
+            let (_, rest) = entry.name.split_once(prefix)?;
+            rest.split('.').next()?.parse::<usize>().ok()
+        };
+        let gguf = self.layout.spelling() == Spelling::Gguf;
+        let expert = match (self.layout.experts(), gguf) {
+            (ExpertStorage::PerExpert, false) => number(".experts."),
+            (ExpertStorage::PerExpert, true) => {
+                ["gate", "up", "down"].iter().find_map(|part| number(&format!(".ffn_{part}.")))
+            }
+            _ => None,
+        };
+        let expected = match (number(&self.layout.layers()), expert) {
+            (Some(layer), _) if layer >= config.layers => {
+                let key = if gguf { "block_count" } else { "num_hidden_layers" };
+                format!("{key} {} layers", config.layers)
+            }
+            (_, Some(expert)) if expert >= config.experts => {
+                let key = if gguf { "expert_count" } else { "num_local_experts" };
+                format!("{key} {} experts", config.experts)
+            }
+            _ => "only tensors of the Mixtral architecture".to_owned(),
+        };
+        tensor_error(entry.path, entry.name, expected, "one more tensor".to_owned())
+    }
 }

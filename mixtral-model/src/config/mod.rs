@@ -14,6 +14,7 @@
 
 mod fields;
 mod generation;
+mod params;
 #[cfg(test)]
 mod tests;
 

@@ -197,8 +197,20 @@ fn files_of_other_kinds_and_layouts() {
             Model::with_config().file(name, b"version https://git-lfs.github.com/spec/v1\n"),
             &["LFS"],
         ),
-        ("fused", renamed("block_sparse_moe.experts", "mlp.experts.gate_up_proj"), &["gate_up_proj"]),
-        ("consolidated", renamed("block_sparse_moe", "feed_forward"), &["consolidated"]),
+        (
+            "fused in name only",
+            renamed("block_sparse_moe.experts", "mlp.experts.gate_up_proj"),
+            &["gate_up_proj"],
+        ),
+        ("half consolidated", renamed("self_attn.q_proj", "attention.wq"), &["self_attn.q_proj"]),
+        (
+            "another family",
+            renamed("block_sparse_moe.experts.0.w1", "mlp.experts.0.gate_proj"),
+            &["another family", "mlp.experts"],
+        ),
+        ("gptq", renamed("q_proj.weight", "q_proj.qweight"), &["GPTQ", "q_proj.qweight", "GGUF"]),
+        ("bitsandbytes", renamed("v_proj.weight", "v_proj.weight.absmax"), &["bitsandbytes"]),
+        ("fp8", renamed("v_proj.weight", "v_proj.weight_scale_inv"), &["fp8"]),
         ("no config", Model::single().without("config.json"), &["config.json"]),
     ]);
 }
@@ -220,13 +232,15 @@ fn indexes_that_lie() {
     let remap = |shard: Value| Model::sharded().remap(Q0, shard);
     let copied = {
         let model = Model::sharded();
-        let bytes = encode(&tensors());
-        model.file("b.safetensors", &bytes)
+        let mut all = tensors();
+        all.values_mut().for_each(|tensor| tensor.data[0] ^= 1);
+        model.file("b.safetensors", &encode(&all))
     };
     refuse([
-        ("up", remap(json!("../a.safetensors")), &[INDEX, Q0, "plain name", "../a.safetensors"][..]),
-        ("absolute", remap(json!(stranger.to_str().unwrap())), &[INDEX, Q0, "plain name"]),
-        ("below", remap(json!("part/a.safetensors")), &[INDEX, Q0]),
+        ("up", remap(json!("../a.safetensors")), &[INDEX, Q0, "beside or below", "../a.safetensors"][..]),
+        ("absolute", remap(json!(stranger.to_str().unwrap())), &[INDEX, Q0, "beside or below"]),
+        ("below and up", remap(json!("part/../../a.safetensors")), &[INDEX, Q0, "beside or below"]),
+        ("below, not there", remap(json!("part/a.safetensors")), &["part/a.safetensors"]),
         ("dot", remap(json!("./a.safetensors")), &[INDEX, Q0]),
         ("dots", remap(json!("..")), &[INDEX, Q0]),
         ("backslash", remap(json!("..\\a.safetensors")), &[INDEX, Q0]),

@@ -17,7 +17,7 @@ fn write_hollow(path: &Path, specs: &[TensorSpec]) {
     for spec in specs {
         let end = at + 2 * spec.elements();
         let entry = json!({ "dtype": "BF16", "shape": spec.shape, "data_offsets": [at, end] });
-        header.insert(spec.name.clone(), entry);
+        header.insert(spec.key.to_string(), entry);
         at = end;
     }
     let header = Value::Object(header).to_string();
@@ -36,7 +36,7 @@ fn published_geometry_opens_from_headers_alone() {
     for (n, part) in specs.chunks(340).enumerate() {
         let name = format!("model-{:05}-of-00003.safetensors", n + 1);
         write_hollow(&dir.path().join(&name), part);
-        map.extend(part.iter().map(|spec| (spec.name.clone(), name.clone())));
+        map.extend(part.iter().map(|spec| (spec.key.to_string(), name.clone())));
     }
     let index = json!({ "metadata": { "total_size": 93_405_585_408u64 }, "weight_map": map });
     std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();

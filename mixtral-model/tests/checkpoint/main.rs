@@ -33,11 +33,15 @@ fn fixtures_match_their_manifests() {
             checkpoint.check_values().unwrap();
         }
         for spec in Manifest::new(&config).tensors() {
-            let a = mapped.require(&spec.name, &spec.shape).unwrap();
-            let b = read.require(&spec.name, &spec.shape).unwrap();
-            assert_eq!(a.bytes, b.bytes, "{}", spec.name);
-            assert_eq!(a.bytes.len() as u64, spec.elements() * a.dtype.bytes() as u64);
-            assert_eq!((a.dtype, a.path, a.shape), (b.dtype, b.path, b.shape));
+            let [a, b] = [&mapped, &read].map(|checkpoint| checkpoint.place(&spec, &config).unwrap());
+            assert_eq!(a, b);
+            let bytes = mapped.read(&a).unwrap();
+            assert_eq!(bytes, read.read(&b).unwrap(), "{}", spec.key);
+            assert_eq!(bytes.len(), a.rows * a.format.row_bytes(a.columns).unwrap());
+            assert_eq!((a.name, (a.rows * a.columns) as u64), (&*spec.key.to_string(), spec.elements()));
+            // The same bytes, read from the file where the place says they are.
+            let file = std::fs::read(a.path).unwrap();
+            assert_eq!(bytes, &file[a.offset as usize..][..a.bytes as usize]);
         }
         assert_eq!(mapped.entries().len(), Manifest::new(&config).tensors().count());
     }
@@ -70,7 +74,7 @@ fn report_of_a_fixture() {
     let report = Report::of_dir(dir).unwrap();
     assert_eq!((report.files, report.tensors, report.unused.len()), (3, 3 * (7 + 24) + 3, 0));
     assert_eq!(report.kinds.iter().map(|kind| kind.parameters).sum::<u64>(), report.parameters);
-    assert_eq!(report.dtypes.iter().collect::<Vec<_>>(), [(&"bf16", &(2 * report.parameters))]);
+    assert_eq!(report.dtypes.iter().collect::<Vec<_>>(), [(&"bf16".to_owned(), &(2 * report.parameters))]);
     // Keys and values of 2 heads of 16, 3 layers, 2 bytes.
     assert_eq!(report.kv_bytes_per_token, 2 * 2 * 16 * 3 * 2);
     let text = report.to_string();
@@ -117,6 +121,28 @@ fn tied_embeddings_may_be_stored_twice_if_equal() {
     let model = Model::single().change(|tensors| tensors.get_mut("lm_head.weight").unwrap().data[7] ^= 1);
     let error = Checkpoint::open(model.dir(), Access::Map).unwrap().verify(&config).unwrap_err().to_string();
     assert!(error.contains("lm_head.weight") && error.contains("tie_word_embeddings"), "{error}");
+}
+
+#[test]
+fn copies_of_a_tensor_in_another_shard_are_passed_over() {
+    let model = Model::sharded();
+    let model = model.file("b.safetensors", &writer::encode(&writer::tensors()));
+    let checkpoint = Checkpoint::open(model.dir(), Access::Map).unwrap();
+    assert_eq!(checkpoint.verify(&writer::config()).unwrap(), [""; 0]);
+    assert_eq!(checkpoint.entries().len(), writer::tensors().len());
+}
+
+#[test]
+fn shards_may_lie_below_the_index() {
+    let model = Model::sharded();
+    std::fs::create_dir(model.path("part")).unwrap();
+    std::fs::rename(model.path("a.safetensors"), model.path("part/a.safetensors")).unwrap();
+    let index = std::fs::read_to_string(model.path("model.safetensors.index.json")).unwrap();
+    let model = model.file(
+        "model.safetensors.index.json",
+        index.replace("a.safetensors", "part/a.safetensors").as_bytes(),
+    );
+    Checkpoint::open(model.dir(), Access::Map).unwrap().verify(&writer::config()).unwrap();
 }
 
 #[cfg(unix)]

@@ -39,7 +39,7 @@ pub(crate) fn tensors() -> Tensors {
         let data = [0x80, 0x3f].repeat(shape.iter().product());
         Tensor { dtype: Dtype::BF16, shape, data }
     };
-    Manifest::new(&config).tensors().map(|spec| (spec.name, tensor(spec.shape))).collect()
+    Manifest::new(&config).tensors().map(|spec| (spec.key.to_string(), tensor(spec.shape))).collect()
 }
 
 pub(crate) fn encode(tensors: &Tensors) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use mixtral_model::{Access, Checkpoint, Config, Manifest, Model, SessionOptions, Trace, Workspace};
 use moe_core::{MoeLayer, Router, TokenContext};
-use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
+use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights};
 use moe_router::TopK;
 use ndarray::Array2;
 
@@ -119,8 +119,7 @@ fn moe_block(dir: &Path, config: &Config, backend: Backend) -> MoeLayer {
     let checkpoint = Checkpoint::open(dir, Access::Map).unwrap();
     let manifest = Manifest::new(config).layer(0);
     let matrix = |spec: mixtral_model::TensorSpec| {
-        let tensor = checkpoint.require(&spec.name, &spec.shape).unwrap();
-        WeightMatrix::new(tensor.bytes, tensor.dtype, spec.shape[0], spec.shape[1]).unwrap()
+        checkpoint.matrix(&checkpoint.place(&spec, config).unwrap()).unwrap()
     };
     let experts = (0..config.experts)
         .map(|e| {

@@ -75,10 +75,10 @@ impl Shape {
                 let mut values: Vec<f32> = (0..count as u64)
                     .map(|i| (uniform(self.seed, &[n, i]) * 2.0 - 1.0) * scale + mean)
                     .collect();
-                change(&spec.name, &mut values);
+                change(&spec.key.to_string(), &mut values);
                 let mut bytes = vec![0; count * self.dtype.bytes()];
                 narrow_row(self.dtype, &values, &mut bytes);
-                (spec.name, spec.shape, bytes)
+                (spec.key.to_string(), spec.shape, bytes)
             })
             .collect();
         let views = tensors

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::Linear;
 use mixtral_model::{Access, Checkpoint};
-use moe_kernels::Dtype;
+use moe_kernels::{Dtype, WeightFormat};
 use peers::{Case, Contestant, Result, arguments, serve};
 
 fn main() -> Result<()> {
@@ -49,10 +49,10 @@ impl Candle {
         let linear = |expert: usize, name: &str| -> Result<Linear> {
             let name = format!("model.layers.0.block_sparse_moe.experts.{expert}.{name}.weight");
             let tensor = checkpoint.tensor(&name)?;
-            let dtype = match tensor.dtype {
-                Dtype::F32 => DType::F32,
-                Dtype::F16 => DType::F16,
-                Dtype::Bf16 => DType::BF16,
+            let dtype = match tensor.format {
+                WeightFormat::Plain(Dtype::F32) => DType::F32,
+                WeightFormat::Plain(Dtype::F16) => DType::F16,
+                WeightFormat::Plain(Dtype::Bf16) => DType::BF16,
                 other => return Err(format!("{name} is {other}").into()),
             };
             let weight = Tensor::from_raw_buffer(&tensor.bytes, dtype, tensor.shape, &Device::Cpu)?;

@@ -43,7 +43,7 @@ impl Ours {
     fn load(directory: &Path, access: Access, backend: Backend, activations: Activations) -> Result<Self> {
         let checkpoint = Checkpoint::open(directory, access)?;
         let experts = checkpoint.entries().len() / 3;
-        let blocks = checkpoint.entries().any(|entry| entry.dtype().is_none());
+        let blocks = checkpoint.entries().any(|entry| entry.format().is_none());
         let bank = if blocks {
             blocks_of(directory, experts)?
         } else {
@@ -52,7 +52,7 @@ impl Ours {
                 let &[rows, columns] = tensor.shape else {
                     return Err(format!("{name} is no matrix").into());
                 };
-                Ok(WeightMatrix::new(tensor.bytes, tensor.dtype, rows, columns)?)
+                Ok(WeightMatrix::new(tensor.bytes, tensor.format, rows, columns)?)
             })?
         };
         // Beside weights in blocks everybody's limit is that of int8 products, and else that of f32.

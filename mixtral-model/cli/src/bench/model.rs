@@ -55,9 +55,10 @@ struct Pass {
 }
 
 pub(super) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<String> {
-    let model = common.load()?;
+    let source = common.source()?;
+    let model = common.load(&source)?;
     // Headers only, so that nothing is prefaulted or locked a second time.
-    let report = Report::new(model.config(), &common.source().checkpoint(Access::Map)?)?;
+    let report = Report::new(model.config(), &source.checkpoint(Access::Map)?)?;
     require_room(&model, args)?;
     let mut bench = ModelBench { common, args, interrupt, model: &model, report: &report, limits: None };
     let mut passes = Vec::new();

@@ -1,64 +1,32 @@
-//! Every tensor that a [`Config`] implies: name, shape and kind, in the hub's per-expert layout.
+//! Every tensor that a [`Config`] implies: what it is to the model, and its shape. Under which name a checkpoint has it, and as
+//! part of what, its [`Layout`](crate::Layout) says.
 //!
-//! Matrices are `[outputs, inputs]`, row-major, as the checkpoint stores them. Nothing here is a list: names are
-//! made one at a time, so that a config may claim any number of layers without costing memory.
+//! Matrices are `[outputs, inputs]`, row-major. Nothing here is a list: tensors are made one at a time, so that a config may
+//! claim any number of layers without costing memory.
 
-use serde::Serialize;
+mod key;
 
 use crate::Config;
-
-/// What part of the model a tensor belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Kind {
-    /// The token embedding.
-    Embedding,
-    /// Query, key, value and output projections.
-    Attention,
-    /// The routers' projections.
-    Gate,
-    /// The expert matrices `w1`, `w2`, `w3`.
-    Experts,
-    /// All RMS norms.
-    Norms,
-    /// The output head, where it is not the embedding.
-    Head,
-}
-
-impl Kind {
-    /// All kinds, in the order of a forward pass.
-    pub const ALL: [Self; 6] =
-        [Self::Embedding, Self::Attention, Self::Gate, Self::Experts, Self::Norms, Self::Head];
-
-    /// One lower-case word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Embedding => "embedding",
-            Self::Attention => "attention",
-            Self::Gate => "gate",
-            Self::Experts => "experts",
-            Self::Norms => "norms",
-            Self::Head => "head",
-        }
-    }
-}
+pub use key::{ExpertMatrix, Kind, LayerPart, TensorKey};
 
 /// One tensor of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TensorSpec {
-    /// Its name in the checkpoint.
-    pub name: String,
+    /// What it is.
+    pub key: TensorKey,
     /// Its shape: `[outputs, inputs]` of a matrix, `[width]` of a norm.
     pub shape: Vec<usize>,
-    /// What it belongs to.
-    pub kind: Kind,
 }
 
 impl TensorSpec {
-    fn new(name: impl Into<String>, shape: &[usize], kind: Kind) -> Self {
-        Self { name: name.into(), shape: shape.to_vec(), kind }
+    fn new(key: TensorKey, shape: &[usize]) -> Self {
+        Self { key, shape: shape.to_vec() }
+    }
+
+    /// What it belongs to.
+    pub const fn kind(&self) -> Kind {
+        self.key.kind()
     }
 
     /// Number of elements, saturating.
@@ -70,30 +38,6 @@ impl TensorSpec {
 /// The product of a shape's dimensions, saturating.
 pub(crate) fn elements(shape: &[usize]) -> u64 {
     shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))
-}
-
-/// One of an expert's three matrices; the expert computes `w2 · (silu(w1 · x) ⊙ (w3 · x))`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ExpertMatrix {
-    /// `[intermediate_size, hidden_size]`, under the activation.
-    W1,
-    /// `[hidden_size, intermediate_size]`, back to the model's width.
-    W2,
-    /// `[intermediate_size, hidden_size]`, the linear factor.
-    W3,
-}
-
-impl ExpertMatrix {
-    /// The three, in the order of their names.
-    pub const ALL: [Self; 3] = [Self::W1, Self::W2, Self::W3];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::W1 => "w1",
-            Self::W2 => "w2",
-            Self::W3 => "w3",
-        }
-    }
 }
 
 /// The tensors of a model: `layers * (7 + 3 * experts) + 3` of them, one fewer with tied embeddings.
@@ -121,7 +65,7 @@ impl<'a> Manifest<'a> {
     /// The token embedding, `[vocab_size, hidden_size]`.
     pub fn embedding(&self) -> TensorSpec {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        TensorSpec::new("model.embed_tokens.weight", &shape, Kind::Embedding)
+        TensorSpec::new(TensorKey::Embedding, &shape)
     }
 
     /// The tensors of layer `index`, counted from 0.
@@ -131,18 +75,13 @@ impl<'a> Manifest<'a> {
 
     /// The norm after the last layer, `[hidden_size]`.
     pub fn final_norm(&self) -> TensorSpec {
-        TensorSpec::new("model.norm.weight", &[self.config.hidden_size], Kind::Norms)
+        TensorSpec::new(TensorKey::FinalNorm, &[self.config.hidden_size])
     }
 
     /// The output head, `[vocab_size, hidden_size]`; `None` with tied embeddings.
     pub fn head(&self) -> Option<TensorSpec> {
-        (!self.config.tie_embeddings).then(|| self.untied_head())
-    }
-
-    /// The output head as it would be called if embeddings were not tied.
-    pub(crate) fn untied_head(&self) -> TensorSpec {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        TensorSpec::new("lm_head.weight", &shape, Kind::Head)
+        (!self.config.tie_embeddings).then(|| TensorSpec::new(TensorKey::Head, &shape))
     }
 
     /// Every tensor once: embedding, layers, final norm, head.
@@ -191,28 +130,28 @@ pub struct LayerManifest<'a> {
 impl<'a> LayerManifest<'a> {
     /// Query projection, `[heads * head_dim, hidden_size]`.
     pub fn q_proj(&self) -> TensorSpec {
-        self.attention("q_proj", [self.queries(), self.config.hidden_size])
+        self.spec(LayerPart::Query, &[self.queries(), self.config.hidden_size])
     }
 
     /// Key projection, `[kv_heads * head_dim, hidden_size]`.
     pub fn k_proj(&self) -> TensorSpec {
-        self.attention("k_proj", [self.keys(), self.config.hidden_size])
+        self.spec(LayerPart::Key, &[self.keys(), self.config.hidden_size])
     }
 
     /// Value projection, `[kv_heads * head_dim, hidden_size]`.
     pub fn v_proj(&self) -> TensorSpec {
-        self.attention("v_proj", [self.keys(), self.config.hidden_size])
+        self.spec(LayerPart::Value, &[self.keys(), self.config.hidden_size])
     }
 
     /// Output projection, `[hidden_size, heads * head_dim]`.
     pub fn o_proj(&self) -> TensorSpec {
-        self.attention("o_proj", [self.config.hidden_size, self.queries()])
+        self.spec(LayerPart::Output, &[self.config.hidden_size, self.queries()])
     }
 
     /// The router's projection, `[experts, hidden_size]`.
     pub fn gate(&self) -> TensorSpec {
         let shape = [self.config.experts, self.config.hidden_size];
-        self.spec("block_sparse_moe.gate.weight", &shape, Kind::Gate)
+        self.spec(LayerPart::Gate, &shape)
     }
 
     /// One matrix of expert `expert`, counted from 0.
@@ -222,18 +161,17 @@ impl<'a> LayerManifest<'a> {
             ExpertMatrix::W1 | ExpertMatrix::W3 => [hidden, width],
             ExpertMatrix::W2 => [width, hidden],
         };
-        let name = format!("block_sparse_moe.experts.{expert}.{}.weight", matrix.name());
-        self.spec(&name, &shape, Kind::Experts)
+        self.spec(LayerPart::Expert { expert, matrix }, &shape)
     }
 
     /// The norm before attention, `[hidden_size]`.
     pub fn input_norm(&self) -> TensorSpec {
-        self.spec("input_layernorm.weight", &[self.config.hidden_size], Kind::Norms)
+        self.spec(LayerPart::AttentionNorm, &[self.config.hidden_size])
     }
 
     /// The norm before the experts, `[hidden_size]`.
     pub fn post_attention_norm(&self) -> TensorSpec {
-        self.spec("post_attention_layernorm.weight", &[self.config.hidden_size], Kind::Norms)
+        self.spec(LayerPart::MoeNorm, &[self.config.hidden_size])
     }
 
     /// The layer's tensors: those every token passes, then the experts one after the other.
@@ -265,12 +203,8 @@ impl<'a> LayerManifest<'a> {
         self.config.kv_heads.saturating_mul(self.config.head_dim)
     }
 
-    fn attention(&self, name: &str, shape: [usize; 2]) -> TensorSpec {
-        self.spec(&format!("self_attn.{name}.weight"), &shape, Kind::Attention)
-    }
-
-    fn spec(&self, name: &str, shape: &[usize], kind: Kind) -> TensorSpec {
-        TensorSpec::new(format!("model.layers.{}.{name}", self.index), shape, kind)
+    fn spec(&self, part: LayerPart, shape: &[usize]) -> TensorSpec {
+        TensorSpec::new(TensorKey::Layer { layer: self.index, part }, shape)
     }
 }
 
@@ -286,7 +220,7 @@ mod tests {
         assert_eq!(manifest.tensors().count(), 32 * 31 + 3);
         assert_eq!(manifest.parameters(), 46_702_792_704);
         assert_eq!(manifest.active_parameters(), 12_879_925_248);
-        let names: HashSet<_> = manifest.tensors().map(|spec| spec.name).collect();
+        let names: HashSet<_> = manifest.tensors().map(|spec| spec.key.to_string()).collect();
         assert_eq!(names.len(), 995);
     }
 
@@ -310,7 +244,7 @@ mod tests {
         assert_eq!(manifest.parameters(), u64::MAX);
         assert_eq!(manifest.tensors().take(1000).count(), 1000);
         assert_eq!(
-            manifest.layer(1_000_000_000).gate().name,
+            manifest.layer(1_000_000_000).gate().key.to_string(),
             "model.layers.1000000000.block_sparse_moe.gate.weight"
         );
     }

@@ -12,6 +12,7 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
+use super::{Entry, StoredType, brief_shape, tensor_error};
 use crate::{Error, Result};
 
 /// Bytes of the length before the header.
@@ -19,16 +20,6 @@ pub(super) const LENGTH_BYTES: usize = 8;
 
 /// Longest header that is read: some hundred thousand tensors. The published 8x7B shards have about 7 KiB each.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
-
-/// One tensor of a header; `begin..end` counts from the start of the data.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) name: String,
-    pub(super) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) begin: usize,
-    pub(super) end: usize,
-}
 
 /// The header's length in a file of `file_len` bytes that begins with `start`.
 pub(super) fn header_len(start: &[u8], file_len: u64, path: &Path) -> Result<usize> {
@@ -57,7 +48,8 @@ pub(super) fn parse(header: &[u8], data_len: u64, path: &Path) -> Result<Vec<Ent
     let mut covered = 0;
     let mut checked = Vec::with_capacity(entries.len());
     for (name, Info { dtype, shape, data_offsets: (begin, end) }) in entries {
-        let bytes = byte_len(dtype, &shape);
+        let stored = StoredType::Safetensors(dtype);
+        let bytes = stored.byte_len(&shape);
         if begin != covered || bytes.is_none_or(|bytes| begin.checked_add(bytes) != Some(end)) {
             let bytes = bytes.map_or("uncountable".to_owned(), |bytes| bytes.to_string());
             let expected =
@@ -65,18 +57,12 @@ pub(super) fn parse(header: &[u8], data_len: u64, path: &Path) -> Result<Vec<Ent
             return Err(tensor_error(path, &name, expected, format!("bytes {begin} to {end}")));
         }
         covered = end;
-        checked.push(Entry { name, dtype, shape, begin, end });
+        checked.push(Entry { name, stored, shape, begin, end });
     }
     if covered as u64 != data_len {
         return Err(damaged(path, &format!("{covered} bytes of data"), format!("{data_len}")));
     }
     Ok(checked)
-}
-
-fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n))?;
-    let bits = elements.checked_mul(dtype.bitsize())?;
-    bits.is_multiple_of(8).then_some(bits / 8)
 }
 
 fn repeated_name(entries: &[(String, Info)]) -> Option<&str> {
@@ -100,20 +86,6 @@ fn foreign_file(start: &[u8; LENGTH_BYTES]) -> Option<&'static str> {
 
 fn damaged(path: &Path, expected: &str, found: String) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), expected: expected.to_owned(), found }
-}
-
-/// An error about a tensor. Its name may come from a hostile file: it is cut, and control characters are escaped.
-pub(super) fn tensor_error(path: &Path, tensor: &str, expected: String, found: String) -> Error {
-    let tensor = tensor.chars().take(200).flat_map(char::escape_debug).collect();
-    Error::Tensor { path: path.to_path_buf(), tensor, expected, found }
-}
-
-/// A shape in a message; a hostile one may have a million dimensions.
-pub(super) fn brief_shape(shape: &[usize]) -> String {
-    match shape.get(..8) {
-        Some(first) if shape.len() > 8 => format!("{first:?}... of rank {}", shape.len()),
-        _ => format!("{shape:?}"),
-    }
 }
 
 /// The value of one entry, as the format has it and nothing besides.

@@ -1,0 +1,102 @@
+//! Where the bytes of a tensor of the model are.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use moe_kernels::{WeightFormat, WeightMatrix};
+
+use super::{Checkpoint, tensor_error};
+use crate::layout::RowOrder;
+use crate::manifest::{TensorKey, TensorSpec};
+use crate::{Config, Result};
+
+/// Where a tensor of the model lies, so that it can be read from its file by whoever wants to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Place<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The stored tensor that it is, or is part of.
+    pub name: &'a str,
+    /// Where in the file its bytes begin.
+    pub offset: u64,
+    /// How many bytes they are.
+    pub bytes: u64,
+    /// How its rows are stored.
+    pub format: WeightFormat,
+    /// Number of rows: outputs of a matrix; a vector is one row.
+    pub rows: usize,
+    /// Elements of a row.
+    pub columns: usize,
+    /// The order of the rows within each head.
+    pub order: RowOrder,
+    /// Number of the file.
+    file: usize,
+    /// Where its bytes begin in the file's data.
+    begin: usize,
+}
+
+impl Checkpoint {
+    /// Where a tensor of a model of this config lies. Headers are all that is looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`](crate::Error::Tensor), with the name that the layout has for it, if it is missing or has another shape or
+    /// no type of weights.
+    pub fn place(&self, spec: &TensorSpec, config: &Config) -> Result<Place<'_>> {
+        let mut slot = self.layout.slot(spec.key, &spec.shape, config);
+        // Of two tensors that share a matrix, some writers keep the one and some the other.
+        if spec.key == TensorKey::Embedding
+            && config.tie_embeddings
+            && !self.by_name.contains_key(&*slot.name)
+        {
+            let head = self.layout.name(TensorKey::Head);
+            if self.by_name.contains_key(&*head) {
+                slot.name = head;
+            }
+        }
+        let stored = self.find(&slot.name, Some(&slot.shape))?;
+        let file = &self.files[stored.file];
+        let (rows, columns) = match spec.shape[..] {
+            [rows, columns] => (rows, columns),
+            _ => (1, spec.shape.iter().product()),
+        };
+        // The shape is as expected, so a row has a length and the part lies inside the whole.
+        let found = stored.stored.format().and_then(|format| Some((format, format.row_bytes(columns)?)));
+        let Some((format, row_bytes)) = found else {
+            let found = format!("{} in rows of {columns}", stored.stored);
+            return Err(tensor_error(file.path(), &stored.name, "a type of weights".to_owned(), found));
+        };
+        let begin = stored.begin + slot.first_row * row_bytes;
+        Ok(Place {
+            path: file.path(),
+            name: &stored.name,
+            offset: file.offset(begin),
+            bytes: (rows * row_bytes) as u64,
+            format,
+            rows,
+            columns,
+            order: slot.order,
+            file: stored.file,
+            begin,
+        })
+    }
+
+    /// The bytes at a place of this checkpoint: a slice of the map, or read now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`](crate::Error::Io) if reading fails.
+    pub fn read(&self, place: &Place<'_>) -> Result<Bytes> {
+        self.files[place.file].bytes(place.begin, place.begin + place.bytes as usize)
+    }
+
+    /// The matrix at a place of this checkpoint, its rows in the order that is stored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`](crate::Error::Io) if reading fails.
+    pub fn matrix(&self, place: &Place<'_>) -> Result<WeightMatrix> {
+        Ok(WeightMatrix::new(self.read(place)?, place.format, place.rows, place.columns)?)
+    }
+}

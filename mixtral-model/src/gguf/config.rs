@@ -1,0 +1,236 @@
+//! The metadata of a GGUF file as a config.
+
+use super::{Header, Metadata, Value};
+use crate::manifest::TensorKey;
+use crate::{Config, Error, Result};
+
+/// What may stand in `general.architecture`; the keys of the sizes begin with it.
+const ARCHITECTURES: [&str; 2] = ["llama", "mixtral"];
+
+/// Keys of the architecture that are read, or say nothing that changes a result. Others are warned about.
+const KNOWN: [&str; 24] = [
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.layer_norm_rms_epsilon",
+    "attention.sliding_window",
+    "attention.value_length",
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "expert_count",
+    "expert_feed_forward_length",
+    "expert_used_count",
+    "feed_forward_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "tensor_data_layout",
+    "vocab_size",
+];
+
+/// How `config.json` spells what [`Config::validate`] reports, and how the metadata do.
+const SPELLINGS: [(&str, &str); 14] = [
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_hidden_layers", "block_count"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("num_local_experts", "expert_count"),
+    ("num_experts_per_tok", "expert_used_count"),
+    ("max_position_embeddings", "context_length"),
+    ("sliding_window", "attention.sliding_window"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("vocab_size", "vocab_size"),
+    ("rope_scaling", "rope.scaling.type"),
+];
+
+/// Keys of other models of this architecture, each of which changes what a layer computes, with the value that does not; 0 never does.
+const UNLESS_NEUTRAL: [(&str, f64); 13] = [
+    ("expert_shared_count", 0.0),
+    ("expert_group_count", 0.0),
+    ("expert_gating_func", 1.0),
+    ("expert_weights_scale", 1.0),
+    ("attention.clamp_kqv", 0.0),
+    ("attention.scale", 0.0),
+    ("logit_scale", 1.0),
+    ("residual_scale", 1.0),
+    ("embedding_scale", 1.0),
+    ("final_logit_softcapping", 0.0),
+    ("attn_logit_softcapping", 0.0),
+    ("interleave_moe_layer_step", 1.0),
+    ("leading_dense_block_count", 0.0),
+];
+
+/// Base of the rotary embedding where a file has none, as in llama.cpp.
+const DEFAULT_ROPE_BASE: f64 = 10_000.0;
+
+impl Header {
+    /// The hyperparameters that the metadata give, and warnings about those that are not understood.
+    ///
+    /// The vocabulary has as many ids as `vocab_size` says or, in older files, as there are tokens. Embeddings are tied where no
+    /// head is stored, which `has_head` tells of all parts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] for another architecture, and where a key is missing, impossible, or asks for something that is not
+    /// implemented.
+    pub(crate) fn config(&self, has_head: bool) -> Result<(Config, Vec<String>)> {
+        let metadata = &self.metadata;
+        let architecture = architecture(metadata)?;
+        let key = |name: &str| format!("{architecture}.{name}");
+        refuse(metadata, architecture)?;
+
+        let heads = metadata.required_size(&key("attention.head_count"))?;
+        let hidden_size = metadata.required_size(&key("embedding_length"))?;
+        let head_dim = match metadata.size(&key("attention.key_length"))? {
+            Some(head_dim) => head_dim,
+            None if heads != 0 && hidden_size % heads == 0 => hidden_size / heads,
+            None => {
+                return Err(metadata.error(
+                    &key("attention.key_length"),
+                    "a number, as embedding_length / head_count is none",
+                ));
+            }
+        };
+        for same in ["attention.value_length", "rope.dimension_count"] {
+            if metadata.size(&key(same))?.is_some_and(|found| found != head_dim) {
+                return Err(metadata.error(&key(same), format!("{head_dim}, the width of a head")));
+            }
+        }
+        let tokens = metadata.list("tokenizer.ggml.tokens", "strings", Value::text).ok().flatten();
+        let vocab_size = match (metadata.size(&key("vocab_size"))?, tokens) {
+            (Some(size), _) => size,
+            (None, Some(tokens)) => tokens.len(),
+            (None, None) => metadata.required_size(&key("vocab_size"))?,
+        };
+        let exists = |token: &u32| (*token as usize) < vocab_size;
+        let token =
+            |name: &str| metadata.token(&format!("tokenizer.ggml.{name}")).map(|token| token.filter(exists));
+        let mut eos: Vec<u32> = token("eos_token_id")?.into_iter().collect();
+        for also in [token("eot_token_id")?, token("eom_token_id")?].into_iter().flatten() {
+            if !eos.contains(&also) {
+                eos.push(also);
+            }
+        }
+        let hidden = match metadata.size(&key("expert_feed_forward_length"))?.filter(|&length| length > 0) {
+            Some(length) => length,
+            None => metadata.required_size(&key("feed_forward_length"))?,
+        };
+        let config = Config {
+            hidden_size,
+            intermediate_size: hidden,
+            layers: metadata.required_size(&key("block_count"))?,
+            heads,
+            kv_heads: metadata.size(&key("attention.head_count_kv"))?.unwrap_or(heads),
+            head_dim,
+            experts: metadata.required_size(&key("expert_count"))?,
+            experts_per_token: metadata.required_size(&key("expert_used_count"))?,
+            vocab_size,
+            max_positions: metadata.required_size(&key("context_length"))?,
+            rms_norm_eps: metadata
+                .number(&key("attention.layer_norm_rms_epsilon"))?
+                .ok_or_else(|| metadata.error(&key("attention.layer_norm_rms_epsilon"), "a number"))?
+                as f32,
+            rope_theta: metadata.number(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_BASE),
+            sliding_window: metadata.size(&key("attention.sliding_window"))?.filter(|&window| window > 0),
+            tie_embeddings: !has_head,
+            bos: token("bos_token_id")?,
+            eos,
+        };
+        config.validate(metadata.path()).map_err(|error| respelt(error, architecture))?;
+        Ok((config, warnings(metadata, architecture)))
+    }
+
+    /// Whether the file has an output head.
+    pub(crate) fn has_head(&self) -> bool {
+        let layout = crate::Layout::of(self.entries.iter().map(|entry| entry.name.as_str()));
+        let name = layout.name(TensorKey::Head);
+        self.entries.iter().any(|entry| entry.name == name)
+    }
+}
+
+fn architecture(metadata: &Metadata) -> Result<&'static str> {
+    const KEY: &str = "general.architecture";
+    let expected = "\"llama\" with experts";
+    let found = metadata.text(KEY)?.ok_or_else(|| metadata.error(KEY, expected))?;
+    let known = ARCHITECTURES.into_iter().find(|&known| known == found);
+    known.ok_or_else(|| metadata.error(KEY, expected))
+}
+
+/// Refuses what would change a result and is not implemented.
+fn refuse(metadata: &Metadata, architecture: &str) -> Result<()> {
+    let key = |name: &str| format!("{architecture}.{name}");
+    let experts = key("expert_count");
+    if metadata.get(&experts).is_none() {
+        return Err(metadata.error(&experts, "a number of experts, as a model without is dense"));
+    }
+    let scaling = key("rope.scaling.type");
+    if !matches!(metadata.text(&scaling)?, None | Some("none")) {
+        return Err(metadata.error(&scaling, "none, as scaled RoPE is not implemented"));
+    }
+    let scale = key("rope.scale_linear");
+    if metadata.number(&scale)?.is_some_and(|scale| scale != 1.0) {
+        return Err(metadata.error(&scale, "1, as scaled RoPE is not implemented"));
+    }
+    let causal = key("attention.causal");
+    if metadata.flag(&causal)? == Some(false) {
+        return Err(metadata.error(&causal, "true"));
+    }
+    for (name, neutral) in UNLESS_NEUTRAL {
+        let key = key(name);
+        let found = metadata.number(&key)?;
+        if found.is_some_and(|found| found != neutral && found != 0.0) {
+            return Err(metadata.error(&key, format!("{neutral} or nothing, as Mixtral has no such thing")));
+        }
+    }
+    let parallel = key("use_parallel_residual");
+    match metadata.flag(&parallel)? {
+        Some(true) => Err(metadata.error(&parallel, "false")),
+        _ => Ok(()),
+    }
+}
+
+/// The same error, of the key that it is about.
+fn respelt(error: Error, architecture: &str) -> Error {
+    match error {
+        Error::Config { path, field, expected, found } => {
+            let spelt = SPELLINGS.into_iter().find(|(in_json, _)| *in_json == field);
+            let field = match (spelt, field.as_str()) {
+                (Some((_, key)), _) => format!("{architecture}.{key}"),
+                (None, "bos_token_id" | "eos_token_id") => format!("tokenizer.ggml.{field}"),
+                (None, _) => field,
+            };
+            Error::Config { path, field, expected, found }
+        }
+        other => other,
+    }
+}
+
+fn warnings(metadata: &Metadata, architecture: &str) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for key in metadata.keys() {
+        let own = key.strip_prefix(architecture).and_then(|rest| rest.strip_prefix('.'));
+        let known = |own: &str| {
+            own == "use_parallel_residual"
+                || KNOWN.contains(&own)
+                || UNLESS_NEUTRAL.iter().any(|(name, _)| *name == own)
+        };
+        if own.is_some_and(|own| !known(own)) {
+            warnings.push(format!(
+                "{}: {} is not understood and has no effect",
+                metadata.path().display(),
+                key.escape_debug()
+            ));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,112 @@
+//! From what a user writes to a model.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Source, hub, is_there, no_model};
+use crate::input::open_regular;
+use crate::{Error, Result, gguf};
+
+pub(super) fn find(name: &Path) -> Result<Source> {
+    match fs::metadata(name) {
+        Ok(metadata) if metadata.is_dir() => in_directory(name),
+        Ok(_) => of_file(name),
+        Err(source) => match hub::repository(name) {
+            Some(folder) => in_directory(&folder),
+            None if fs::symlink_metadata(name).is_ok() => Err(Error::Io { path: name.to_path_buf(), source }),
+            None => {
+                let found = match hub::is_repository_name(name) {
+                    true => {
+                        "neither it nor a repository of that name in the hub's local cache; nothing is downloaded"
+                    }
+                    false => "nothing of that name; nothing is downloaded",
+                };
+                Err(unexpected(name, "a model directory or a GGUF file", found.to_owned()))
+            }
+        },
+    }
+}
+
+fn in_directory(dir: &Path) -> Result<Source> {
+    if ["config.json", "params.json"].into_iter().any(|name| is_there(dir, name)) {
+        return Ok(Source::directory(dir));
+    }
+    if let Some(snapshot) = hub::snapshot(dir)? {
+        return in_directory(&snapshot);
+    }
+    let files = gguf_files(dir)?;
+    match &files[..] {
+        [file] => Source::gguf(&dir.join(file)),
+        [] if is_there(dir, "adapter_config.json") || !has_weights(dir) => Err(no_model(dir)),
+        [] => Ok(Source::directory(dir)),
+        [first, rest @ ..] => {
+            let found = format!("{} of them, {first} the first: name one", rest.len() + 1);
+            Err(unexpected(dir, "config.json, params.json or one GGUF file", found))
+        }
+    }
+}
+
+/// Whether there are weights that a config is missing for.
+fn has_weights(dir: &Path) -> bool {
+    ["model.safetensors", "model.safetensors.index.json", "tokenizer.model", "tokenizer.json"]
+        .into_iter()
+        .any(|name| is_there(dir, name))
+}
+
+fn of_file(path: &Path) -> Result<Source> {
+    use std::io::Read;
+    let (file, _) = open_regular(path)?;
+    let mut start = Vec::new();
+    let read = file.take(gguf::MAGIC.len() as u64).read_to_end(&mut start);
+    read.map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+    if start == gguf::MAGIC
+        || path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+    {
+        return Source::gguf(path);
+    }
+    Err(unexpected(path, "a model directory or a GGUF file", "a file of another kind".to_owned()))
+}
+
+/// The GGUF files of a directory, ascending, of split models the first parts only.
+fn gguf_files(dir: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(dir).map_err(|source| Error::Io { path: dir.to_path_buf(), source })?;
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<_> = names
+        .filter(|name| name.ends_with(".gguf") && !name.starts_with('.') && !is_later_part(name))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// Whether a name ends as that of the second or a later part of a model does: `-00002-of-00003.gguf`.
+fn is_later_part(name: &str) -> bool {
+    let parts = name.strip_suffix(".gguf").and_then(|stem| stem.rsplit_once("-of-"));
+    let number = parts.and_then(|(stem, count)| {
+        let (_, number) = stem.rsplit_once('-')?;
+        count.parse::<u32>().ok()?;
+        number.parse::<u32>().ok()
+    });
+    number.is_some_and(|number| number > 1)
+}
+
+pub(super) fn unexpected(path: &Path, expected: &str, found: String) -> Error {
+    Error::Checkpoint { path: PathBuf::from(path), expected: expected.to_owned(), found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_split_model() {
+        for (name, later) in [
+            ("m-00001-of-00003.gguf", false),
+            ("m-00002-of-00003.gguf", true),
+            ("m.gguf", false),
+            ("two-of-us.gguf", false),
+            ("m-2-of-x.gguf", false),
+        ] {
+            assert_eq!(is_later_part(name), later, "{name}");
+        }
+    }
+}
