@@ -7,6 +7,6 @@
 
 mod demo;
 mod gguf;
-mod gguf_file;
 mod models;
+mod oracle;
 mod support;
