@@ -1,11 +1,79 @@
 //! The vocabulary of a GGUF file as a tokenizer.
 
-use super::Header;
-use crate::{Error, Result, Tokenizer};
+use super::{Header, Metadata, Value};
+use crate::tokenizer::SentencePieces;
+use crate::{Result, Tokenizer};
+
+const MODEL: &str = "tokenizer.ggml.model";
+const TOKENS: &str = "tokenizer.ggml.tokens";
 
 impl Header {
-    /// The tokenizer that the metadata describe.
+    /// The tokenizer that the metadata describe: sentencepiece's, which is called `llama` there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::Error::Config), naming the key, for another kind of tokenizer and where a key is missing or
+    /// impossible; else those of [`Tokenizer::from_pieces`].
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        Err(Error::Tokenizer { path: self.metadata.path().to_owned(), reason: "not yet".to_owned() })
+        let metadata = &self.metadata;
+        let expected = "\"llama\", a sentencepiece vocabulary";
+        match metadata.text(MODEL)? {
+            Some("llama") => {}
+            Some("gpt2") => {
+                return Err(metadata.error(
+                    MODEL,
+                    format!("{expected}, as byte-level BPE (GPT-2, Llama 3) is not supported"),
+                ));
+            }
+            _ => return Err(metadata.error(MODEL, expected)),
+        }
+        let missing = |key: &str| metadata.error(key, "an array, without which text cannot be encoded");
+        let texts = metadata.list(TOKENS, "strings", Value::text)?.ok_or_else(|| missing(TOKENS))?;
+        let scores =
+            numbers(metadata, "scores", texts.len())?.ok_or_else(|| missing("tokenizer.ggml.scores"))?;
+        let types =
+            metadata.list("tokenizer.ggml.token_type", "types", |item| u32::try_from(item.size()?).ok())?;
+        require_len(metadata, "token_type", types.as_ref().map(Vec::len), texts.len())?;
+        let token = |name: &str| -> Result<Option<u32>> {
+            let key = format!("tokenizer.ggml.{name}");
+            match metadata.token(&key)? {
+                Some(id) if id as usize >= texts.len() => {
+                    Err(metadata.error(&key, format!("an id of the {} tokens", texts.len())))
+                }
+                id => Ok(id),
+            }
+        };
+        let flag = |name: &str| metadata.flag(&format!("tokenizer.ggml.{name}"));
+        for (name, neutral) in [("remove_extra_whitespaces", false), ("escape_whitespaces", true)] {
+            if flag(name)?.is_some_and(|found| found != neutral) {
+                return Err(metadata.error(&format!("tokenizer.ggml.{name}"), neutral.to_string()));
+            }
+        }
+        let mut pieces = SentencePieces::new(texts.iter().map(|&text| text.to_owned()).collect(), scores);
+        pieces.types = types.unwrap_or_default();
+        pieces.bos = token("bos_token_id")?;
+        pieces.eos = token("eos_token_id")?;
+        pieces.unk = token("unknown_token_id")?;
+        pieces.add_bos = flag("add_bos_token")?;
+        pieces.add_eos = flag("add_eos_token")?;
+        pieces.space_in_front = flag("add_space_prefix")?.unwrap_or(true);
+        Tokenizer::from_pieces(pieces, metadata.path())
+    }
+}
+
+/// An array of a number for each token.
+fn numbers(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<Vec<f32>>> {
+    let key = format!("tokenizer.ggml.{name}");
+    let numbers = metadata.list(&key, "numbers", |item| item.number().map(|number| number as f32))?;
+    require_len(metadata, name, numbers.as_ref().map(Vec::len), tokens)?;
+    Ok(numbers)
+}
+
+fn require_len(metadata: &Metadata, name: &str, found: Option<usize>, tokens: usize) -> Result<()> {
+    match found {
+        Some(found) if found != tokens => {
+            Err(metadata.error(&format!("tokenizer.ggml.{name}"), format!("{tokens} items, one a token")))
+        }
+        _ => Ok(()),
     }
 }
