@@ -3,6 +3,7 @@
 
 mod circumstances;
 mod fingerprint;
+mod layouts;
 mod perplexity;
 mod tiny;
 mod trouble;

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
-use mixtral_model::{Checkpoint, Config, Manifest, Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{
+    Checkpoint, Config, Manifest, Model, Observer, SessionOptions, Step, TensorSpec, Wanted, Workspace,
+};
 use moe_core::numerics::uniform;
 use moe_kernels::{Backend, Dtype, narrow_row};
 use ndarray::Array2;
@@ -25,6 +26,15 @@ pub(crate) struct Shape {
     pub(crate) vocabulary: usize,
     pub(crate) window: Option<usize>,
     pub(crate) tied: bool,
+}
+
+/// A tensor as a file holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    /// Outermost first.
+    pub(crate) shape: Vec<usize>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Shape {
@@ -60,32 +70,38 @@ impl Shape {
 
     /// The checkpoint; `change` may alter a tensor's values before they are stored.
     pub(crate) fn checkpoint(&self, change: impl Fn(&str, &mut [f32])) -> Checkpoint {
-        let config = self.config();
+        Checkpoint::from_bytes(Path::new("tiny.safetensors"), self.safetensors(&self.tensors(change)).into())
+            .unwrap()
+    }
+
+    /// Its tensors in the hub's layout.
+    pub(crate) fn tensors(&self, change: impl Fn(&str, &mut [f32])) -> Vec<Stored> {
+        let tensor = |(n, spec): (u64, TensorSpec)| {
+            let (name, shape) = (spec.key.to_string(), spec.shape);
+            let count: usize = shape.iter().product();
+            let scale = 2.0 / (*shape.last().unwrap() as f32).sqrt();
+            let (scale, mean) = if shape.len() == 1 { (0.2, 1.0) } else { (scale, 0.0) };
+            let mut values: Vec<f32> =
+                (0..count as u64).map(|i| (uniform(self.seed, &[n, i]) * 2.0 - 1.0) * scale + mean).collect();
+            change(&name, &mut values);
+            let mut bytes = vec![0; count * self.dtype.bytes()];
+            narrow_row(self.dtype, &values, &mut bytes);
+            Stored { name, shape, bytes }
+        };
+        (0..).zip(Manifest::new(&self.config()).tensors()).map(tensor).collect()
+    }
+
+    /// A file of tensors.
+    pub(crate) fn safetensors(&self, tensors: &[Stored]) -> Vec<u8> {
         let stored = match self.dtype {
             Dtype::F32 => StoredDtype::F32,
             Dtype::F16 => StoredDtype::F16,
             _ => StoredDtype::BF16,
         };
-        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = (0..)
-            .zip(Manifest::new(&config).tensors())
-            .map(|(n, spec)| {
-                let count: usize = spec.shape.iter().product();
-                let scale = 2.0 / (*spec.shape.last().unwrap() as f32).sqrt();
-                let (scale, mean) = if spec.shape.len() == 1 { (0.2, 1.0) } else { (scale, 0.0) };
-                let mut values: Vec<f32> = (0..count as u64)
-                    .map(|i| (uniform(self.seed, &[n, i]) * 2.0 - 1.0) * scale + mean)
-                    .collect();
-                change(&spec.key.to_string(), &mut values);
-                let mut bytes = vec![0; count * self.dtype.bytes()];
-                narrow_row(self.dtype, &values, &mut bytes);
-                (spec.key.to_string(), spec.shape, bytes)
-            })
-            .collect();
-        let views = tensors
-            .iter()
-            .map(|(name, shape, bytes)| (name, TensorView::new(stored, shape.clone(), bytes).unwrap()));
-        let file = safetensors::serialize(views, None).unwrap();
-        Checkpoint::from_bytes(Path::new("tiny.safetensors"), Bytes::from(file)).unwrap()
+        let views = tensors.iter().map(|Stored { name, shape, bytes }| {
+            (&**name, TensorView::new(stored, shape.clone(), bytes).unwrap())
+        });
+        safetensors::serialize(views, None).unwrap()
     }
 
     pub(crate) fn model(&self, backend: Backend) -> Model {
