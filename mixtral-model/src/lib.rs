@@ -30,7 +30,7 @@ mod workspace;
 pub use batch::{Step, Wanted};
 pub use chat::{Conversation, Message, Role, encode_chat};
 pub use checkpoint::{Access, Checkpoint, Place, TensorEntry, TensorView};
-pub use config::Config;
+pub use config::{Config, RopeScaling};
 pub use error::{Error, Result};
 pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
 pub use inspect::{Report, available_memory};

@@ -7,6 +7,9 @@ use crate::layout::{ExpertStorage, Spelling};
 use crate::manifest::{Manifest, TensorKey};
 use crate::{Config, Result};
 
+/// What the tensors of GGUF files with a scaling of their own for each frequency begin with.
+const SCALED_ROPE: &str = "rope_";
+
 impl Checkpoint {
     /// Checks that every tensor that `config` implies is there, with its shape and an element type of weights, and
     /// returns the names of stored tensors that the model has no use for.
@@ -32,7 +35,7 @@ impl Checkpoint {
         for entry in self.entries().filter(|entry| !used.contains(entry.name)) {
             if entry.name == head {
                 self.require_tied_head(&manifest, config)?;
-            } else if entry.name.starts_with(&layers) || entry.name.starts_with(of_head) {
+            } else if [&*layers, of_head, SCALED_ROPE].iter().any(|part| entry.name.starts_with(part)) {
                 if !entry.name.ends_with(".rotary_emb.inv_freq") {
                     return Err(self.unexpected(&entry, config));
                 }
@@ -76,6 +79,7 @@ impl Checkpoint {
                 let key = if gguf { "expert_count" } else { "num_local_experts" };
                 format!("{key} {} experts", config.experts)
             }
+            _ if entry.name.starts_with(SCALED_ROPE) => "no factors of RoPE's frequencies, as those of a file are not done".to_owned(),
             _ => "only tensors of the Mixtral architecture".to_owned(),
         };
         tensor_error(entry.path, entry.name, expected, "one more tensor".to_owned())

@@ -1,9 +1,10 @@
 //! The hyperparameters of a Mixtral model, read from `config.json` and checked.
 //!
 //! Both spellings in use are understood: `rope_theta` and `rope_parameters: {rope_theta, rope_type}`,
-//! `num_local_experts` and `num_experts`, `torch_dtype` and `dtype`. Where both stand in a file they must agree.
+//! `num_local_experts` and `num_experts`. Where both stand in a file they must agree. `torch_dtype` and `dtype` may not, as
+//! the weight files say what their elements are.
 //! Unknown keys are ignored; known keys that would change the computation in a way this crate does not implement
-//! (scaled RoPE, biases, quantised weights, other activations) are refused.
+//! (dynamic RoPE, biases, quantised weights, other activations) are refused.
 //!
 //! Where a field is missing, the default of Transformers' `MixtralConfig` (version 5) applies if published
 //! checkpoints rely on it: `num_key_value_heads` 8, `head_dim` hidden_size / heads, `rms_norm_eps` 1e-5,
@@ -15,6 +16,7 @@
 mod fields;
 mod generation;
 mod params;
+mod rope;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,8 @@ use crate::input::{json_object, read_limited};
 use crate::manifest::{Manifest, elements};
 use crate::{Error, Result};
 use fields::Fields;
+
+pub use rope::RopeScaling;
 
 /// Longest `config.json` or `generation_config.json` that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -59,6 +63,8 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// Base of the rotary embedding; positive.
     pub rope_theta: f64,
+    /// How its frequencies are changed for longer contexts: `rope_parameters` or `rope_scaling`.
+    pub rope_scaling: RopeScaling,
     /// How many of the latest tokens, itself included, a token attends to; `None` is full causal attention.
     pub sliding_window: Option<usize>,
     /// Whether the output head is the embedding matrix: `tie_word_embeddings`.
@@ -85,6 +91,7 @@ impl Config {
             max_positions: 32768,
             rms_norm_eps: 1e-5,
             rope_theta: 1e6,
+            rope_scaling: RopeScaling::None,
             sliding_window: None,
             tie_embeddings: false,
             bos: Some(1),
@@ -149,6 +156,8 @@ impl Config {
         } else {
             Some(1).filter(exists)
         };
+        let max_positions = fields.required_size("max_position_embeddings")?;
+        let (rope_theta, rope_scaling) = rope::read(&fields, max_positions)?;
         let config = Self {
             hidden_size,
             intermediate_size: fields.required_size("intermediate_size")?,
@@ -159,9 +168,10 @@ impl Config {
             experts: experts(&fields)?,
             experts_per_token: fields.required_size("num_experts_per_tok")?,
             vocab_size,
-            max_positions: fields.required_size("max_position_embeddings")?,
+            max_positions,
             rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-5) as f32,
-            rope_theta: rope_theta(&fields)?,
+            rope_theta,
+            rope_scaling,
             sliding_window: fields.size("sliding_window")?,
             tie_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
             bos,
@@ -219,6 +229,12 @@ impl Config {
         check(eps > 0.0 && eps.is_finite(), "rms_norm_eps", positive, &eps)?;
         let theta = self.rope_theta as f32;
         check(theta > 0.0 && theta.is_finite(), "rope_theta", positive, &self.rope_theta)?;
+        if let Some(fault) = self.rope_scaling.fault() {
+            check(false, &format!("rope_scaling.{}", fault.key), fault.expected, &fault.found)?;
+        }
+        // Yarn divides by its logarithm.
+        let logarithmic = matches!(self.rope_scaling, RopeScaling::Yarn { .. });
+        check(theta > 1.0 || !logarithmic, "rope_theta", "more than 1, as yarn wants", &self.rope_theta)?;
 
         let below = format!("a token id below vocab_size {}", self.vocab_size);
         for (field, token) in
@@ -267,11 +283,6 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<()> {
     if fields.get("quantization_config").is_some() {
         return Err(fields.error("quantization_config", "null, as weights are f32, f16 or bf16"));
     }
-    if let (Some(old), Some(new)) = (fields.text("torch_dtype")?, fields.text("dtype")?)
-        && old != new
-    {
-        return Err(fields.error("dtype", format!("{old:?}, as torch_dtype says")));
-    }
     Ok(())
 }
 
@@ -282,49 +293,5 @@ fn experts(fields: &Fields<'_>) -> Result<usize> {
         }
         (Some(experts), _) | (None, Some(experts)) => Ok(experts),
         (None, None) => Err(fields.error("num_local_experts", "a positive integer")),
-    }
-}
-
-/// The RoPE base from whichever spelling is there. Any scaling is refused.
-fn rope_theta(fields: &Fields<'_>) -> Result<f64> {
-    let mut theta = ("rope_theta", fields.number("rope_theta")?);
-    require_whole_rotation(fields)?;
-    for (field, prefix) in [("rope_parameters", "rope_parameters."), ("rope_scaling", "rope_scaling.")] {
-        let Some(map) = fields.object(field)? else { continue };
-        let inner = Fields { map, path: fields.path, prefix };
-        require_default_rope(&inner)?;
-        match (theta.1, inner.number("rope_theta")?) {
-            (Some(known), Some(other)) if known != other => {
-                return Err(inner.error("rope_theta", format!("{known}, as {} says", theta.0)));
-            }
-            (None, Some(found)) => theta = (field, Some(found)),
-            _ => {}
-        }
-    }
-    Ok(theta.1.unwrap_or(1e6))
-}
-
-fn require_default_rope(inner: &Fields<'_>) -> Result<()> {
-    for key in ["rope_type", "type"] {
-        if !matches!(inner.text(key)?, None | Some("default")) {
-            return Err(inner.error(key, "\"default\", as scaled RoPE is not implemented"));
-        }
-    }
-    require_whole_rotation(inner)?;
-    // Without a type, any other key asks for a scaling; an object is a table by kind of layer.
-    let has_type = inner.get("rope_type").or(inner.get("type")).is_some();
-    let known = |key: &str| matches!(key, "rope_theta" | "rope_type" | "type" | "partial_rotary_factor");
-    let odd =
-        |(key, value): &(&String, &Value)| value.is_object() || !(has_type || known(key) || value.is_null());
-    match inner.map.iter().find(odd) {
-        Some((key, _)) => Err(inner.error(key, "nothing, as scaled RoPE is not implemented")),
-        None => Ok(()),
-    }
-}
-
-fn require_whole_rotation(fields: &Fields<'_>) -> Result<()> {
-    match fields.number("partial_rotary_factor")? {
-        Some(factor) if factor != 1.0 => Err(fields.error("partial_rotary_factor", "1")),
-        _ => Ok(()),
     }
 }

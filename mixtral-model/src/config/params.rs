@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::fields::Fields;
-use super::{Config, MAX_CONFIG_BYTES};
+use super::{Config, MAX_CONFIG_BYTES, RopeScaling};
 use crate::Result;
 use crate::input::{json_object, read_limited};
 
@@ -92,6 +92,7 @@ impl Config {
             max_positions: positions.unwrap_or(DEFAULT_POSITIONS),
             rms_norm_eps: eps as f32,
             rope_theta: fields.number("rope_theta")?.unwrap_or(DEFAULT_ROPE_THETA),
+            rope_scaling: RopeScaling::None,
             sliding_window: fields.size("sliding_window")?,
             tie_embeddings: fields.flag("tied_embeddings")?.unwrap_or(false),
             bos: Some(1).filter(exists),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::Config;
+use super::{Config, RopeScaling};
 use crate::Error;
 
 /// A complete small config with the fields of `changes` replaced; `"-"` removes one.
@@ -57,6 +57,47 @@ fn accepted_spellings() {
         }),
         (json!({"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}), same),
         (json!({"rope_scaling": {"type": "default"}}), same),
+        (json!({"rope_scaling": {}, "rope_parameters": {"type": "default", "rope_type": "default"}}), same),
+        (json!({"rope_scaling": {"type": "linear", "factor": 2}}), |c| {
+            c.rope_scaling = RopeScaling::Linear { factor: 2.0 };
+        }),
+        (
+            json!({
+                "rope_theta": "-", "rope_scaling": {"rope_type": "linear", "factor": 2.5},
+                "rope_parameters": {"rope_theta": 5e5, "rope_type": "linear", "factor": 2.5},
+            }),
+            |c| (c.rope_theta, c.rope_scaling) = (5e5, RopeScaling::Linear { factor: 2.5 }),
+        ),
+        (
+            json!({"rope_parameters": {
+                "rope_type": "llama3", "type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4,
+                "original_max_position_embeddings": 64,
+            }}),
+            |c| {
+                c.rope_scaling = RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_positions: 64,
+                };
+            },
+        ),
+        (
+            json!({
+                "rope_scaling": {"type": "yarn", "factor": 1, "beta_fast": 16, "truncate": false},
+                "original_max_position_embeddings": 32,
+            }),
+            |c| {
+                c.rope_scaling = RopeScaling::Yarn {
+                    factor: 1.0,
+                    attention_factor: 1.0,
+                    beta_fast: 16.0,
+                    beta_slow: 1.0,
+                    truncate: false,
+                    original_max_positions: 32,
+                };
+            },
+        ),
         (json!({"rope_scaling": null, "quantization_config": null, "attention_bias": false}), same),
         (json!({"sliding_window": null}), same),
         (json!({"sliding_window": 1}), |c| c.sliding_window = Some(1)),
@@ -65,7 +106,7 @@ fn accepted_spellings() {
         (json!({"eos_token_id": null, "bos_token_id": null}), |c| (c.bos, c.eos) = (None, vec![])),
         (json!({"eos_token_id": "-", "bos_token_id": "-"}), same),
         (json!({"hidden_act": "silu", "architectures": ["MixtralForCausalLM"]}), same),
-        (json!({"torch_dtype": "bfloat16", "dtype": "bfloat16"}), same),
+        (json!({"torch_dtype": "bfloat16", "dtype": "float32"}), same),
         (json!({"": 0, "x": {"a": [1, null, -2.5, true, "s"]}}), same),
     ];
     let mut failed = Vec::new();
@@ -127,14 +168,21 @@ fn refused_values_name_their_field() {
         (json!({"rope_theta": 1e300}), "rope_theta"),
         (json!({"rope_theta": "1e6"}), "rope_theta"),
         (json!({"rope_parameters": {"rope_theta": 500}}), "rope_parameters.rope_theta"),
-        (json!({"rope_parameters": {"rope_type": "yarn", "factor": 4}}), "rope_parameters.rope_type"),
         (json!({"rope_parameters": {"factor": 4}}), "rope_parameters.factor"),
         (
             json!({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}),
             "rope_parameters.full_attention",
         ),
         (json!({"rope_parameters": 1e6}), "rope_parameters"),
-        (json!({"rope_scaling": {"type": "linear", "factor": 2}}), "rope_scaling.type"),
+        (json!({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2}}), "rope_scaling.type"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 1e6}}),
+            "rope_scaling",
+        ),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2, "partial_rotary_factor": 0.5}}),
+            "rope_scaling.partial_rotary_factor",
+        ),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor"),
         (json!({"model_type": "llama"}), "model_type"),
         (json!({"model_type": 42}), "model_type"),
@@ -143,7 +191,6 @@ fn refused_values_name_their_field() {
         (json!({"hidden_act": "gelu"}), "hidden_act"),
         (json!({"attention_bias": true}), "attention_bias"),
         (json!({"quantization_config": {"quant_method": "gptq"}}), "quantization_config"),
-        (json!({"torch_dtype": "float32", "dtype": "bfloat16"}), "dtype"),
         (json!({"tie_word_embeddings": 1}), "tie_word_embeddings"),
         (json!({"bos_token_id": 64}), "bos_token_id"),
         (json!({"bos_token_id": [1]}), "bos_token_id"),
@@ -158,6 +205,59 @@ fn refused_values_name_their_field() {
             other => failed.push(format!("{changes}: {other:?}")),
         }
     }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+#[test]
+fn refused_scalings_name_their_key() {
+    let mut cases = Vec::new();
+    let mut add = |table: Value, key: &'static str| cases.push((table, key));
+    for kind in ["dynamic", "longrope", "su", "ntk", "proportional", "mrope", "Linear", ""] {
+        add(json!({"type": kind, "factor": 2}), "type");
+        add(json!({"rope_type": kind, "factor": 2}), "rope_type");
+    }
+    for bad in [json!(0), json!(-2), json!(0.999), json!(1e308), json!("2"), json!(true), json!([2])] {
+        add(json!({"type": "linear", "factor": bad}), "factor");
+        let llama3 = |low: &Value, high: &Value| json!({"type": "llama3", "factor": 8, "low_freq_factor": low, "high_freq_factor": high});
+        if bad != json!(0.999) {
+            add(llama3(&bad, &json!(4)), "low_freq_factor");
+            add(json!({"type": "yarn", "factor": 2, "attention_factor": bad}), "attention_factor");
+        }
+        add(llama3(&json!(1), &bad), "high_freq_factor");
+        if bad != json!(0) {
+            add(json!({"type": "yarn", "factor": 2, "beta_fast": bad}), "beta_fast");
+        }
+        add(json!({"type": "yarn", "factor": bad}), "factor");
+    }
+    add(json!({"type": "linear"}), "factor");
+    add(json!({"type": "linear", "factor": null}), "factor");
+    add(json!({"type": "llama3", "factor": 8, "low_freq_factor": 1}), "high_freq_factor");
+    add(json!({"type": "yarn"}), "factor");
+    add(json!({"type": "yarn", "factor": 2, "beta_slow": -1}), "beta_slow");
+    add(json!({"type": "yarn", "factor": 2, "beta_slow": 33}), "beta_fast");
+    add(json!({"type": "yarn", "factor": 9, "mscale": -9, "mscale_all_dim": 1}), "attention_factor");
+    add(json!({"type": "yarn", "factor": 2, "truncate": 1}), "truncate");
+    for bad in [json!(0), json!(-1), json!(64.5), json!("64")] {
+        let table = json!({"type": "yarn", "factor": 2, "original_max_position_embeddings": bad});
+        add(table, "original_max_position_embeddings");
+    }
+    let mut failed = Vec::new();
+    for (table, key) in cases {
+        for spelling in ["rope_parameters", "rope_scaling"] {
+            match read(&text(&json!({spelling: table}))) {
+                Err(Error::Config { field, .. }) if field == format!("{spelling}.{key}") => {}
+                other => failed.push(format!("{spelling} {table}: {other:?}")),
+            }
+        }
+    }
+    let changes = json!({
+        "original_max_position_embeddings": 32,
+        "rope_scaling": {"type": "yarn", "factor": 2, "original_max_position_embeddings": 64},
+    });
+    let error = read(&text(&changes)).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling.original_max_position_embeddings: expected 32, as "), "{error}");
+    let error = read(&text(&json!({"rope_theta": 1, "rope_scaling": {"type": "yarn", "factor": 2}})));
+    assert!(error.unwrap_err().to_string().contains("rope_theta: expected more than 1, as yarn wants"));
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 

@@ -2,13 +2,13 @@
 
 use super::{Header, Metadata, Value};
 use crate::manifest::TensorKey;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, RopeScaling};
 
 /// What may stand in `general.architecture`; the keys of the sizes begin with it.
 const ARCHITECTURES: [&str; 2] = ["llama", "mixtral"];
 
 /// Keys of the architecture that are read, or say nothing that changes a result. Others are warned about.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 26] = [
     "attention.causal",
     "attention.head_count",
     "attention.head_count_kv",
@@ -31,12 +31,14 @@ const KNOWN: [&str; 24] = [
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",
     "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "tensor_data_layout",
     "vocab_size",
 ];
 
 /// How `config.json` spells what [`Config::validate`] reports, and how the metadata do.
-const SPELLINGS: [(&str, &str); 14] = [
+const SPELLINGS: [(&str, &str); 16] = [
     ("hidden_size", "embedding_length"),
     ("intermediate_size", "feed_forward_length"),
     ("num_hidden_layers", "block_count"),
@@ -50,7 +52,9 @@ const SPELLINGS: [(&str, &str); 14] = [
     ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
     ("rope_theta", "rope.freq_base"),
     ("vocab_size", "vocab_size"),
-    ("rope_scaling", "rope.scaling.type"),
+    ("rope_scaling.factor", "rope.scaling.factor"),
+    ("rope_scaling.attention_factor", "rope.scaling.attn_factor"),
+    ("rope_scaling.original_max_position_embeddings", "rope.scaling.original_context_length"),
 ];
 
 /// Keys of other models of this architecture, each of which changes what a layer computes, with the value that does not; 0 never does.
@@ -141,6 +145,7 @@ impl Header {
                 .ok_or_else(|| metadata.error(&key("attention.layer_norm_rms_epsilon"), "a number"))?
                 as f32,
             rope_theta: metadata.number(&key("rope.freq_base"))?.unwrap_or(DEFAULT_ROPE_BASE),
+            rope_scaling: rope_scaling(metadata, architecture)?,
             sliding_window: metadata.size(&key("attention.sliding_window"))?.filter(|&window| window > 0),
             tie_embeddings: !has_head,
             bos: token("bos_token_id")?,
@@ -158,6 +163,36 @@ impl Header {
     }
 }
 
+/// The scaling of the rotary embedding. What YaRN multiplies cosines and sines by is the file's `attn_factor`, or 1, times what
+/// Transformers takes where nothing is said, as in llama.cpp.
+fn rope_scaling(metadata: &Metadata, architecture: &str) -> Result<RopeScaling> {
+    let key = |name: &str| format!("{architecture}.rope.{name}");
+    let number = |name: &str| metadata.number(&key(name));
+    let factor = match number("scaling.factor")? {
+        Some(factor) => Some(factor),
+        // As older files have it.
+        None => number("scale_linear")?.filter(|&factor| factor != 1.0),
+    };
+    let kind = metadata.text(&key("scaling.type"))?.or(factor.map(|_| "linear"));
+    let required = || factor.ok_or_else(|| metadata.error(&key("scaling.factor"), "a number"));
+    match kind {
+        None | Some("none") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: required()? }),
+        Some("yarn") => {
+            let (factor, original) = (required()?, key("scaling.original_context_length"));
+            Ok(RopeScaling::Yarn {
+                factor,
+                attention_factor: number("scaling.attn_factor")?.unwrap_or(1.0) * (1.0 + 0.1 * libm::log(factor)),
+                beta_fast: number("scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                beta_slow: number("scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                truncate: true,
+                original_max_positions: metadata.required_size(&original)?,
+            })
+        }
+        Some(_) => Err(metadata.error(&key("scaling.type"), "none, linear or yarn")),
+    }
+}
+
 fn architecture(metadata: &Metadata) -> Result<&'static str> {
     const KEY: &str = "general.architecture";
     let expected = "\"llama\" with experts";
@@ -172,14 +207,6 @@ fn refuse(metadata: &Metadata, architecture: &str) -> Result<()> {
     let experts = key("expert_count");
     if metadata.get(&experts).is_none() {
         return Err(metadata.error(&experts, "a number of experts, as a model without is dense"));
-    }
-    let scaling = key("rope.scaling.type");
-    if !matches!(metadata.text(&scaling)?, None | Some("none")) {
-        return Err(metadata.error(&scaling, "none, as scaled RoPE is not implemented"));
-    }
-    let scale = key("rope.scale_linear");
-    if metadata.number(&scale)?.is_some_and(|scale| scale != 1.0) {
-        return Err(metadata.error(&scale, "1, as scaled RoPE is not implemented"));
     }
     let causal = key("attention.causal");
     if metadata.flag(&causal)? == Some(false) {

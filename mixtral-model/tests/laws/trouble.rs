@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use mixtral_model::{
-    Compute, Config, Ended, Error, Event, GenerateOptions, Model, Observer, SessionOptions, Step, Wanted,
-    Workspace, generate,
+    Compute, Config, Ended, Error, Event, GenerateOptions, Model, Observer, RopeScaling, SessionOptions,
+    Step, Wanted, Workspace, generate,
 };
 use moe_core::Stage;
 use moe_kernels::{Activations, Backend, Dtype};
@@ -79,10 +79,11 @@ fn a_config_changed_after_reading_is_checked() {
     let shape = Shape::plain();
     let checkpoint = shape.checkpoint(|_, _| ());
     type Edit = fn(&mut Config);
-    let edits: [(&str, Edit); 4] = [
+    let edits: [(&str, Edit); 5] = [
         ("num_key_value_heads", |config| config.kv_heads = 0),
         ("sliding_window", |config| config.sliding_window = Some(0)),
         ("rope_theta", |config| config.rope_theta = f64::NAN),
+        ("rope_scaling.factor", |config| config.rope_scaling = RopeScaling::Linear { factor: f64::NAN }),
         ("rms_norm_eps", |config| config.rms_norm_eps = -1.0),
     ];
     for (name, edit) in edits {
