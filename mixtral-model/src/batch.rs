@@ -156,13 +156,10 @@ impl Batch {
         if self.narrow { self.wanted[row] } else { row }
     }
 
-    /// Leaves only the wanted rows, of the batch and of matrices that have its rows; changes nothing the second time.
-    pub(crate) fn narrow<'m, const N: usize>(
-        &mut self,
-        matrices: [ArrayViewMut2<'m, f32>; N],
-    ) -> [ArrayViewMut2<'m, f32>; N] {
+    /// Leaves only the wanted rows; changes nothing the second time.
+    pub(crate) fn narrow(&mut self) {
         if std::mem::replace(&mut self.narrow, true) {
-            return matrices;
+            return;
         }
         let Self { ids, positions, offsets, angles, wanted, .. } = self;
         let half = angles.len() / ids.len().max(1);
@@ -175,13 +172,18 @@ impl Batch {
         for offset in offsets {
             *offset = wanted.partition_point(|row| row < offset);
         }
-        matrices.map(|matrix| {
-            let columns = matrix.ncols();
-            let values = matrix.into_slice().expect("matrices of the workspace are contiguous");
-            keep(values, wanted, columns);
-            let values = &mut values[..wanted.len() * columns];
-            ArrayViewMut2::from_shape((wanted.len(), columns), values).expect("as long as its shape says")
-        })
+    }
+
+    /// The wanted rows of a matrix that has a row for every token, moved to its front; or all of one that has only those.
+    pub(crate) fn wanted_of<'m>(&self, matrix: ArrayViewMut2<'m, f32>) -> ArrayViewMut2<'m, f32> {
+        let (rows, columns) = (self.wanted.len(), matrix.ncols());
+        if matrix.nrows() == rows {
+            return matrix;
+        }
+        let values = matrix.into_slice().expect("matrices of the workspace are contiguous");
+        keep(values, &self.wanted, columns);
+        ArrayViewMut2::from_shape((rows, columns), &mut values[..rows * columns])
+            .expect("as long as its shape says")
     }
 }
 

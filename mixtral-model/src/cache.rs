@@ -1,10 +1,10 @@
 //! The keys and values of the positions a session may still look at.
 
 use moe_core::memory;
-use moe_kernels::attention::KvRows;
+use moe_kernels::attention::{AttentionShape, KvRows};
 use moe_kernels::{Dtype, narrow_row, padded_row_bytes};
 
-use crate::{Config, Result};
+use crate::Result;
 
 /// A session's cache over all layers: position p of a head is row `p % capacity`, for keys and for values.
 ///
@@ -14,13 +14,12 @@ use crate::{Config, Result};
 pub(crate) struct KvCache {
     layers: Vec<LayerCache>,
     dtype: Dtype,
-    kv_heads: usize,
-    head_dim: usize,
-    window: Option<usize>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct LayerCache {
+    /// Of the layer's attention.
+    shape: AttentionShape,
     /// Rows a head.
     capacity: usize,
     keys: Vec<u8>,
@@ -28,21 +27,16 @@ struct LayerCache {
 }
 
 impl KvCache {
-    pub(crate) fn new(config: &Config, dtype: Dtype) -> Self {
-        Self {
-            layers: (0..config.layers).map(|_| LayerCache::default()).collect(),
-            dtype,
-            kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
-            window: config.sliding_window,
-        }
+    /// A cache for attention of these shapes, layer by layer.
+    pub(crate) fn new(layers: impl Iterator<Item = AttentionShape>, dtype: Dtype) -> Self {
+        let empty = |shape| LayerCache { shape, capacity: 0, keys: Vec::new(), values: Vec::new() };
+        Self { layers: layers.map(empty).collect(), dtype }
     }
 
-    /// Whether it holds what a model of this config writes and reads.
-    pub(crate) fn fits(&self, config: &Config) -> bool {
-        let Self { layers, kv_heads, head_dim, window, .. } = self;
-        (layers.len(), *kv_heads, *head_dim, *window)
-            == (config.layers, config.kv_heads, config.head_dim, config.sliding_window)
+    /// Whether it holds what attention of these shapes writes and reads.
+    pub(crate) fn fits(&self, layers: impl Iterator<Item = AttentionShape>) -> bool {
+        let stored = |shape: AttentionShape| (shape.kv_heads, shape.head_dim, shape.window);
+        self.layers.iter().map(|layer| stored(layer.shape)).eq(layers.map(stored))
     }
 
     pub(crate) fn dtype(&self) -> Dtype {
@@ -56,18 +50,9 @@ impl KvCache {
 
     /// Makes room for `tokens` more after the first `position` positions. `context` is the most there will ever be.
     pub(crate) fn reserve(&mut self, position: usize, tokens: usize, context: usize) -> Result<()> {
-        let all = position + tokens;
-        let most = |window: usize| window.saturating_add(tokens.saturating_sub(1));
-        let needed = self.window.map_or(all, |window| most(window).min(all));
-        if self.layers.iter().all(|layer| needed <= layer.capacity) {
-            return Ok(());
-        }
-        let limit = self.window.map_or(context, |window| most(window).min(context));
-        let capacity = needed.next_power_of_two().max(64).min(limit).max(needed);
-        let row_bytes = padded_row_bytes(self.dtype, self.head_dim);
         for layer in &mut self.layers {
             // Each layer knows its own capacity, so that running out of memory midway leaves all of them whole.
-            layer.grow(self.kv_heads, row_bytes, capacity, position)?;
+            layer.reserve(self.dtype, position, tokens, context)?;
         }
         Ok(())
     }
@@ -75,13 +60,12 @@ impl KvCache {
     /// Stores the keys and values of consecutive positions from `first` on, rounded to the cache's type. Both are
     /// `[T, kv_heads · head_dim]`.
     pub(crate) fn write(&mut self, layer: usize, first: usize, keys: &[f32], values: &[f32]) {
-        let row_bytes = padded_row_bytes(self.dtype, self.head_dim);
-        let layer = &mut self.layers[layer];
-        let capacity = layer.capacity;
-        for (rows, from) in [(&mut layer.keys, keys), (&mut layer.values, values)] {
-            for (i, head) in from.chunks(self.head_dim).enumerate() {
-                let (t, h) = (i / self.kv_heads, i % self.kv_heads);
-                let at = (h * capacity + (first + t) % capacity) * row_bytes;
+        let LayerCache { shape, capacity, keys: key_rows, values: value_rows } = &mut self.layers[layer];
+        let (heads, row_bytes) = (shape.kv_heads, padded_row_bytes(self.dtype, shape.head_dim));
+        for (rows, from) in [(key_rows, keys), (value_rows, values)] {
+            for (i, head) in from.chunks(shape.head_dim).enumerate() {
+                let (t, h) = (i / heads, i % heads);
+                let at = (h * *capacity + (first + t) % *capacity) * row_bytes;
                 narrow_row(self.dtype, head, &mut rows[at..at + row_bytes]);
             }
         }
@@ -95,14 +79,26 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// Moves the latest of `position` positions into larger rings, unless these are large enough.
-    fn grow(&mut self, heads: usize, row_bytes: usize, capacity: usize, position: usize) -> Result<()> {
-        if capacity <= self.capacity {
+    /// Makes room for `tokens` more after the first `position` positions.
+    fn reserve(&mut self, dtype: Dtype, position: usize, tokens: usize, context: usize) -> Result<()> {
+        let all = position + tokens;
+        let most = |window: usize| window.saturating_add(tokens.saturating_sub(1));
+        let needed = self.shape.window.map_or(all, |window| most(window).min(all));
+        if needed <= self.capacity {
             return Ok(());
         }
+        let limit = self.shape.window.map_or(context, |window| most(window).min(context));
+        let capacity = needed.next_power_of_two().max(64).min(limit).max(needed);
+        self.grow(padded_row_bytes(dtype, self.shape.head_dim), capacity, position)
+    }
+
+    /// Moves the latest of `position` positions into larger rings.
+    fn grow(&mut self, row_bytes: usize, capacity: usize, position: usize) -> Result<()> {
         let live = position.saturating_sub(self.capacity)..position;
+        let heads = self.shape.kv_heads;
         let larger = |rows| regrow(rows, heads, row_bytes, self.capacity, capacity, live.clone());
-        *self = Self { capacity, keys: larger(&self.keys)?, values: larger(&self.values)? };
+        (self.keys, self.values) = (larger(&self.keys)?, larger(&self.values)?);
+        self.capacity = capacity;
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Mixtral on the CPU: from a checkpoint directory to text, exact and reproducible to the bit.
 
+mod attention;
 mod batch;
 mod cache;
 pub mod chat;

@@ -8,8 +8,8 @@ use moe_kernels::attention::AttentionShape;
 use moe_kernels::{Activations, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
 use moe_router::TopK;
 
+use crate::attention::Attention;
 use crate::checkpoint::Place;
-use crate::layout::RowOrder;
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
 use crate::model::{Compute, Layer, Model};
 use crate::products::Products;
@@ -106,7 +106,8 @@ impl<'a> Loader<'a> {
             layers.push(weights.layer(n, manifest.layer(n), &mut *moe)?);
         }
         let norm = weights.vector(&manifest.final_norm())?;
-        let (rope, products) = (Rope::new(&config), products.get());
+        let (rope, products) =
+            (Rope::new(config.head_dim, config.rope_theta, config.rope_scaling), products.get());
         Ok(Model { compute, products, embedding, rope, layers, norm, head, config })
     }
 }
@@ -204,14 +205,23 @@ struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     fn layer(self, n: usize, tensors: LayerManifest<'a>, moe: &mut MakeMoe<'_>) -> Result<Layer> {
-        let config = self.config;
         Ok(Layer {
             attention_norm: self.vector(&tensors.input_norm())?,
+            attention: self.attention(&tensors)?,
+            moe_norm: self.vector(&tensors.post_attention_norm())?,
+            moe: moe(&MoeParts { weights: self, tensors, index: n })?.with_index(n),
+        })
+    }
+
+    fn attention(&self, tensors: &LayerManifest<'_>) -> Result<Attention> {
+        let config = self.config;
+        Ok(Attention {
             q: self.linear(&tensors.q_proj())?,
             k: self.linear(&tensors.k_proj())?,
             v: self.linear(&tensors.v_proj())?,
             o: self.linear(&tensors.o_proj())?,
-            order: self.order(&tensors)?,
+            // Keys are stored in the same order as queries.
+            order: self.checkpoint.place(&tensors.q_proj(), config)?.order,
             shape: AttentionShape {
                 heads: config.heads,
                 kv_heads: config.kv_heads,
@@ -219,14 +229,8 @@ impl<'a> Weights<'a> {
                 scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
                 window: config.sliding_window,
             },
-            moe_norm: self.vector(&tensors.post_attention_norm())?,
-            moe: moe(&MoeParts { weights: self, tensors, index: n })?.with_index(n),
+            backend: self.compute.backend,
         })
-    }
-
-    /// The order of the rows of queries and keys.
-    fn order(&self, tensors: &LayerManifest<'_>) -> Result<RowOrder> {
-        Ok(self.checkpoint.place(&tensors.q_proj(), self.config)?.order)
     }
 
     fn linear(&self, spec: &TensorSpec) -> Result<Linear> {

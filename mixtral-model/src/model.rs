@@ -3,12 +3,11 @@
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
 use moe_core::{Experts, Locality, MoeLayer, Routed, Router, numerics};
-use moe_kernels::attention::{AttentionShape, attend};
 use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
+use ndarray::ArrayView2;
 
+use crate::attention::{Attention, AttentionPass};
 use crate::batch::Batch;
-use crate::layout::RowOrder;
 use crate::products::Products;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
@@ -54,17 +53,7 @@ impl From<Backend> for Compute {
 pub(crate) struct Layer {
     /// `[D]`.
     pub(crate) attention_norm: Vec<f32>,
-    /// D to heads · head_dim.
-    pub(crate) q: Linear,
-    /// D to kv_heads · head_dim.
-    pub(crate) k: Linear,
-    /// D to kv_heads · head_dim.
-    pub(crate) v: Linear,
-    /// heads · head_dim to D.
-    pub(crate) o: Linear,
-    /// Of the rows of `q` and `k`.
-    pub(crate) order: RowOrder,
-    pub(crate) shape: AttentionShape,
+    pub(crate) attention: Attention,
     /// `[D]`.
     pub(crate) moe_norm: Vec<f32>,
     pub(crate) moe: MoeLayer,
@@ -121,7 +110,8 @@ impl Model {
     ///
     /// [`Error::Setting`] if the context asked for is zero or beyond the model's.
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
-        Session::new(&self.config, options)
+        let shapes = self.layers.iter().map(|layer| layer.attention.shape);
+        Session::new(shapes, self.config.max_positions, options)
     }
 
     /// Processes the tokens of one or several sessions in one pass, and gives the logits that were wanted, `[W, V]`, in the
@@ -172,7 +162,7 @@ impl Model {
             if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
                 return Err(Error::TokenOutOfRange { token, vocabulary });
             }
-            if !session.cache().fits(&self.config) {
+            if !session.cache().fits(self.layers.iter().map(|layer| layer.attention.shape)) {
                 return Err(Error::Setting {
                     setting: "session",
                     expected: "one that this model made".to_owned(),
@@ -192,16 +182,13 @@ impl Model {
         workspace: &mut Workspace,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let Workspace { batch, head, linear, attention, moe, .. } = workspace;
-        let Config { hidden_size: dim, heads, kv_heads, head_dim, rms_norm_eps: eps, .. } = self.config;
-        let (q_width, kv_width, backend) = (heads * head_dim, kv_heads * head_dim, self.compute.backend);
+        let Workspace { batch, linear, attention, moe, .. } = workspace;
+        let Config { hidden_size: dim, vocab_size, rms_norm_eps: eps, .. } = self.config;
+        let backend = self.compute.backend;
         let all_rows = batch.wanted() == batch.rows() || observer.wants_all_rows();
-        let mut hidden = matrix(&mut workspace.hidden, batch.rows(), dim)?;
-        let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
-        let mut k = matrix(&mut workspace.k, batch.rows(), kv_width)?;
-        let mut v = matrix(&mut workspace.v, batch.rows(), kv_width)?;
 
         // hidden = embedding[token]
+        let mut hidden = matrix(&mut workspace.hidden, batch.rows(), dim)?;
         for (&token, mut row) in batch.ids().iter().zip(hidden.rows_mut()) {
             if let Some(row) = row.as_slice_mut() {
                 self.embedding.widen_row(token as usize, row);
@@ -210,53 +197,30 @@ impl Model {
         batch.fill_angles(&self.rope)?;
 
         for (n, layer) in self.layers.iter().enumerate() {
-            let at = |matrix| Error::weights(Some(n), matrix);
+            // of what follows the last layer's keys and values, nobody looks at other rows than those wanted
             let is_last = n + 1 == self.layers.len();
-            let narrow = is_last && !all_rows && layer.moe.router().locality() == Locality::Token;
+            let only_wanted = is_last && !all_rows && layer.moe.router().locality() == Locality::Token;
 
-            // q, k, v of norm(hidden), k rotated; k and v join the caches
+            // hidden += attention(norm(hidden))
+            let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
             vector::rms_norm(backend, hidden.view(), &layer.attention_norm, eps, normed.view_mut());
-            for (map, name) in [(&layer.q, "q_proj"), (&layer.k, "k_proj"), (&layer.v, "v_proj")] {
-                map.check().map_err(at(name))?;
+            let pass = AttentionPass {
+                layer: n,
+                rope: &self.rope,
+                only_wanted,
+                batch: &mut *batch,
+                steps: &mut *steps,
+            };
+            let mut delta = layer.attention.forward(normed, pass, attention, linear, &mut workspace.delta)?;
+            if only_wanted {
+                hidden = batch.wanted_of(hidden);
             }
-            let mut q = matrix(&mut workspace.q, batch.rows(), q_width)?;
-            let (x, qkv) = (normed.view(), [q.view_mut(), k.view_mut(), v.view_mut()]);
-            if narrow {
-                let [_, k, v] = qkv;
-                Linear::forward_each([&layer.k, &layer.v], x, linear, [k, v])
-            } else {
-                Linear::forward_each([&layer.q, &layer.k, &layer.v], x, linear, qkv)
-            }
-            .map_err(at("q_proj, k_proj, v_proj"))?;
-            self.rope.rotate(batch.angles(), flat(&mut k), kv_width, layer.order, head)?;
-            for (step, (rows, position)) in steps.iter_mut().zip(batch.steps()) {
-                let rows = rows.start * kv_width..rows.end * kv_width;
-                let (k, v) = (&flat(&mut k)[rows.clone()], &flat(&mut v)[rows]);
-                step.session.cache_mut().write(n, position, k, v);
-            }
-
-            // of what follows in the last layer, nobody looks at other rows than those wanted
-            if narrow {
-                [hidden, normed] = batch.narrow([hidden, normed]);
-                q = matrix(&mut workspace.q, batch.rows(), q_width)?;
-                layer.q.forward(normed.view(), linear, q.view_mut()).map_err(at("q_proj"))?;
-            }
-
-            // hidden += o(attention(rotated q, cached k, cached v))
-            self.rope.rotate(batch.angles(), flat(&mut q), q_width, layer.order, head)?;
-            let mut attended = matrix(&mut workspace.attended, batch.rows(), q_width)?;
-            for (step, (rows, position)) in steps.iter().zip(batch.steps()) {
-                let rows = Slice::from(rows);
-                let (q, y) = (q.slice_axis(Axis(0), rows), attended.slice_axis_mut(Axis(0), rows));
-                attend(backend, &layer.shape, q, position, step.session.cache().rows(n), attention, y)?;
-            }
-            let mut delta = matrix(&mut workspace.delta, batch.rows(), dim)?;
-            layer.o.forward(attended.view(), linear, delta.view_mut()).map_err(at("o_proj"))?;
             hidden += &delta;
             check_finite(hidden.view(), batch, Some(n), "attention")?;
             observer.attended(n);
 
             // hidden += moe(norm(hidden))
+            let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
             vector::rms_norm(backend, hidden.view(), &layer.moe_norm, eps, normed.view_mut());
             let mut routed = |routed: &Routed<'_>| observer.routed(routed);
             layer
@@ -272,19 +236,16 @@ impl Model {
         }
 
         // logits = head(norm(hidden)), of the wanted rows only
-        let [hidden, mut normed] = batch.narrow([hidden, normed]);
+        let hidden = batch.wanted_of(hidden);
+        batch.narrow();
+        let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
         vector::rms_norm(backend, hidden.view(), &self.norm, eps, normed.view_mut());
-        let mut logits = matrix(&mut workspace.logits, batch.rows(), self.config.vocab_size)?;
+        let mut logits = matrix(&mut workspace.logits, batch.rows(), vocab_size)?;
         self.head
             .forward(normed.view(), linear, logits.view_mut())
             .map_err(Error::weights(None, "lm_head"))?;
         check_finite(logits.view(), batch, None, "logits")
     }
-}
-
-/// The floats of a buffer's matrix.
-fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
-    matrix.as_slice_mut().expect("matrices of the workspace are contiguous")
 }
 
 fn check_finite(

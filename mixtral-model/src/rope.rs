@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use moe_core::memory::{grow, reserve};
 
 use crate::layout::RowOrder;
-use crate::{Config, Error, Result, RopeScaling};
+use crate::{Error, Result, RopeScaling};
 
 /// The inverse frequencies of a head, and the table of a batch.
 #[derive(Debug)]
@@ -17,14 +17,15 @@ pub(crate) struct Rope {
 }
 
 impl Rope {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// The embedding of heads of a width, with a base and a scaling of its frequencies.
+    pub(crate) fn new(head_dim: usize, theta: f64, scaling: RopeScaling) -> Self {
         // Hugging Face rounds base and exponent to f32. The exponent's rounding tells where head_dim is no power of two: for 80
         // and 112, angles at position 32,000 are up to 0.002 from those of an exact exponent.
-        let dim = config.head_dim as f32;
-        let theta = f64::from(config.rope_theta as f32);
-        let period = |i: usize| libm::pow(theta, f64::from((2 * i) as f32 / dim)) as f32;
-        let periods = (0..config.head_dim / 2).map(period);
-        let (inverse_frequencies, magnitude) = match config.rope_scaling {
+        let dim = head_dim as f32;
+        let rounded = f64::from(theta as f32);
+        let period = |i: usize| libm::pow(rounded, f64::from((2 * i) as f32 / dim)) as f32;
+        let periods = (0..head_dim / 2).map(period);
+        let (inverse_frequencies, magnitude) = match scaling {
             RopeScaling::None => (periods.map(|p| 1.0 / p).collect(), 1.0),
             RopeScaling::Linear { factor } => (periods.map(|p| 1.0 / p / factor as f32).collect(), 1.0),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
@@ -41,7 +42,8 @@ impl Rope {
                 original_max_positions,
             } => {
                 let turns = (beta_slow, beta_fast);
-                let (first, last) = yarn_ends(config, turns, truncate, original_max_positions as f64);
+                let (first, last) =
+                    yarn_ends(head_dim, theta, turns, truncate, original_max_positions as f64);
                 let scale = |(i, p): (usize, f32)| {
                     let divided = ((i as f32 - first as f32) / (last - first) as f32).clamp(0.0, 1.0);
                     let kept = 1.0 - divided;
@@ -124,11 +126,11 @@ fn llama3(frequency: f32, factor: f64, turns: (f64, f64), original: f64) -> f32 
 }
 
 /// The indices of frequencies between which [`RopeScaling::Yarn`] blends: the first is kept, the last divided by the factor.
-fn yarn_ends(config: &Config, turns: (f64, f64), truncate: bool, original: f64) -> (f64, f64) {
+fn yarn_ends(head_dim: usize, theta: f64, turns: (f64, f64), truncate: bool, original: f64) -> (f64, f64) {
     let (slow, fast) = turns;
-    let dim = config.head_dim as f64;
+    let dim = head_dim as f64;
     // The index, not whole, of the frequency that turns so often in the original context.
-    let index = |turns: f64| dim * libm::log(original / (turns * TAU)) / (2.0 * libm::log(config.rope_theta));
+    let index = |turns: f64| dim * libm::log(original / (turns * TAU)) / (2.0 * libm::log(theta));
     let (mut first, mut last) = (index(fast), index(slow));
     if truncate {
         (first, last) = (first.floor(), last.ceil());
@@ -155,6 +157,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Config;
 
     fn word(bits: &Value) -> u32 {
         u32::from_str_radix(bits.as_str().unwrap(), 16).unwrap()
@@ -168,7 +171,8 @@ mod tests {
             "vocab_size": 64,
         });
         config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        Rope::new(&Config::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap())
+        let config = Config::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
+        Rope::new(config.head_dim, config.rope_theta, config.rope_scaling)
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use moe_core::memory;
 use moe_kernels::Dtype;
+use moe_kernels::attention::AttentionShape;
 
 use crate::cache::KvCache;
 use crate::rope::check_context;
-use crate::{Config, Error, Result};
+use crate::{Error, Result};
 
 /// How a session keeps its past.
 #[derive(Clone, Copy, Debug)]
@@ -45,16 +46,21 @@ pub struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(config: &Config, options: SessionOptions) -> Result<Self> {
-        let context = options.context.unwrap_or(config.max_positions);
-        if context == 0 || context > config.max_positions {
+    /// A session of a model with attention of these shapes, layer by layer, and so many positions at most.
+    pub(crate) fn new(
+        layers: impl Iterator<Item = AttentionShape>,
+        max_positions: usize,
+        options: SessionOptions,
+    ) -> Result<Self> {
+        let context = options.context.unwrap_or(max_positions);
+        if context == 0 || context > max_positions {
             return Err(Error::Setting {
                 setting: "context",
-                expected: format!("1 to {} positions", config.max_positions),
+                expected: format!("1 to {max_positions} positions"),
                 found: context.to_string(),
             });
         }
-        Ok(Self { cache: KvCache::new(config, options.kv_dtype), tokens: Vec::new(), context })
+        Ok(Self { cache: KvCache::new(layers, options.kv_dtype), tokens: Vec::new(), context })
     }
 
     /// The tokens processed so far.

@@ -3,10 +3,10 @@
 use moe_core::ScratchValue;
 use moe_core::memory::{self, held};
 use moe_kernels::LinearScratch;
-use moe_kernels::attention::AttentionScratch;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::Result;
+use crate::attention::AttentionBuffers;
 use crate::batch::Batch;
 
 /// The buffers of a forward pass, whatever the model and the sessions. It only grows.
@@ -19,20 +19,10 @@ pub struct Workspace {
     pub(crate) normed: Vec<f32>,
     /// What is added to the residual stream, `[T, D]`.
     pub(crate) delta: Vec<f32>,
-    /// Queries, `[T, heads · head_dim]`.
-    pub(crate) q: Vec<f32>,
-    /// Keys, `[T, kv_heads · head_dim]`.
-    pub(crate) k: Vec<f32>,
-    /// Values, `[T, kv_heads · head_dim]`.
-    pub(crate) v: Vec<f32>,
-    /// One head of one row, `[head_dim]`.
-    pub(crate) head: Vec<f32>,
-    /// What attention gives, `[T, heads · head_dim]`.
-    pub(crate) attended: Vec<f32>,
     /// Of the rows that are wanted, `[W, V]`.
     pub(crate) logits: Vec<f32>,
     pub(crate) linear: LinearScratch,
-    pub(crate) attention: AttentionScratch,
+    pub(crate) attention: AttentionBuffers,
     pub(crate) moe: moe_core::Workspace,
 }
 
@@ -44,17 +34,22 @@ impl Workspace {
 
     /// Bytes of memory that it holds on to.
     pub fn bytes(&self) -> usize {
-        let Self { batch, hidden, normed, delta, q, k, v, head, attended, logits, linear, attention, moe } =
-            self;
+        let Self { batch, hidden, normed, delta, logits, linear, attention, moe } = self;
+        let AttentionBuffers { q, k, v, head, attended, scratch } = attention;
         let matrices =
-            [hidden, normed, delta, q, k, v, head, attended, logits].map(held).iter().sum::<usize>();
-        batch.bytes() + matrices + linear.bytes() + attention.bytes() + moe.bytes()
+            [hidden, normed, delta, logits, q, k, v, head, attended].map(held).iter().sum::<usize>();
+        batch.bytes() + matrices + linear.bytes() + scratch.bytes() + moe.bytes()
     }
 }
 
 /// The first `rows · columns` floats of a buffer as a matrix; grows it if it must. Contents are unspecified.
 pub(crate) fn matrix(buffer: &mut Vec<f32>, rows: usize, columns: usize) -> Result<ArrayViewMut2<'_, f32>> {
     Ok(memory::matrix(buffer, rows, columns, "buffers of a forward pass")?)
+}
+
+/// The floats of a buffer's matrix.
+pub(crate) fn flat<'a>(matrix: &'a mut ArrayViewMut2<'_, f32>) -> &'a mut [f32] {
+    matrix.as_slice_mut().expect("matrices of the workspace are contiguous")
 }
 
 /// The same to read, of a buffer that is long enough.

@@ -79,7 +79,9 @@ impl Checkpoint {
                 let key = if gguf { "expert_count" } else { "num_local_experts" };
                 format!("{key} {} experts", config.experts)
             }
-            _ if entry.name.starts_with(SCALED_ROPE) => "no factors of RoPE's frequencies, as those of a file are not done".to_owned(),
+            _ if entry.name.starts_with(SCALED_ROPE) => {
+                "no factors of RoPE's frequencies, as those of a file are not done".to_owned()
+            }
             _ => "only tensors of the Mixtral architecture".to_owned(),
         };
         tensor_error(entry.path, entry.name, expected, "one more tensor".to_owned())

@@ -182,7 +182,8 @@ fn rope_scaling(metadata: &Metadata, architecture: &str) -> Result<RopeScaling> 
             let (factor, original) = (required()?, key("scaling.original_context_length"));
             Ok(RopeScaling::Yarn {
                 factor,
-                attention_factor: number("scaling.attn_factor")?.unwrap_or(1.0) * (1.0 + 0.1 * libm::log(factor)),
+                attention_factor: number("scaling.attn_factor")?.unwrap_or(1.0)
+                    * (1.0 + 0.1 * libm::log(factor)),
                 beta_fast: number("scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: number("scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 truncate: true,
