@@ -110,11 +110,12 @@ impl Header {
                 return Err(metadata.error(&key(same), format!("{head_dim}, the width of a head")));
             }
         }
-        let tokens = metadata.list("tokenizer.ggml.tokens", "strings", Value::text).ok().flatten();
-        let vocab_size = match (metadata.size(&key("vocab_size"))?, tokens) {
-            (Some(size), _) => size,
-            (None, Some(tokens)) => tokens.len(),
-            (None, None) => metadata.required_size(&key("vocab_size"))?,
+        let vocab_size = match metadata.size(&key("vocab_size"))? {
+            Some(size) => size,
+            None => match metadata.list("tokenizer.ggml.tokens", "strings", Value::text)? {
+                Some(tokens) => tokens.len(),
+                None => return Err(metadata.error(&key("vocab_size"), "a positive integer")),
+            },
         };
         let exists = |token: &u32| (*token as usize) < vocab_size;
         let token =

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "what writes the test's own files may panic")]
 
 mod broken;
+mod gguf;
+mod gguf_writer;
 mod large;
 mod writer;
 
