@@ -13,20 +13,18 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use mixtral_model::{
-    Access, Checkpoint, Compute, Config, Model, Session, SessionOptions, Step, Wanted, Workspace,
-};
+use mixtral_model::{Access, Compute, Model, Session, SessionOptions, Source, Step, Wanted, Workspace};
 use moe_kernels::{Activations, Backend};
 use peers::{Limits, Result, arguments, serve_lines};
 
 fn main() -> Result<()> {
-    let (directory, options) = arguments()?;
+    let (source, options) = arguments()?;
     let [ids, prompt, activations] = options.as_slice() else {
         return Err("ours_model MODEL IDS PROMPT ACTIVATIONS".into());
     };
     let compute = Compute { backend: Backend::best(), activations: activations.parse()? };
-    let checkpoint = Checkpoint::open(&directory, Access::Map)?;
-    let model = Model::load(Config::from_dir(&directory)?, &checkpoint, compute)?;
+    let source = Source::find(&source)?;
+    let model = Model::load(source.config()?, &source.checkpoint(Access::Map)?, compute)?;
     let session = model.session(SessionOptions::default())?;
     let ids = words(&fs::read(ids)?);
     let mut ours = Ours { model: &model, session, workspace: Workspace::new(), ids, prompt: prompt.parse()? };
