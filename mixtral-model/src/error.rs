@@ -80,15 +80,23 @@ pub enum Error {
         /// Number of ids there are.
         vocabulary: usize,
     },
-    /// A chat cannot be written in the instruct format.
-    #[error("chat message {index}: expected {expected}, found {found}")]
+    /// A chat cannot be written in the model's format.
+    #[error("chat message {index}: {reason}")]
     Chat {
         /// Position of the message, from 0.
         index: usize,
-        /// What would be accepted.
-        expected: String,
-        /// What is there.
-        found: String,
+        /// What would be accepted, and what is there.
+        reason: String,
+    },
+    /// A chat template is damaged, does not end, or refuses the chat.
+    #[error("{origin}{}: {reason}", line_suffix(*line))]
+    ChatTemplate {
+        /// Where the template is from.
+        origin: String,
+        /// The line of the template, from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        reason: String,
     },
     /// A step or a prompt without tokens.
     #[error("prompt: expected at least one token, found none")]
@@ -202,4 +210,8 @@ impl From<moe_kernels::Error> for Error {
 
 fn layer_prefix(layer: Option<usize>) -> String {
     layer.map_or_else(String::new, |n| format!("layer {n}, "))
+}
+
+fn line_suffix(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |n| format!(", line {n}"))
 }

@@ -29,7 +29,7 @@ mod trace;
 mod workspace;
 
 pub use batch::{Step, Wanted};
-pub use chat::{Conversation, Message, Role, encode_chat};
+pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Place, TensorEntry, TensorView};
 pub use config::{Config, RopeScaling};
 pub use error::{Error, Result};

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use mixtral_model::Sampling;
+use mixtral_model::{MistralVersion, Sampling};
 use moe_kernels::{Activations, Backend, Dtype};
 use moe_router::RouterSpec;
 
@@ -154,14 +154,39 @@ pub(crate) enum RoutingView {
 /// The demo model was not taught to answer: it continues the conversation as a novel would.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Chat {
-    /// Instructions that go in front of the first turn
+    /// Instructions for the whole chat, where the chat's format puts them
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub(crate) system: String,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
     /// Most tokens of an answer
     #[arg(long, short = 'n', value_name = "N", default_value_t = 512)]
     pub(crate) max_tokens: usize,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// How chats are written.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FormatArgs {
+    /// The format of chats: v1, v2, v3 or v7 of Mistral's, or a file with a chat template [default: what the model's files say]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) chat_format: Option<FormatName>,
+}
+
+/// A chat format that somebody asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FormatName {
+    Mistral(MistralVersion),
+    File(PathBuf),
+}
+
+impl FromStr for FormatName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Ok(name.parse().map_or_else(|_| Self::File(name.into()), Self::Mistral))
+    }
 }
 
 /// Defaults are those of the model's generation_config.json if that says do_sample, as the demo's does (temperature 0.8,
@@ -233,9 +258,12 @@ pub(crate) struct Inspect {
 pub(crate) struct Tokenize {
     /// The text; standard input if it is absent or "-"
     pub(crate) text: Option<String>,
-    /// A chat to write in the instruct format: a JSON list of {"role": ..., "content": ...}
+    /// A chat to write in the model's format: a JSON list of {"role": ..., "content": ...}, or an object with such a list as
+    /// "messages", and "tools"; an answer begun with "prefix": true is gone on with
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "no_bos"])]
     pub(crate) chat: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
     /// Put no BOS in front of a text
     #[arg(long)]
     pub(crate) no_bos: bool,

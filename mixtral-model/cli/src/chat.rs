@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
 
 use anstyle::Style;
-use mixtral_model::{Conversation, Ended, Error, Event, GenerateOptions, Workspace};
+use mixtral_model::{Conversation, Ended, Error, Event, GenerateOptions, Unread, Workspace};
 
 use crate::args::{Chat, Common};
 use crate::failure::{Failure, Result};
@@ -22,15 +22,23 @@ pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result
     let model = common.load(&source)?;
     let tokenizer = load::tokenizer(&source, &model)?;
     let mut options = GenerateOptions::new(&model, args.max_tokens).with_sampling(sampling);
-    options.stop.push(tokenizer.eos());
+    let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
+    options.stop.extend(format.stop_tokens());
+    if !format.is_assumed() {
+        aside(&format!("chat format: {}", format.evidence()));
+    }
 
     let mut session = common.session(&model)?;
     let mut workspace = Workspace::new();
-    let mut conversation = Conversation::new(&tokenizer, &args.system);
+    let mut conversation = Conversation::new(format, &args.system);
     let mut lines = Lines::new();
     while let Some(line) = lines.next()? {
-        conversation.ask(&line);
-        let prompt = conversation.unread(&session).to_vec();
+        conversation.ask(&tokenizer, &line)?;
+        let Unread { clear, ids } = conversation.unread(&session);
+        if clear {
+            session.clear();
+        }
+        let prompt = ids.to_vec();
         let mut show =
             Plain { out: Output::new(), spelling: Spelling::new(Some(&tokenizer)), echo: Echo::Apart };
         let progress = Progress::new(&model, prompt.len());
@@ -59,7 +67,7 @@ pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result
             Error::ContextOverflow { .. } => Failure::ChatTooLong(error),
             other => other.into(),
         })?;
-        conversation.answered(&generated.tokens);
+        conversation.answered(&tokenizer, &generated.tokens)?;
         show.end()?;
         if !matches!(generated.ended, Ended::Stop(_)) {
             aside(&format!("({})", summary::reason(&generated, &session)));

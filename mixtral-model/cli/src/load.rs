@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use mixtral_model::{Access, Compute, Embedded, Model, Session, SessionOptions, Source, Tokenizer};
+use mixtral_model::{
+    Access, ChatFormat, Compute, Embedded, Model, Session, SessionOptions, Source, Template, Tokenizer,
+};
 
-use crate::args::Common;
+use crate::args::{Common, FormatName};
 use crate::failure::{Result, warn};
 
 /// A tiny Mixtral, trained for demonstration.
@@ -62,6 +64,28 @@ impl Common {
         }
         Ok(model.session(options)?)
     }
+}
+
+/// The format of the model's chats, or the one asked for, with a warning where it is a guess.
+pub(crate) fn chat_format(
+    source: &Source,
+    asked: Option<&FormatName>,
+    tokenizer: &Tokenizer,
+) -> Result<ChatFormat> {
+    let mut evidence = source.chat_evidence()?;
+    let format = match asked {
+        Some(FormatName::Mistral(version)) => ChatFormat::mistral(*version, tokenizer)?,
+        Some(FormatName::File(path)) => {
+            evidence.templates = vec![Template::from_file(path)?];
+            ChatFormat::choose(&evidence, tokenizer)?
+        }
+        None => ChatFormat::choose(&evidence, tokenizer)?,
+    };
+    // Everybody knows that the demo was taught no format.
+    if format.is_assumed() && !source.is_embedded() {
+        warn(&format!("chat format: {}; --chat-format sets another", format.evidence()));
+    }
+    Ok(format)
 }
 
 /// Loads the tokenizer of a model.

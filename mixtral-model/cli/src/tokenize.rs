@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use mixtral_model::{Error, Message, Tokenizer, encode_chat};
+use mixtral_model::{Chat, Error, Tokenizer};
 use serde::Serialize;
 
 use crate::args::{Common, Tokenize};
 use crate::failure::Result;
 use crate::input;
+use crate::load;
 use crate::output::{Output, harmless};
 
 #[derive(Serialize)]
@@ -18,9 +19,13 @@ struct Tokens<'a> {
 }
 
 pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
-    let tokenizer = common.source()?.tokenizer()?;
+    let source = common.source()?;
+    let tokenizer = source.tokenizer()?;
     let ids = match (&args.chat, args.text.as_deref()) {
-        (Some(path), _) => encode_chat(&tokenizer, &messages(path)?)?,
+        (Some(path), _) => {
+            let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
+            format.encode(&tokenizer, &chat(path)?)?
+        }
         (None, text) => {
             let text = input::text_or_stdin(text, "text")?;
             if args.no_bos { tokenizer.encode(&text) } else { tokenizer.encode_with_bos(&text) }
@@ -30,9 +35,10 @@ pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
     Ok(Output::new().text(&text)?)
 }
 
-fn messages(path: &Path) -> Result<Vec<Message>> {
+fn chat(path: &Path) -> Result<Chat> {
     let json = input::file(path)?;
-    Ok(serde_json::from_str(&json).map_err(|source| Error::Json { path: path.to_owned(), source })?)
+    let json = serde_json::from_str(&json).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    Ok(Chat::from_json(json)?)
 }
 
 fn pieces<'a>(tokenizer: &'a Tokenizer, ids: &[u32]) -> Vec<&'a str> {

@@ -2,7 +2,7 @@
 
 use super::{Header, Metadata, Value};
 use crate::tokenizer::SentencePieces;
-use crate::{Result, Tokenizer};
+use crate::{ChatEvidence, Result, Template, Tokenizer};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const TOKENS: &str = "tokenizer.ggml.tokens";
@@ -58,6 +58,43 @@ impl Header {
         pieces.add_eos = flag("add_eos_token")?;
         pieces.space_in_front = flag("add_space_prefix")?.unwrap_or(true);
         Tokenizer::from_pieces(pieces, metadata.path())
+    }
+}
+
+impl Header {
+    /// The chat templates: `tokenizer.chat_template`, and those with a name behind it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::Error::Config) where one is no string.
+    pub(crate) fn chat_evidence(&self) -> Result<ChatEvidence> {
+        let metadata = &self.metadata;
+        let (mut templates, file) = (Vec::new(), metadata.path().display());
+        for key in metadata.keys() {
+            let Some(name) = key.strip_prefix("tokenizer.chat_template") else { continue };
+            let name = match name.strip_prefix('.') {
+                None if name.is_empty() => "default",
+                Some(name) => name,
+                None => continue,
+            };
+            let Some(text) = metadata.text(key)? else { continue };
+            let origin = format!("{file}: {}", key.escape_debug());
+            templates.push(Template { name: name.to_owned(), text: text.to_owned(), origin });
+        }
+        let mut evidence = ChatEvidence::new(templates);
+        let texts = metadata.list(TOKENS, "strings", Value::text)?.unwrap_or_default();
+        for (name, key) in [
+            ("bos_token", "bos_token_id"),
+            ("eos_token", "eos_token_id"),
+            ("unk_token", "unknown_token_id"),
+            ("pad_token", "padding_token_id"),
+        ] {
+            let id = metadata.token(&format!("tokenizer.ggml.{key}"))?;
+            if let Some(text) = id.and_then(|id| texts.get(id as usize)) {
+                evidence.special_tokens.insert(name.to_owned(), (*text).to_owned());
+            }
+        }
+        Ok(evidence)
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::{Access, Checkpoint, Config, Error, Result, Sampling, Tokenizer, gguf};
+use crate::{Access, ChatEvidence, Checkpoint, Config, Error, Result, Sampling, Tokenizer, gguf};
 
 /// A model that nobody has read yet.
 ///
@@ -136,6 +136,24 @@ impl Source {
                 Tokenizer::from_sentencepiece(files.tokenizer, &files.path("tokenizer.model"))
             }
         }
+    }
+
+    /// What the model's files say of the format of its chats; of a GGUF file, its templates.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ChatEvidence::from_dir`]; [`Error::Config`] where a GGUF file's template is no string.
+    pub fn chat_evidence(&self) -> Result<ChatEvidence> {
+        match &self.0 {
+            Origin::Directory(dir) => ChatEvidence::from_dir(dir),
+            Origin::Gguf { header, .. } => header.chat_evidence(),
+            Origin::Embedded(_) => Ok(ChatEvidence::default()),
+        }
+    }
+
+    /// Whether the model is part of the program.
+    pub fn is_embedded(&self) -> bool {
+        matches!(self.0, Origin::Embedded(_))
     }
 
     /// How the model wishes to be sampled; greedy where it does not say.

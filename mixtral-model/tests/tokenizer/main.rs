@@ -1,9 +1,8 @@
-//! The tokenizer and the chat format against what others' code computes, and under damage.
+//! The tokenizer against what others' code computes, and under damage.
 
 #![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
 mod as_json;
-mod chat;
 mod damage;
 mod pieces;
 
@@ -11,7 +10,7 @@ use std::fmt::Debug;
 use std::path::Path;
 
 use as_json::{Layout, as_json};
-use mixtral_model::{Error, Message, Tokenizer};
+use mixtral_model::{Error, Tokenizer};
 use proptest::prelude::*;
 use serde::Deserialize;
 
@@ -27,7 +26,6 @@ struct Goldens {
     vocab_size: usize,
     encode: Vec<Encoded>,
     decode: Vec<Decoded>,
-    chat: Vec<Chat>,
 }
 
 #[derive(Deserialize)]
@@ -42,12 +40,6 @@ struct Encoded {
 struct Decoded {
     ids: Vec<u32>,
     text: String,
-}
-
-#[derive(Deserialize)]
-struct Chat {
-    messages: Vec<Message>,
-    ids: Vec<u32>,
 }
 
 /// Mixtral's tokenizer as one kind of file.

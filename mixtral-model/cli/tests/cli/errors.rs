@@ -109,7 +109,15 @@ fn chats_that_are_none() {
     let path = file.path().to_str().unwrap();
     for (text, message) in [
         ("[", "EOF while parsing"),
-        ("[{\"role\": \"robot\", \"content\": \"x\"}]", "unknown variant `robot`"),
+        (
+            "[{\"role\": \"robot\", \"content\": \"x\"}]",
+            "chat message 0: expected user or system, found robot",
+        ),
+        ("[{\"content\": \"x\"}]", "chat message 0: role: expected a text, found null"),
+        (
+            "{\"messages\": [], \"tool\": []}",
+            "chat: expected messages, tools, documents or chat_template_kwargs",
+        ),
         ("[]", "chat message 0: expected user, found the end"),
     ] {
         std::fs::write(file.path(), text).unwrap();

@@ -1,0 +1,117 @@
+//! What a template writes, found by showing it chats.
+
+use serde_json::json;
+
+use super::mistral::Writer;
+use super::{Chat, Message, MistralVersion};
+use crate::{Result, Tokenizer};
+
+/// The version of Mistral's formats that a template writes, up to spaces, if one.
+///
+/// A template may refuse a system message, tools, or both; what it writes counts.
+pub(super) fn version(
+    write: impl Fn(&Chat) -> Result<String>,
+    tokenizer: &Tokenizer,
+) -> Option<MistralVersion> {
+    let written: Vec<_> = probes().into_iter().map(|probe| (write(&probe).ok(), probe)).collect();
+    // A template that refuses plain chats is none of these.
+    if written.iter().take(PLAIN).any(|(text, _)| text.is_none()) {
+        return None;
+    }
+    let (versions, _) = MistralVersion::of_vocabulary(tokenizer);
+    versions.iter().copied().find(|version| {
+        written.iter().all(|(text, probe)| match (text, self::text(*version, tokenizer, probe)) {
+            (None, _) => true,
+            (Some(text), Ok(expected)) => spaceless(text) == spaceless(&expected),
+            // A template that does not know of tools leaves them out.
+            (Some(text), Err(_)) => {
+                let without = Chat { tools: Vec::new(), ..probe.clone() };
+                self::text(*version, tokenizer, &without)
+                    .is_ok_and(|expected| spaceless(text) == spaceless(&expected))
+            }
+        })
+    })
+}
+
+/// The special token that a template writes after an answer, if it does.
+pub(super) fn end_of_answer(write: impl Fn(&Chat) -> Result<String>, tokenizer: &Tokenizer) -> Vec<u32> {
+    const ANSWER: &str = "Qwxz";
+    let chat = Chat::new(vec![Message::user("a"), Message::assistant(ANSWER)]);
+    let Ok(text) = write(&chat) else { return Vec::new() };
+    let Some(at) = text.rfind(ANSWER) else { return Vec::new() };
+    let after = text[at + ANSWER.len()..].trim_start();
+    let first = tokenizer.encode(after).first().copied();
+    first
+        .filter(|&id| is_special(tokenizer, id) && after.starts_with(tokenizer.piece(id).unwrap_or("\0")))
+        .into_iter()
+        .collect()
+}
+
+/// Whether an id stands for a text that is more than ordinary where it is written.
+pub(super) fn is_special(tokenizer: &Tokenizer, id: u32) -> bool {
+    let Some(piece) = tokenizer.piece(id) else { return false };
+    tokenizer.encode(piece) == [id] && tokenizer.encode_ordinary(piece) != [id]
+}
+
+/// How many of the [`probes`] are plain.
+const PLAIN: usize = 2;
+
+/// Chats that the formats write in different ways. Contents hold no spaces, for those are looked over.
+fn probes() -> Vec<Chat> {
+    let (system, user, again) = (Message::system("Sys"), Message::user("Ask"), Message::user("More"));
+    let answer = Message::assistant("Said");
+    let tools = vec![json!({"type": "function", "function": {
+        "name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}
+    }})];
+    let json = |value| Message::from_json(value).unwrap_or_else(|_| Message::assistant(""));
+    let call = json(json!({"role": "assistant", "tool_calls": [
+        {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    ]}));
+    let result =
+        json(json!({"role": "tool", "name": "f", "tool_call_id": "abcdefghi", "content": "{\"y\":2}"}));
+    vec![
+        Chat::new(vec![user.clone()]),
+        Chat::new(vec![user.clone(), answer.clone(), again.clone()]),
+        Chat::new(vec![system.clone(), user.clone()]),
+        Chat::new(vec![system, user.clone(), answer.clone(), again.clone()]),
+        Chat::new(vec![user.clone()]).with_tools(tools.clone()),
+        Chat::new(vec![user.clone(), answer, again]).with_tools(tools.clone()),
+        Chat::new(vec![user, call, result]).with_tools(tools),
+    ]
+}
+
+fn spaceless(text: &str) -> String {
+    text.chars().filter(|&character| character != ' ').collect()
+}
+
+/// A chat in one of Mistral's formats, with control pieces written out.
+fn text(version: MistralVersion, tokenizer: &Tokenizer, chat: &Chat) -> Result<String> {
+    let piece = |id| tokenizer.piece(id).unwrap_or_default().to_owned();
+    let mut writer = Text { eos: piece(tokenizer.eos()), text: piece(tokenizer.bos()) };
+    version.write(chat, &mut writer)?;
+    Ok(writer.text)
+}
+
+struct Text {
+    eos: String,
+    text: String,
+}
+
+impl Writer for Text {
+    fn text(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn control(&mut self, piece: &'static str) -> Result<()> {
+        self.text.push_str(piece);
+        Ok(())
+    }
+
+    fn answer(&mut self, _: usize, text: &str) {
+        self.text.push_str(text);
+    }
+
+    fn end(&mut self) {
+        self.text.push_str(&self.eos);
+    }
+}
