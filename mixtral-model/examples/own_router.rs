@@ -38,7 +38,7 @@ const TEXT: &str = "It was a bright cold day in April, and the clocks were strik
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo");
     let dir = std::env::args_os().nth(1).map_or(demo, PathBuf::from);
-    let ids = Tokenizer::from_dir(&dir)?.encode_with_bos(TEXT);
+    let ids = Tokenizer::from_dir(&dir)?.encode_prompt(TEXT)?;
 
     println!(
         "router                     nats a token  experts a token  same first expert as the token before"

@@ -20,7 +20,7 @@ use moe_kernels::{Activations, Backend, BlockType, WeightMatrix};
 fn main() -> Result<(), Box<dyn Error>> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo");
     let tokenizer = Tokenizer::from_dir(&demo)?;
-    let ids = tokenizer.encode_with_bos(&std::fs::read_to_string(demo.join("heldout.txt"))?);
+    let ids = tokenizer.encode_prompt(&std::fs::read_to_string(demo.join("heldout.txt"))?)?;
     let config = Config::from_dir(&demo)?;
     let checkpoint = Checkpoint::open(&demo, Access::Map)?;
 

@@ -67,7 +67,7 @@ pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result
             Error::ContextOverflow { .. } => Failure::ChatTooLong(error),
             other => other.into(),
         })?;
-        conversation.answered(&tokenizer, &generated.tokens)?;
+        conversation.answered(&tokenizer, &generated.tokens);
         show.end()?;
         if !matches!(generated.ended, Ended::Stop(_)) {
             aside(&format!("({})", summary::reason(&generated, &session)));

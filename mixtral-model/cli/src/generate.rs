@@ -39,7 +39,7 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
     };
     let prompt = match (&args.ids, &text, &tokenizer) {
         (Some(ids), ..) => ids.0.clone(),
-        (None, Some(text), Some(tokenizer)) => tokenizer.encode_with_bos(text),
+        (None, Some(text), Some(tokenizer)) => tokenizer.encode_prompt(text)?,
         _ => Vec::new(),
     };
     let mut options = GenerateOptions::new(&model, args.max_tokens).with_sampling(sampling);

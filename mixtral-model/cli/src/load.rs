@@ -88,10 +88,10 @@ pub(crate) fn chat_format(
     Ok(format)
 }
 
-/// Loads the tokenizer of a model.
+/// Loads the tokenizer of a model, with warnings of what its files contradict each other in.
 pub(crate) fn tokenizer(source: &Source, model: &Model) -> Result<Tokenizer> {
-    let tokenizer = source.tokenizer()?;
-    tokenizer.require_at_most(model.config().vocab_size)?;
+    let tokenizer = source.tokenizer()?.for_model(model.config().vocab_size)?;
+    tokenizer.warnings().iter().for_each(|warning| warn(warning));
     Ok(tokenizer)
 }
 
@@ -105,8 +105,8 @@ mod tests {
     fn the_demo_is_whole() {
         let demo = Source::embedded(DEMO);
         let config = demo.config().unwrap();
-        let tokenizer = demo.tokenizer().unwrap();
-        tokenizer.require_at_most(config.vocab_size).unwrap();
+        let tokenizer = demo.tokenizer().unwrap().for_model(config.vocab_size).unwrap();
+        assert_eq!(tokenizer.warnings(), [""; 0]);
         assert!(demo.sampling().unwrap().temperature > 0.0);
         assert_eq!(demo.warnings().unwrap(), Vec::<String>::new());
         let checkpoint = demo.checkpoint(Access::Map).unwrap();

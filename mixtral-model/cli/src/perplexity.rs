@@ -36,7 +36,7 @@ pub(crate) fn run(common: &Common, args: &Perplexity, interrupt: &Interrupt) -> 
     };
     let source = common.source()?;
     let model = common.load(&source)?;
-    let ids = load::tokenizer(&source, &model)?.encode_with_bos(&text);
+    let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let mut session = common.session(&model)?;
     let window = args.window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
     let stride = args.stride.map_or(window, NonZeroUsize::get);

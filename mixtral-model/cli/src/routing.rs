@@ -109,7 +109,7 @@ impl Show for RoutedText<'_> {
     fn prompt(&mut self, ids: &[u32]) -> Result<()> {
         for &id in ids {
             let text =
-                if self.plain.echo == Echo::Apart { String::new() } else { self.plain.spelling.push(id)? };
+                if self.plain.echo == Echo::Apart { String::new() } else { self.plain.spelling.push(id) };
             let text = if self.plain.echo == Echo::All { text } else { String::new() };
             self.waiting.tokens.push_back((PROMPT, text));
         }
@@ -118,7 +118,7 @@ impl Show for RoutedText<'_> {
 
     fn token(&mut self, id: u32) -> Result<()> {
         self.write(false)?;
-        let text = self.plain.spelling.push(id)?;
+        let text = self.plain.spelling.push(id);
         self.waiting.tokens.push_back((Style::new(), text));
         Ok(())
     }

@@ -3,7 +3,7 @@
 use anstyle::Style;
 use mixtral_model::{StreamDecoder, Tokenizer};
 
-use crate::failure::Result;
+use crate::failure::{Result, warn};
 use crate::output::Output;
 
 /// A way to show a prompt and what follows it.
@@ -31,21 +31,29 @@ impl<'t> Spelling<'t> {
     }
 
     /// What the next token adds. Of a character in several tokens, the last has it all.
-    pub(crate) fn push(&mut self, id: u32) -> Result<String> {
-        Ok(match self {
-            Self::Text(Some(decoder)) => decoder.push(id)?,
+    pub(crate) fn push(&mut self, id: u32) -> String {
+        match self {
+            Self::Text(Some(decoder)) => decoder.push(id),
             Self::Text(None) => String::new(),
             Self::Ids { first } => {
                 let comma = if std::mem::take(first) { "" } else { "," };
                 format!("{comma}{id}")
             }
-        })
+        }
     }
 
     /// What the end of the tokens adds.
     pub(crate) fn finish(&mut self) -> String {
         match self {
-            Self::Text(decoder) => decoder.take().map(StreamDecoder::finish).unwrap_or_default(),
+            Self::Text(decoder) => {
+                let Some(decoder) = decoder.take() else { return String::new() };
+                if let Some((first, count)) = decoder.unknown() {
+                    warn(&format!(
+                        "{count} of the tokens have no piece in the tokenizer and no text, {first} the first of them"
+                    ));
+                }
+                decoder.finish()
+            }
             Self::Ids { .. } => String::new(),
         }
     }
@@ -79,7 +87,7 @@ impl Show for Plain<'_> {
         }
         let mut text = String::new();
         for &id in ids {
-            text.push_str(&self.spelling.push(id)?);
+            text.push_str(&self.spelling.push(id));
         }
         if self.echo == Echo::All {
             self.out.styled(PROMPT, &text)?;
@@ -88,7 +96,7 @@ impl Show for Plain<'_> {
     }
 
     fn token(&mut self, id: u32) -> Result<()> {
-        self.out.text(&self.spelling.push(id)?)?;
+        self.out.text(&self.spelling.push(id))?;
         Ok(self.out.flush()?)
     }
 

@@ -7,7 +7,7 @@ use mixtral_model::{Chat, Error, Tokenizer};
 use serde::Serialize;
 
 use crate::args::{Common, Tokenize};
-use crate::failure::Result;
+use crate::failure::{Result, warn};
 use crate::input;
 use crate::load;
 use crate::output::{Output, harmless};
@@ -20,7 +20,12 @@ struct Tokens<'a> {
 
 pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
     let source = common.source()?;
-    let tokenizer = source.tokenizer()?;
+    let mut tokenizer = source.tokenizer()?;
+    // A tokenizer without a model is welcome.
+    if let Ok(config) = source.config() {
+        tokenizer = tokenizer.for_model(config.vocab_size)?;
+    }
+    tokenizer.warnings().iter().for_each(|warning| warn(warning));
     let ids = match (&args.chat, args.text.as_deref()) {
         (Some(path), _) => {
             let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
@@ -28,9 +33,10 @@ pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
         }
         (None, text) => {
             let text = input::text_or_stdin(text, "text")?;
-            if args.no_bos { tokenizer.encode(&text) } else { tokenizer.encode_with_bos(&text) }
+            if args.no_bos { tokenizer.encode(&text) } else { tokenizer.encode_prompt(&text)? }
         }
     };
+    tokenizer.check(&ids)?;
     let text = if args.json { json(&tokenizer, &ids)? } else { lines(&tokenizer, &ids) };
     Ok(Output::new().text(&text)?)
 }

@@ -8,7 +8,7 @@ use crate::{Result, Session, Tokenizer};
 /// ```text
 /// chat.ask(&tokenizer, "u1")?
 /// if chat.unread(&session).clear { session.clear() }   generate(.., chat.unread(&session).ids, ..)
-/// chat.answered(&tokenizer, &generated.tokens)?
+/// chat.answered(&tokenizer, &generated.tokens)
 /// chat.ask(&tokenizer, "u2")?   ...
 /// ```
 ///
@@ -62,17 +62,12 @@ impl Conversation {
         Ok(())
     }
 
-    /// Appends what the assistant said, without the token that ended it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange) for an id that the vocabulary does not have.
-    pub fn answered(&mut self, tokenizer: &Tokenizer, tokens: &[u32]) -> Result<()> {
-        let text = tokenizer.decode(tokens)?;
+    /// Appends what the assistant said, without the token that ended it. Of ids that the vocabulary does not have, there is no text.
+    pub fn answered(&mut self, tokenizer: &Tokenizer, tokens: &[u32]) {
+        let text = tokenizer.decode(tokens);
         self.answers.push((self.chat.messages.len(), tokens.to_vec()));
         self.chat.messages.push(Message::assistant(&text));
         self.ids.extend(tokens);
-        Ok(())
     }
 
     /// The ids up to the last question, and of the answer to it if there is one.

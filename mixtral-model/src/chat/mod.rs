@@ -237,10 +237,13 @@ impl Templates {
 #[cfg(feature = "chat-templates")]
 fn tokens(evidence: &ChatEvidence, tokenizer: &Tokenizer) -> BTreeMap<String, String> {
     let mut tokens = evidence.special_tokens.clone();
-    let own =
-        [("bos_token", tokenizer.bos()), ("eos_token", tokenizer.eos()), ("unk_token", tokenizer.unk())];
+    let own = [
+        ("bos_token", Some(tokenizer.bos())),
+        ("eos_token", Some(tokenizer.eos())),
+        ("unk_token", tokenizer.unk()),
+    ];
     for (name, id) in own {
-        let piece = tokenizer.piece(id).unwrap_or_default();
+        let piece = id.and_then(|id| tokenizer.piece(id)).unwrap_or_default();
         tokens.entry(name.to_owned()).or_insert_with(|| piece.to_owned());
     }
     tokens

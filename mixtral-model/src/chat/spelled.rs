@@ -53,7 +53,8 @@ impl Spelled {
             let character = free.next().ok_or_else(|| unwritable(&token))?;
             let mut buffer = [0; 4];
             let stand_in = character.encode_utf8(&mut buffer).to_owned();
-            let ids = inner(tokenizer, &stand_in).filter(|ids| !ids.contains(&tokenizer.unk()));
+            let ids = inner(tokenizer, &stand_in)
+                .filter(|ids| tokenizer.unk().is_none_or(|unk| !ids.contains(&unk)));
             let ids = ids.ok_or_else(|| unwritable(&token))?;
             let text = inner(tokenizer, &token).ok_or_else(|| unwritable(&token))?;
             stand_ins.push(StandIn { token, stand_in, ids, text });

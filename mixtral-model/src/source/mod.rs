@@ -23,7 +23,7 @@ use crate::{Access, ChatEvidence, Checkpoint, Config, Error, Result, Sampling, T
 ///
 /// let source = Source::find("mixtral-8x7b-v0.1.Q4_K_M.gguf".as_ref())?;
 /// let model = Model::load(source.config()?, &source.checkpoint(Access::Map)?, Backend::best())?;
-/// let ids = source.tokenizer()?.encode_with_bos("A mixture of experts is");
+/// let ids = source.tokenizer()?.encode_prompt("A mixture of experts is")?;
 /// # Ok(())
 /// # }
 /// ```

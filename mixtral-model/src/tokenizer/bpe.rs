@@ -25,6 +25,8 @@ pub(super) struct Bpe {
     merges: Merges,
     /// Pieces that are cut up again at the end.
     unused: HashSet<u32>,
+    fuse_unknown: bool,
+    ignore_merges: bool,
 }
 
 /// A piece of the text so far, with its living neighbours.
@@ -50,7 +52,15 @@ const MERGED: u32 = u32::MAX;
 
 impl Bpe {
     /// Takes the pieces of one character from those of the vocabulary that merging makes.
-    pub(super) fn new(vocabulary: &Vocabulary, merges: Merges) -> Self {
+    ///
+    /// Each run of characters that have no piece is one unknown piece if `fuse_unknown`, else each of them is. A text that is
+    /// a piece is that piece if `ignore_merges`, whatever merges would make of it.
+    pub(super) fn new(
+        vocabulary: &Vocabulary,
+        merges: Merges,
+        fuse_unknown: bool,
+        ignore_merges: bool,
+    ) -> Self {
         let single = |text: &str| {
             let mut characters = text.chars();
             characters.next().filter(|_| characters.next().is_none())
@@ -58,13 +68,20 @@ impl Bpe {
         let characters =
             vocabulary.merging().filter_map(|(id, piece)| Some((single(&piece.text)?, id))).collect();
         let unused = vocabulary.of_kind(Kind::Unused).collect();
-        Self { characters, merges, unused }
+        Self { characters, merges, unused, fuse_unknown, ignore_merges }
     }
 
     /// Appends the pieces of `text` to `out`.
     ///
     /// The text is taken as it is: a space is not turned into `▁`, and no text is special.
     pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
+        if self.ignore_merges
+            && let Some(id) = vocabulary.id_of(text)
+            && vocabulary.get(id).is_some_and(|piece| matches!(piece.kind, Kind::Normal | Kind::UserDefined))
+        {
+            out.push(id);
+            return;
+        }
         let mut symbols = self.symbols(vocabulary, text);
         let mut candidates = BinaryHeap::new();
         let mut made = Made::new();
@@ -91,14 +108,13 @@ impl Bpe {
         }
     }
 
-    /// One symbol a character. Where a character has no piece, one a byte; or without byte pieces, one a run of such characters.
+    /// One symbol a character. Where a character has no piece, one a byte; or without byte pieces, the unknown one.
     fn symbols(&self, vocabulary: &Vocabulary, text: &str) -> Vec<Symbol> {
         let mut symbols: Vec<Symbol> = Vec::new();
         let push = |symbols: &mut Vec<Symbol>, piece| {
             let at = symbols.len();
             symbols.push(Symbol { piece, previous: at.wrapping_sub(1), next: at + 1 });
         };
-        let unk = vocabulary.special.unk;
         for character in text.chars() {
             if let Some(&piece) = self.characters.get(&character) {
                 push(&mut symbols, piece);
@@ -106,7 +122,9 @@ impl Bpe {
                 for &byte in character.encode_utf8(&mut [0; 4]).as_bytes() {
                     push(&mut symbols, pieces[usize::from(byte)]);
                 }
-            } else if symbols.last().is_none_or(|last| last.piece != unk) {
+            } else if let Some(unk) = vocabulary.special.unk
+                && !(self.fuse_unknown && symbols.last().is_some_and(|last| last.piece == unk))
+            {
                 push(&mut symbols, unk);
             }
         }

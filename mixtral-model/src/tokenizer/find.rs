@@ -63,6 +63,15 @@ impl Finder {
         Ok(Self { automaton: Some(automaton), tokens })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// What is looked for.
+    pub(super) fn tokens(&self) -> &[Token] {
+        &self.tokens
+    }
+
     /// Gives every part of `text` to `emit`, in order: tokens, and what lies between.
     pub(super) fn split<'t>(&self, text: &'t str, mut emit: impl FnMut(Part<'t>)) {
         let mut done = 0;

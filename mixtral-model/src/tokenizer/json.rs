@@ -1,50 +1,43 @@
 //! Reading `tokenizer.json`, the format of the `tokenizers` library.
 //!
-//! Accepted is what sentencepiece BPE is converted to, in its two layouts: an older one, where a normaliser
-//! puts `▁` in front and for spaces, and a newer one, where the `Metaspace` pre-tokeniser does.
-//! The file's decoder, post-processor, padding and truncation are not applied: decoding is sentencepiece's for either kind of
-//! file, and which tokens surround a text is the caller's choice.
+//! Accepted is what sentencepiece BPE is converted to, in all its layouts: a normaliser or the `Metaspace` pre-tokeniser
+//! puts `▁` in front and for spaces. The file's decoder, padding and truncation are not applied: decoding is sentencepiece's
+//! for either kind of file, and how long a text may be is the model's business.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::bpe::{Merge, Merges};
-use super::find::{Finder, Token};
-use super::vocabulary::{Kind, Piece, Special, UNKNOWN_SURFACE, Vocabulary, parse_byte};
-use super::written::{Layout, Metaspace, Scheme, Written};
-use super::{Reason, shorten};
+use super::draft::{Begins, Draft, Surrounds};
+use super::table::{AddedToken, Table};
+use super::vocabulary::{Kind, Piece, UNKNOWN_SURFACE, parse_byte};
+use super::written::{Scheme, Step};
+use super::{Reason, pipeline, shorten};
 
 /// The fields that matter here.
 #[derive(Deserialize)]
 #[serde(expecting = "an object with `model`")]
 pub(super) struct File {
     #[serde(default)]
-    added_tokens: Vec<AddedToken>,
+    added_tokens: Vec<Numbered>,
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
     model: Model,
 }
 
 #[derive(Deserialize)]
-struct AddedToken {
+struct Numbered {
     id: u32,
-    content: String,
-    #[serde(default)]
-    single_word: bool,
-    #[serde(default)]
-    lstrip: bool,
-    #[serde(default)]
-    rstrip: bool,
-    #[serde(default)]
-    normalized: bool,
-    #[serde(default)]
-    special: bool,
+    #[serde(flatten)]
+    token: AddedToken,
 }
 
 #[derive(Deserialize)]
@@ -72,81 +65,106 @@ struct Model {
 struct Pair(String, String);
 
 impl File {
-    /// Builds what the file describes.
-    pub(super) fn build(self) -> Reason<(Vocabulary, Merges, Written)> {
+    pub(super) fn draft(self) -> Reason<Draft> {
+        if self.pre_tokenizer.to_string().contains("\"ByteLevel\"") {
+            return Err("byte-level BPE (GPT-2, Llama 3) is not supported: expected sentencepiece BPE, \
+                        found the pre-tokeniser ByteLevel"
+                .to_owned());
+        }
         self.model.check()?;
-        let layout = layout(&self.normalizer, &self.pre_tokenizer)?;
-        let mut merges = merges(&self.model)?;
-        let Model { vocab, unk_token, byte_fallback, .. } = self.model;
-        let unk = unk_token.as_deref().unwrap_or("<unk>");
+        let merges = merges(&self.model)?;
+        let Model { vocab, unk_token, byte_fallback, fuse_unk, ignore_merges, .. } = self.model;
+        let layout =
+            pipeline::layout(&self.normalizer, &self.pre_tokenizer, |text| vocab.get(text).copied())?;
+        if !layout.isolated.is_empty() && !ignore_merges {
+            return Err("model: expected ignore_merges beside the pre-tokeniser Split, found none".to_owned());
+        }
 
-        // By id, so that a gap shows; a hostile id costs no more than any other.
-        let mut pieces: BTreeMap<u32, Piece> = BTreeMap::new();
-        for (text, id) in vocab {
-            let kind = match parse_byte(&text).filter(|_| byte_fallback) {
-                Some(byte) => Kind::Byte(byte),
-                None if text == unk => Kind::Unknown,
-                None => Kind::Normal,
-            };
-            if let Some(other) = pieces.insert(id, Piece { text: text.into(), kind }) {
-                return Err(format!(
-                    "vocab: expected one piece for id {id}, found {:?} and another",
-                    other.text
-                ));
+        // By id, so that messages name the same pieces every time.
+        let vocab: BTreeMap<(u32, String), Kind> = vocab
+            .into_iter()
+            .map(|(text, id)| {
+                let kind = match parse_byte(&text).filter(|_| byte_fallback) {
+                    Some(byte) => Kind::Byte(byte),
+                    None if unk_token.as_ref() == Some(&text) => Kind::Unknown,
+                    None => Kind::Normal,
+                };
+                ((id, text), kind)
+            })
+            .collect();
+        let pieces = vocab.into_iter().map(|((id, text), kind)| (id, Piece { text: text.into(), kind }));
+        let mut table = Table::new(pieces)?;
+        let unk = match &unk_token {
+            Some(name) => {
+                Some(table.id_of(name).ok_or_else(|| format!("expected a piece {name:?}, found none"))?)
             }
-        }
-        let (mut raw, mut normalized) = (Vec::new(), Vec::new());
-        for token in self.added_tokens {
-            let AddedToken { id, content, single_word, lstrip, rstrip, normalized: is_normalized, special } =
-                token;
-            if single_word || lstrip || rstrip {
-                return Err(format!(
-                    "added token {id}: expected no single_word, lstrip or rstrip, found one"
-                ));
-            }
-            if content.is_empty() {
-                return Err(format!("added token {id}: expected a text, found none"));
-            }
-            let piece = pieces
-                .entry(id)
-                .or_insert_with(|| Piece { text: content.as_str().into(), kind: Kind::Added });
-            if *piece.text != *content {
-                return Err(format!(
-                    "added token {id}: expected {:?} as in vocab, found {content:?}",
-                    piece.text
-                ));
-            }
-            if special && matches!(piece.kind, Kind::Normal | Kind::Added) {
-                piece.kind = Kind::Control;
-            }
-            if is_normalized {
-                normalized.push(Token::plain(id, &layout.normalize(&content)));
-            } else {
-                raw.push(Token::plain(id, &content));
-            }
-        }
-        if let Some((expected, (found, _))) = (0..).zip(&pieces).find(|(expected, (id, _))| expected != *id) {
-            return Err(format!("vocab: expected ids without gaps, found {found} for {expected}"));
-        }
-        let find = |name: &str, kind: Kind| {
-            let found = pieces.iter().find(|(_, piece)| *piece.text == *name);
-            let (id, piece) = found.ok_or_else(|| format!("expected a piece {name:?}, found none"))?;
-            if piece.kind != kind {
-                let (expected, found) = (kind.name(), piece.kind.name());
-                return Err(format!("piece {id} {name:?}: expected kind {expected}, found {found}"));
-            }
-            Ok(*id)
+            None => None,
         };
-        let special = Special {
-            unk: find(unk, Kind::Unknown)?,
-            bos: find("<s>", Kind::Control)?,
-            eos: find("</s>", Kind::Control)?,
+        let mut warnings = Vec::new();
+        for Numbered { id, token } in self.added_tokens {
+            add(&mut table, id, token, &mut warnings)?;
+        }
+        let (around, names) = pipeline::around(&self.post_processor)?;
+        for (name, id) in &names {
+            if table.get(*id).is_none_or(|piece| *piece.text != **name) {
+                let found = shorten(name);
+                warnings.push(format!(
+                    "post_processor: {found:?} is id {id} there, and another in the vocabulary"
+                ));
+            }
+        }
+        if let Some(id) = around.before.iter().chain(&around.after).find(|id| table.get(**id).is_none()) {
+            return Err(format!("post_processor: expected ids of pieces, found {id}"));
+        }
+        let bos = match names.first() {
+            Some((name, _)) if table.id_of("<s>").is_none() => name.clone(),
+            _ => "<s>".to_owned(),
         };
-        let vocabulary =
-            Vocabulary::new(pieces.into_iter().collect(), special, byte_fallback, UNKNOWN_SURFACE)?;
-        // Nor does sentencepiece let text grow into `</s>` or `<0x0A>`.
-        merges.retain(|_, merge| vocabulary.get(merge.piece).is_some_and(|piece| piece.kind == Kind::Normal));
-        Ok((vocabulary, merges, Written::new(layout, Finder::new(raw)?, Finder::new(normalized)?)))
+        let prepends = layout.normalizer.contains(&Step::Prepend);
+        let space_in_front = layout.metaspace.map_or(prepends, |metaspace| metaspace.scheme != Scheme::Never);
+        Ok(Draft {
+            table,
+            merges,
+            user_defined: layout.isolated.tokens().to_vec(),
+            layout,
+            space_in_front,
+            written: &[],
+            byte_fallback,
+            fuse_unknown: fuse_unk,
+            ignore_merges,
+            unknown_surface: UNKNOWN_SURFACE.to_owned(),
+            unk,
+            bos: Begins::Text(bos),
+            eos: Begins::Text("</s>".to_owned()),
+            around: Surrounds::Ids(around),
+            warnings,
+        })
+    }
+}
+
+/// Adds a token of the file, which says that its id is `id`.
+fn add(table: &mut Table, id: u32, token: AddedToken, warnings: &mut Vec<String>) -> Reason<()> {
+    let content = token.content.clone();
+    if content.is_empty() {
+        return Err(format!("added token {id}: expected a text, found none"));
+    }
+    let other = table.get(id).filter(|piece| *piece.text != *content);
+    if let Some(piece) = other {
+        let (expected, content) = (shorten(&piece.text), shorten(&content));
+        return Err(format!("added token {id}: expected {expected:?} as in vocab, found {content:?}"));
+    }
+    let known = table.id_of(&content).is_some();
+    let given = table.add(token)?;
+    let content = shorten(&content);
+    if given == id {
+        Ok(())
+    } else if known {
+        Err(format!("added token {id} {content:?}: expected id {given} as before, found {id}"))
+    } else {
+        warnings.push(format!(
+            "added_tokens: {content:?}: id {id} leaves a gap; it is {given}, which is how Transformers counts"
+        ));
+        Ok(())
     }
 }
 
@@ -157,8 +175,6 @@ impl Model {
             return Err(format!("model: expected type BPE, found {}", shorten(&self.r#type)));
         }
         for (option, holds) in [
-            ("byte_fallback or fuse_unk", self.byte_fallback || self.fuse_unk),
-            ("ignore_merges false", !self.ignore_merges),
             ("no dropout", self.dropout.is_none_or(|dropout| dropout == 0.0)),
             ("no continuing_subword_prefix", absent(&self.continuing_subword_prefix)),
             ("no end_of_word_suffix", absent(&self.end_of_word_suffix)),
@@ -168,31 +184,6 @@ impl Model {
             }
         }
         Ok(())
-    }
-}
-
-/// Recognises the two layouts, exactly.
-fn layout(normalizer: &Value, pre_tokenizer: &Value) -> Reason<Layout> {
-    let prepend = json!({
-        "type": "Sequence",
-        "normalizers": [
-            { "type": "Prepend", "prepend": "▁" },
-            { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
-        ],
-    });
-    let metaspace = |scheme: &str| json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false });
-    if *normalizer == prepend && pre_tokenizer.is_null() {
-        Ok(Layout::sentencepiece(true, Finder::default()))
-    } else if normalizer.is_null() && *pre_tokenizer == metaspace("always") {
-        Ok(Layout { metaspace: Some(Metaspace { scheme: Scheme::Always }), ..Layout::default() })
-    } else if normalizer.is_null() && *pre_tokenizer == metaspace("first") {
-        Ok(Layout { metaspace: Some(Metaspace { scheme: Scheme::First }), ..Layout::default() })
-    } else {
-        let found = format!("{normalizer} and {pre_tokenizer}");
-        let found: String = found.chars().take(300).collect();
-        Err(format!(
-            "normalizer and pre_tokenizer: expected Prepend ▁ and Replace, or Metaspace without split, found {found}"
-        ))
     }
 }
 

@@ -8,35 +8,52 @@
 //! [`encode_ordinary`](Tokenizer::encode_ordinary) and [`decode`](Tokenizer::decode) are what sentencepiece does: `<s>` in a text is text.
 //!
 //! A file of another kind, such as a unigram model or byte-level BPE, is an error: nothing is encoded by approximation.
+//!
+//! # Which file counts
+//!
+//! A directory's tokenizer is what Transformers' `AutoTokenizer` (5.24) makes of it. Where files contradict each other, the first of
+//! these counts, and what the others say is told by [`Tokenizer::warnings`]:
+//!
+//! 1. `tokenizer.json` for pieces, merges, and what is put around a prompt, which is its `post_processor` and not `add_bos_token`.
+//!    Which pieces are user-defined only `tokenizer.model` tells. Without `tokenizer.json`, `tokenizer.model` counts for all of that,
+//!    with BOS in front of a prompt unless `add_bos_token` is false, EOS at its end if `add_eos_token` is true, and a space in
+//!    front of a text after a special token unless `legacy` is false.
+//! 2. `added_tokens_decoder` of `tokenizer_config.json` for how a token is recognised, and for what a piece of `tokenizer.model` is
+//!    called; if it is absent, `special_tokens_map.json` for the tokens that play a part, and `added_tokens.json` for further ones.
+//! 3. `bos_token`, `eos_token` and the like, and `additional_special_tokens`, for tokens that nobody told of before.
+//!
+//! An added token that is not a piece of the vocabulary has the next free id, whatever id a file gives it.
+//! A file that is damaged is an error, whichever others there are.
 
 mod bpe;
+mod config;
+mod directory;
+mod draft;
 mod find;
 mod json;
 mod pieces;
+mod pipeline;
 mod protobuf;
 mod sentencepiece;
 mod stream;
+mod table;
 mod vocabulary;
 mod written;
 
 use std::fmt;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use self::bpe::{Bpe, Merges};
-use self::find::{Finder, Token};
+use self::bpe::Bpe;
+use self::draft::Draft;
+use self::find::Finder;
 pub use self::pieces::SentencePieces;
 pub use self::stream::StreamDecoder;
-use self::vocabulary::{Kind, Piece, Vocabulary};
-use self::written::{Layout, Written};
+use self::vocabulary::{Kind, Vocabulary};
+use self::written::Written;
 use crate::{Error, Result};
 
 /// What is wrong with a file, before its path is added.
 type Reason<T> = std::result::Result<T, String>;
-
-/// No tokenizer file is larger; Mixtral's are below 4 MB.
-const MAX_FILE_BYTES: u64 = 1 << 26;
 
 /// A vocabulary, and how text is cut into its pieces.
 ///
@@ -47,8 +64,8 @@ const MAX_FILE_BYTES: u64 = 1 << 26;
 /// use mixtral_model::Tokenizer;
 ///
 /// let tokenizer = Tokenizer::from_dir("Mixtral-8x7B-v0.1".as_ref())?;
-/// let ids = tokenizer.encode_with_bos("Hello world");
-/// assert_eq!(tokenizer.decode(&ids)?, "Hello world");
+/// let ids = tokenizer.encode_prompt("Hello world")?;
+/// assert_eq!(tokenizer.decode(&ids), "Hello world");
 /// # Ok(())
 /// # }
 /// ```
@@ -62,106 +79,110 @@ pub struct Tokenizer {
     /// How a text is encoded in which tokens may be written.
     written: Written,
     around: Around,
+    warnings: Vec<String>,
+    /// The file whose pieces these are.
+    path: PathBuf,
+    /// How many ids the model has that the tokenizer is for, if that was said.
+    model_size: Option<usize>,
 }
 
 /// The ids that a prompt begins and ends with.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Around {
     before: Vec<u32>,
     after: Vec<u32>,
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a checkpoint directory: `tokenizer.model` if it is there, else `tokenizer.json`.
+    /// Reads the tokenizer of a checkpoint directory, of which [several files may tell](self#which-file-counts).
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] naming the directory if it holds neither; otherwise those of
-    /// [`from_sentencepiece`](Self::from_sentencepiece) and [`from_json`](Self::from_json), or [`Error::Io`].
-    /// A damaged `tokenizer.model` is an error even beside a good `tokenizer.json`.
+    /// [`Error::Tokenizer`] naming the directory if it holds neither `tokenizer.json` nor `tokenizer.model`; otherwise those of
+    /// [`from_sentencepiece`](Self::from_sentencepiece) and [`from_json`](Self::from_json), [`Error::Config`] for a field of the
+    /// files beside them, or [`Error::Io`]. A damaged file is an error even beside good ones.
     pub fn from_dir(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.model");
-        if let Some(bytes) = read(&path)? {
-            return Self::from_sentencepiece(&bytes, &path);
-        }
-        let path = dir.join("tokenizer.json");
-        if let Some(bytes) = read(&path)? {
-            return Self::from_json(&bytes, &path);
-        }
-        let reason = "expected tokenizer.model or tokenizer.json, found neither".to_owned();
-        Err(Error::Tokenizer { path: dir.to_owned(), reason })
+        directory::open(dir)
     }
 
-    /// Reads the bytes of a sentencepiece model; `path` serves error messages alone.
+    /// Reads the bytes of a sentencepiece model; `path` serves messages alone.
+    ///
+    /// Control pieces and the unknown one are recognised where they are written; a prompt has BOS in front.
     ///
     /// # Errors
     ///
     /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than
     /// by a space in front, or lacks some of the 256 byte pieces though it falls back on bytes.
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
-        let build = || {
-            let (vocabulary, merges, space_in_front) = sentencepiece::read(bytes)?;
-            let special = vocabulary.of_kinds(&[Kind::Unknown, Kind::Control]);
-            let around = Around { before: vec![vocabulary.special.bos], after: Vec::new() };
-            Self::scored(vocabulary, merges, space_in_front, special, around)
-        };
-        build().map_err(|reason| unusable(path, reason))
+        let built = sentencepiece::read(bytes).and_then(|draft| draft.finish(path));
+        built.map_err(|reason| unusable(path, reason))
     }
 
-    /// Takes a sentencepiece vocabulary that is spelled out, as in a GGUF file; `path` serves error messages alone.
+    /// Takes a sentencepiece vocabulary that is spelled out, as in a GGUF file; `path` serves messages alone.
     ///
-    /// Text that no piece covers falls back on bytes if there are byte pieces.
+    /// Control pieces, user-defined ones and the unknown one are recognised where they are written. Text that no piece covers falls
+    /// back on bytes if there are byte pieces.
     ///
     /// # Errors
     ///
     /// [`Error::Tokenizer`] if the lists are of different lengths, an id is not below that, a text is empty or occurs twice,
     /// a score is NaN, a type unknown, some but not all byte pieces are there, or a character of a piece is not itself a piece.
     pub fn from_pieces(pieces: SentencePieces, path: &Path) -> Result<Self> {
-        let build = || {
-            let (vocabulary, merges) = pieces.build()?;
-            // Unlike sentencepiece, llama.cpp puts a space in front of what follows a user-defined piece too.
-            let special = vocabulary.of_kinds(&[Kind::Unknown, Kind::Control, Kind::UserDefined]);
-            let ids = |wanted: bool, id: u32| if wanted { vec![id] } else { Vec::new() };
-            let around = Around {
-                before: ids(pieces.add_bos.unwrap_or(true), vocabulary.special.bos),
-                after: ids(pieces.add_eos.unwrap_or(false), vocabulary.special.eos),
-            };
-            Self::scored(vocabulary, merges, pieces.space_in_front, special, around)
-        };
-        build().map_err(|reason| unusable(path, reason))
+        let built = pieces.draft().and_then(|draft| draft.finish(path));
+        built.map_err(|reason| unusable(path, reason))
     }
 
-    /// A tokenizer of sentencepiece's kind; `special` are the tokens that are recognised in a text before all else.
-    fn scored(
-        vocabulary: Vocabulary,
-        merges: Merges,
-        space_in_front: bool,
-        special: Vec<Token>,
-        around: Around,
-    ) -> Reason<Self> {
-        let user_defined = Finder::new(vocabulary.of_kinds(&[Kind::UserDefined]))?;
-        let layout = Layout::sentencepiece(space_in_front, user_defined.clone());
-        let written = Written::new(layout, Finder::new(special)?, Finder::default());
-        let bpe = Bpe::new(&vocabulary, merges);
-        Ok(Self { vocabulary, bpe, space_in_front, user_defined, written, around })
-    }
-
-    /// Reads the bytes of a `tokenizer.json`; `path` serves error messages alone.
+    /// Reads the bytes of a `tokenizer.json`; `path` serves messages alone.
     ///
-    /// BOS and EOS are the special tokens `<s>` and `</s>`.
+    /// BOS and EOS are the tokens `<s>` and `</s>`; what a prompt has around it is said by the `post_processor`.
     ///
     /// # Errors
     ///
     /// [`Error::Json`] if the bytes are not JSON of the expected form, [`Error::Tokenizer`] if it describes anything but
-    /// BPE over `▁`-marked text, as converted from sentencepiece: a normaliser `Prepend` and `Replace`,
-    /// or a pre-tokeniser `Metaspace` that does not split.
+    /// BPE over `▁`-marked text, as converted from sentencepiece.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
-        let file: json::File =
-            serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
-        let (vocabulary, merges, written) = file.build().map_err(|reason| unusable(path, reason))?;
-        let around = Around { before: vec![vocabulary.special.bos], after: Vec::new() };
-        let bpe = Bpe::new(&vocabulary, merges);
-        Ok(Self { vocabulary, bpe, space_in_front: true, user_defined: Finder::default(), written, around })
+        json_draft(bytes, path)?.finish(path).map_err(|reason| unusable(path, reason))
+    }
+
+    /// The tokenizer for a model that has ids below `vocab_size`. The model may have more ids than there are pieces.
+    ///
+    /// If it has fewer, added tokens and control tokens beyond are harmless as long as no text holds them: there is a
+    /// [warning](Self::warnings), and [`encode_prompt`](Self::encode_prompt) and [`check`](Self::check) refuse them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] if the pieces that any text is made of go beyond: then this is another model's tokenizer.
+    pub fn for_model(mut self, vocab_size: usize) -> Result<Self> {
+        let (mut plain, mut further) = (Vec::new(), Vec::new());
+        for (id, piece) in self.vocabulary.iter().filter(|(id, _)| *id as usize >= vocab_size) {
+            let list = match piece.kind {
+                Kind::Normal | Kind::Unused | Kind::Byte(_) => &mut plain,
+                Kind::Unknown | Kind::Control | Kind::UserDefined | Kind::Added => &mut further,
+            };
+            list.push(id);
+        }
+        if let Some(last) = plain.last() {
+            let reason = format!(
+                "vocab: expected ids below {vocab_size}, the model's vocab_size, found pieces up to {last}"
+            );
+            return Err(unusable(&self.path, reason));
+        }
+        if let Some(first) = further.first() {
+            let more =
+                if further.len() > 1 { format!(", and {} more", further.len() - 1) } else { String::new() };
+            self.warnings.push(format!(
+                "{}: {} is beyond the model, which has {vocab_size} ids{more}; text with it cannot be read",
+                self.path.display(),
+                self.spelled(*first),
+            ));
+        }
+        self.model_size = Some(vocab_size);
+        Ok(self)
+    }
+
+    /// What the files contradict each other in, or what in them is passed over, with file and key; a line each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// The ids of `text` as a program's author writes it, without BOS: where a special token is written, such as `<s>`, it is meant.
@@ -173,17 +194,39 @@ impl Tokenizer {
         ids
     }
 
-    /// The ids of `text` with what a prompt begins and ends with: usually one BOS in front.
+    /// The ids of `text` with what its files put around a prompt: usually one BOS in front.
     ///
     /// Otherwise as [`encode`](Self::encode). Where BOS tokens written in the text come first, they are that one.
-    pub fn encode_with_bos(&self, text: &str) -> Vec<u32> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`](Self::check).
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let Around { before, after } = &self.around;
         let mut ids = self.encode(text);
-        let bos = |id: &&u32| **id == self.bos();
-        let written = if before.iter().any(|id| bos(&id)) { ids.iter().take_while(bos).count() } else { 0 };
+        let bos = self.bos();
+        let written = if before.contains(&bos) { ids.iter().take_while(|&&id| id == bos).count() } else { 0 };
         ids.splice(..written, before.iter().copied());
         ids.extend(after);
-        ids
+        self.check(&ids)?;
+        Ok(ids)
+    }
+
+    /// Checks that the model has all of these ids, if [it is known](Self::for_model).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] naming the file and the first token that the model does not have.
+    pub fn check(&self, ids: &[u32]) -> Result<()> {
+        let Some(size) = self.model_size else { return Ok(()) };
+        match ids.iter().find(|&&id| id as usize >= size) {
+            Some(&id) => {
+                let token = self.spelled(id);
+                let reason = format!("{token}: expected an id below {size}, the model's vocab_size");
+                Err(unusable(&self.path, reason))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The ids of `text` where nothing in it is special, without BOS.
@@ -204,18 +247,14 @@ impl Tokenizer {
     ///
     /// Byte pieces form UTF-8, with one U+FFFD for each byte that is not part of a whole character; `▁` is a space, except that
     /// one in front of the text is dropped; control tokens such as BOS have no text; the unknown token is written ` ⁇ `.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TokenOutOfRange`] for an id that the vocabulary does not have.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+    /// An id that stands for no piece has no text: a model may have more ids than its tokenizer.
+    pub fn decode(&self, ids: &[u32]) -> String {
         let mut text = String::new();
         let mut decoder = self.decoder();
         for &id in ids {
-            decoder.push_to(id, &mut text)?;
+            decoder.push_to(id, &mut text);
         }
-        text.push_str(&decoder.finish());
-        Ok(text)
+        text + &decoder.finish()
     }
 
     /// A decoder for a sequence that begins here.
@@ -227,16 +266,12 @@ impl Tokenizer {
     ///
     /// The text of the prompt and what the decoder returns are together the text of the whole sequence: a space in front of
     /// the continuation is kept. A character whose bytes begin in the prompt is returned once it is whole.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TokenOutOfRange`] for an id that the vocabulary does not have.
-    pub fn decoder_after(&self, prompt: &[u32]) -> Result<StreamDecoder<'_>> {
+    pub fn decoder_after(&self, prompt: &[u32]) -> StreamDecoder<'_> {
         let mut decoder = self.decoder();
         for &id in prompt {
-            decoder.push(id)?;
+            decoder.push(id);
         }
-        Ok(decoder)
+        decoder
     }
 
     /// The piece of an id as the file spells it, such as `▁the`, `<0x0A>` or `<s>`; `None` beyond the vocabulary.
@@ -259,22 +294,6 @@ impl Tokenizer {
         self.vocabulary.end()
     }
 
-    /// Checks that every id is one of a model whose `vocab_size` is given; the model may have more.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Setting`] if there are more pieces than that.
-    pub fn require_at_most(&self, vocab_size: usize) -> Result<()> {
-        if self.vocab_size() <= vocab_size {
-            return Ok(());
-        }
-        Err(Error::Setting {
-            setting: "tokenizer",
-            expected: format!("at most {vocab_size} pieces, the model's vocab_size"),
-            found: self.vocab_size().to_string(),
-        })
-    }
-
     /// The id that begins a sequence.
     pub fn bos(&self) -> u32 {
         self.vocabulary.special.bos
@@ -285,20 +304,38 @@ impl Tokenizer {
         self.vocabulary.special.eos
     }
 
-    /// The id for unknown text. Encoding gives it only where the vocabulary has no byte pieces.
-    pub fn unk(&self) -> u32 {
+    /// The id for unknown text, if there is one. Encoding gives it only where the vocabulary has no byte pieces.
+    pub fn unk(&self) -> Option<u32> {
         self.vocabulary.special.unk
     }
 
-    fn look_up(&self, id: u32) -> Result<&Piece> {
-        self.vocabulary.get(id).ok_or(Error::TokenOutOfRange { token: id, vocabulary: self.vocab_size() })
+    /// An id and its piece, for a message.
+    fn spelled(&self, id: u32) -> String {
+        match self.piece(id) {
+            Some(piece) => format!("token {id} {:?}", shorten(piece)),
+            None => format!("token {id}"),
+        }
     }
 }
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("path", &self.path)
+            .field("vocab_size", &self.vocab_size())
+            .finish_non_exhaustive()
     }
+}
+
+/// What a `tokenizer.json` tells.
+fn json_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
+    let file: json::File =
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let mut draft = file.draft().map_err(|reason| unusable(path, reason))?;
+    for warning in &mut draft.warnings {
+        *warning = format!("{}: {warning}", path.display());
+    }
+    Ok(draft)
 }
 
 fn unusable(path: &Path, reason: String) -> Error {
@@ -308,22 +345,4 @@ fn unusable(path: &Path, reason: String) -> Error {
 /// The beginning of a text that may be long, for a message.
 fn shorten(text: &str) -> &str {
     text.char_indices().nth(32).map_or(text, |(end, _)| &text[..end])
-}
-
-/// The bytes of a file, or `None` where there is none.
-fn read(path: &Path) -> Result<Option<Vec<u8>>> {
-    let failed = |source| Error::Io { path: path.to_owned(), source };
-    match path.metadata() {
-        Ok(metadata) if metadata.is_file() => {}
-        // Opening a pipe would wait for its writer.
-        Ok(_) => return Err(unusable(path, "expected a regular file, found another kind".to_owned())),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    }
-    let mut bytes = Vec::new();
-    File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(unusable(path, format!("expected at most {MAX_FILE_BYTES} bytes, found more")));
-    }
-    Ok(Some(bytes))
 }

@@ -3,7 +3,11 @@
 use std::collections::HashMap;
 
 use super::bpe::{Merge, Merges};
-use super::vocabulary::{Kind, Piece, Special, UNKNOWN_SURFACE, Vocabulary, parse_byte};
+use super::draft::{Begins, Draft, Surrounds};
+use super::find::{Finder, Token};
+use super::table::Table;
+use super::vocabulary::{Kind, Piece, UNKNOWN_SURFACE, parse_byte};
+use super::written::Layout;
 use super::{Reason, shorten};
 
 /// No piece is longer. Finding the merges of a piece takes time quadratic in its length;
@@ -54,7 +58,7 @@ impl SentencePieces {
         }
     }
 
-    pub(super) fn build(&self) -> Reason<(Vocabulary, Merges)> {
+    pub(super) fn draft(&self) -> Reason<Draft> {
         let len = self.texts.len();
         if len == 0 {
             return Err("expected pieces, found none".to_owned());
@@ -66,35 +70,46 @@ impl SentencePieces {
             }
         }
         let unknown = self.types.iter().zip(0..).find(|(kind, _)| **kind == 2).map(|(_, id)| id);
-        let special = Special {
-            unk: self.unk.or(unknown).unwrap_or(0),
-            bos: self.bos.unwrap_or(1),
-            eos: self.eos.unwrap_or(2),
-        };
-        for (name, id) in [("unk", special.unk), ("bos", special.bos), ("eos", special.eos)] {
+        let unk = self.unk.or(unknown).unwrap_or(0);
+        let (bos, eos) = (self.bos.unwrap_or(1), self.eos.unwrap_or(2));
+        for (name, id) in [("unk", unk), ("bos", bos), ("eos", eos)] {
             if id as usize >= len {
                 return Err(format!("{name}: expected an id below {len}, found {id}"));
             }
         }
         let pieces = (0..).zip(self.texts.iter().zip(&self.scores)).map(|(id, (text, &score))| {
-            let kind = self.kind(id, text, special)?;
+            let kind = if id == unk { Kind::Unknown } else { self.kind(id, text)? };
             check(id, text, score)?;
             Ok((id, Piece { text: text.as_str().into(), kind }))
         });
-        let pieces = pieces.collect::<Reason<Vec<_>>>()?;
-        let bytes = pieces.iter().any(|(_, piece)| matches!(piece.kind, Kind::Byte(_)));
-        let vocabulary = Vocabulary::new(pieces, special, bytes, UNKNOWN_SURFACE)?;
-        let merges = merges(&vocabulary, &self.scores)?;
-        Ok((vocabulary, merges))
+        let table = Table::new(pieces.collect::<Reason<Vec<_>>>()?)?;
+        let byte_fallback = table.pieces().any(|(_, piece)| matches!(piece.kind, Kind::Byte(_)));
+        let user_defined = table.pieces().filter(|(_, piece)| piece.kind == Kind::UserDefined);
+        let user_defined = user_defined.map(|(id, piece)| Token::plain(id, &piece.text)).collect::<Vec<_>>();
+        Ok(Draft {
+            merges: merges(&table, &self.scores)?,
+            table,
+            layout: Layout::sentencepiece(self.space_in_front, Finder::new(user_defined.clone())?),
+            space_in_front: self.space_in_front,
+            user_defined,
+            // Unlike sentencepiece, llama.cpp puts a space in front of what follows a user-defined piece too.
+            written: &[Kind::Unknown, Kind::Control, Kind::UserDefined],
+            byte_fallback,
+            fuse_unknown: true,
+            ignore_merges: false,
+            unknown_surface: UNKNOWN_SURFACE.to_owned(),
+            unk: Some(unk),
+            bos: Begins::Id(bos),
+            eos: Begins::Id(eos),
+            around: Surrounds::Flags {
+                bos: self.add_bos.unwrap_or(true),
+                eos: self.add_eos.unwrap_or(false),
+            },
+            warnings: Vec::new(),
+        })
     }
 
-    fn kind(&self, id: u32, text: &str, special: Special) -> Reason<Kind> {
-        if id == special.unk {
-            return Ok(Kind::Unknown);
-        }
-        if id == special.bos || id == special.eos {
-            return Ok(Kind::Control);
-        }
+    fn kind(&self, id: u32, text: &str) -> Reason<Kind> {
         match self.types.get(id as usize) {
             Some(&number) => kind(id, text, u64::from(number)),
             None => Ok(parse_byte(text).map_or(Kind::Normal, Kind::Byte)),
@@ -138,15 +153,16 @@ pub(super) fn check(id: u32, text: &str, score: f32) -> Reason<()> {
 ///
 /// Sentencepiece merges two neighbours if what they make is a piece, the highest score first. All characters of all pieces being
 /// pieces, so are both neighbours, and the pair of ids says as much as the text. Pieces of equal score get equal ranks.
-pub(super) fn merges(vocabulary: &Vocabulary, scores: &[f32]) -> Reason<Merges> {
+pub(super) fn merges(table: &Table, scores: &[f32]) -> Reason<Merges> {
     let mut descending = scores.to_vec();
     descending.sort_by(|a, b| b.total_cmp(a));
     descending.dedup();
     let rank = |score: f32| descending.partition_point(|&other| other > score) as u32;
 
-    let ids: HashMap<&str, u32> = vocabulary.merging().map(|(id, piece)| (&*piece.text, id)).collect();
+    let merging = || table.pieces().filter(|(_, piece)| matches!(piece.kind, Kind::Normal | Kind::Unused));
+    let ids: HashMap<&str, u32> = merging().map(|(id, piece)| (&*piece.text, id)).collect();
     let mut merges = Merges::new();
-    for (id, piece) in vocabulary.merging() {
+    for (id, piece) in merging() {
         let (text, rank) = (&*piece.text, rank(scores[id as usize]));
         for (at, character) in text.char_indices() {
             if !ids.contains_key(&text[at..at + character.len_utf8()]) {

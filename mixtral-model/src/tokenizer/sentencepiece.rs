@@ -3,11 +3,13 @@
 //! A model is a `ModelProto` of sentencepiece's `sentencepiece_model.proto`. Accepted is what the tokenizers of Mistral are:
 //! BPE, usually with byte fallback, usually one space in front of the text, and no other normalisation.
 
-use super::Reason;
-use super::bpe::Merges;
-use super::pieces;
+use super::draft::{Begins, Draft, Surrounds};
+use super::find::{Finder, Token};
 use super::protobuf::Fields;
-use super::vocabulary::{Kind, MAX_PIECES, Piece, Special, UNKNOWN_SURFACE, Vocabulary};
+use super::table::Table;
+use super::vocabulary::{Kind, MAX_PIECES, Piece, UNKNOWN_SURFACE};
+use super::written::Layout;
+use super::{Reason, pieces};
 
 /// The texts by which the special pieces are found.
 struct Names<'a> {
@@ -35,15 +37,41 @@ struct Model<'a> {
 }
 
 /// Reads a model from its bytes.
-///
-/// The last value is whether a space is put in front of a text.
-pub(super) fn read(bytes: &[u8]) -> Reason<(Vocabulary, Merges, bool)> {
+pub(super) fn read(bytes: &[u8]) -> Reason<Draft> {
     let model = Model::read(bytes)?;
     model.check()?;
-    let special = model.special()?;
-    let vocabulary = Vocabulary::new(model.pieces, special, model.byte_fallback, model.unknown_surface)?;
-    let merges = pieces::merges(&vocabulary, &model.scores)?;
-    Ok((vocabulary, merges, model.add_dummy_prefix))
+    let Names { unk, bos, eos } = model.names;
+    let table = Table::new(model.pieces)?;
+    let find = |name: &str, kind: Kind| {
+        let id = table.id_of(name).ok_or_else(|| format!("expected a piece {name:?}, found none"))?;
+        match table.get(id).map(|piece| piece.kind) {
+            Some(found) if found != kind => {
+                let (expected, found) = (kind.name(), found.name());
+                Err(format!("piece {id} {name:?}: expected kind {expected}, found {found}"))
+            }
+            _ => Ok(id),
+        }
+    };
+    let (unk, bos, eos) = (find(unk, Kind::Unknown)?, find(bos, Kind::Control)?, find(eos, Kind::Control)?);
+    let user_defined = table.pieces().filter(|(_, piece)| piece.kind == Kind::UserDefined);
+    let user_defined = user_defined.map(|(id, piece)| Token::plain(id, &piece.text)).collect::<Vec<_>>();
+    Ok(Draft {
+        merges: pieces::merges(&table, &model.scores)?,
+        layout: Layout::sentencepiece(model.add_dummy_prefix, Finder::new(user_defined.clone())?),
+        table,
+        space_in_front: model.add_dummy_prefix,
+        user_defined,
+        written: &[Kind::Unknown, Kind::Control],
+        byte_fallback: model.byte_fallback,
+        fuse_unknown: true,
+        ignore_merges: false,
+        unknown_surface: model.unknown_surface.to_owned(),
+        unk: Some(unk),
+        bos: Begins::Id(bos),
+        eos: Begins::Id(eos),
+        around: Surrounds::Flags { bos: true, eos: false },
+        warnings: Vec::new(),
+    })
 }
 
 impl<'a> Model<'a> {
@@ -130,27 +158,6 @@ impl<'a> Model<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The pieces that the trainer's section names.
-    fn special(&self) -> Reason<Special> {
-        let find = |name: &str, kind: Kind| {
-            let (id, piece) = self
-                .pieces
-                .iter()
-                .find(|(_, piece)| *piece.text == *name)
-                .ok_or_else(|| format!("expected a piece {name:?}, found none"))?;
-            if piece.kind != kind {
-                let (expected, found) = (kind.name(), piece.kind.name());
-                return Err(format!("piece {id} {name:?}: expected kind {expected}, found {found}"));
-            }
-            Ok(*id)
-        };
-        Ok(Special {
-            unk: find(self.names.unk, Kind::Unknown)?,
-            bos: find(self.names.bos, Kind::Control)?,
-            eos: find(self.names.eos, Kind::Control)?,
-        })
     }
 
     fn check(&self) -> Reason<()> {

@@ -2,13 +2,13 @@
 
 use super::Tokenizer;
 use super::vocabulary::Kind;
-use crate::Result;
 
 /// Decodes a sequence of ids piece by piece, so that text can be shown while it is generated.
 ///
 /// All that [`push`](Self::push) returns, followed by what [`finish`](Self::finish) returns, is exactly [`Tokenizer::decode`]
 /// of the same ids. Text is returned as soon as it is certain: what is held back is the beginning of a UTF-8 character
-/// of which byte pieces are still missing, three bytes at most.
+/// of which byte pieces are still missing, three bytes at most. An id that stands for no piece has no text, and is
+/// [counted](Self::unknown): a model may have more ids than its tokenizer, and draw them.
 ///
 /// Made by [`Tokenizer::decoder`] and [`Tokenizer::decoder_after`].
 #[derive(Clone, Debug)]
@@ -18,23 +18,26 @@ pub struct StreamDecoder<'t> {
     at_start: bool,
     /// The valid beginning of a character.
     incomplete: Vec<u8>,
+    /// The first id without a piece, and how many there were.
+    unknown: Option<(u32, usize)>,
 }
 
 impl<'t> StreamDecoder<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer) -> Self {
-        Self { tokenizer, at_start: tokenizer.space_in_front, incomplete: Vec::with_capacity(4) }
+        let incomplete = Vec::with_capacity(4);
+        Self { tokenizer, at_start: tokenizer.space_in_front, incomplete, unknown: None }
     }
 
     /// Takes the next id and returns the text that is complete by now, which may be empty.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::TokenOutOfRange`](crate::Error::TokenOutOfRange) for an id that the vocabulary does not have;
-    /// the decoder is then as before the call.
-    pub fn push(&mut self, id: u32) -> Result<String> {
+    pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
-        self.push_to(id, &mut text)?;
-        Ok(text)
+        self.push_to(id, &mut text);
+        text
+    }
+
+    /// The first id so far that stands for no piece, and how many such ids there were.
+    pub fn unknown(&self) -> Option<(u32, usize)> {
+        self.unknown
     }
 
     /// Ends the sequence and returns what was held back: one U+FFFD for each byte of an incomplete character.
@@ -45,14 +48,17 @@ impl<'t> StreamDecoder<'t> {
     }
 
     /// [`push`](Self::push), appending to `text`.
-    pub(super) fn push_to(&mut self, id: u32, text: &mut String) -> Result<()> {
+    pub(super) fn push_to(&mut self, id: u32, text: &mut String) {
         let vocabulary = &self.tokenizer.vocabulary;
-        let piece = self.tokenizer.look_up(id)?;
+        let Some(piece) = vocabulary.get(id) else {
+            self.unknown.get_or_insert((id, 0)).1 += 1;
+            return;
+        };
         if let Kind::Byte(byte) = piece.kind {
             self.at_start = false;
             self.incomplete.push(byte);
             self.complete(text);
-            return Ok(());
+            return;
         }
         self.abandon(text);
         match piece.kind {
@@ -69,7 +75,6 @@ impl<'t> StreamDecoder<'t> {
                 self.at_start = false;
             }
         }
-        Ok(())
     }
 
     /// Moves a whole character to `text`, and U+FFFD for each byte that cannot become part of one.

@@ -1,13 +1,18 @@
 //! The table of pieces: what each id stands for.
 
-use super::find::Token;
-use super::{Reason, shorten};
+use std::collections::HashMap;
+
+use super::Reason;
+use super::table::Table;
 
 /// What sentencepiece writes where the unknown piece is decoded, unless the file says otherwise.
 pub(super) const UNKNOWN_SURFACE: &str = " \u{2047} ";
 
 /// No vocabulary has more pieces, nor higher ids. The largest in use have a quarter as many.
 pub(super) const MAX_PIECES: usize = 1 << 20;
+
+/// Ids by text.
+pub(super) type Ids = HashMap<Box<str>, u32>;
 
 /// One entry of the vocabulary.
 #[derive(Clone, Debug)]
@@ -39,8 +44,7 @@ pub(super) enum Kind {
 pub(super) struct Vocabulary {
     /// By ascending id. There may be gaps.
     pieces: Vec<(u32, Piece)>,
-    /// Positions in `pieces`, by ascending text.
-    by_text: Vec<u32>,
+    ids: Ids,
     /// The pieces for what no other piece covers, if bytes are.
     bytes: Option<[u32; 256]>,
     pub(super) special: Special,
@@ -50,38 +54,22 @@ pub(super) struct Vocabulary {
 /// The ids that have a meaning of their own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Special {
-    pub(super) unk: u32,
+    pub(super) unk: Option<u32>,
     pub(super) bos: u32,
     pub(super) eos: u32,
 }
 
 impl Vocabulary {
-    /// Takes the pieces in ascending order of their ids.
-    ///
-    /// Fails where a text is empty or occurs twice, an id is too high,
-    /// or one of the 256 byte pieces is missing where `byte_fallback` asks for them.
+    /// Fails if one of the 256 byte pieces is missing where `byte_fallback` asks for them.
     pub(super) fn new(
-        pieces: Vec<(u32, Piece)>,
+        table: Table,
         special: Special,
         byte_fallback: bool,
         unknown_surface: &str,
     ) -> Reason<Self> {
-        if let Some((id, _)) = pieces.iter().find(|(id, _)| *id as usize >= MAX_PIECES) {
-            return Err(format!("vocab: expected ids below {MAX_PIECES}, found {id}"));
-        }
-        if let Some((id, _)) = pieces.iter().find(|(_, piece)| piece.text.is_empty()) {
-            return Err(format!("piece {id}: expected a text, found none"));
-        }
-        let mut by_text: Vec<u32> = (0..).take(pieces.len()).collect();
-        let text = |at: u32| &*pieces[at as usize].1.text;
-        by_text.sort_by(|&a, &b| text(a).cmp(text(b)));
-        if let Some(pair) = by_text.windows(2).find(|pair| text(pair[0]) == text(pair[1])) {
-            let [first, id] = [pair[0], pair[1]].map(|at| pieces[at as usize].0);
-            let text = shorten(text(pair[0]));
-            return Err(format!("piece {id}: expected a new text, found {text:?} of piece {first}"));
-        }
+        let (pieces, ids) = table.into_parts();
         let bytes = if byte_fallback { Some(bytes(&pieces)?) } else { None };
-        Ok(Self { pieces, by_text, bytes, special, unknown_surface: unknown_surface.into() })
+        Ok(Self { pieces, ids, bytes, special, unknown_surface: unknown_surface.into() })
     }
 
     /// One more than the highest id.
@@ -100,9 +88,7 @@ impl Vocabulary {
 
     /// The id of the piece that is spelled so, whatever its kind.
     pub(super) fn id_of(&self, text: &str) -> Option<u32> {
-        let entry = |at: u32| &self.pieces[at as usize];
-        let at = self.by_text.binary_search_by(|&at| (*entry(at).1.text).cmp(text)).ok()?;
-        Some(entry(self.by_text[at]).0)
+        self.ids.get(text).copied()
     }
 
     /// The ids by byte for text that no other piece covers; if `None`, that text is unknown.
@@ -123,12 +109,6 @@ impl Vocabulary {
     /// The ids of the pieces of one kind, in ascending order.
     pub(super) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = u32> {
         self.iter().filter(move |(_, piece)| piece.kind == kind).map(|(id, _)| id)
-    }
-
-    /// The pieces of some kinds, as tokens to look for.
-    pub(super) fn of_kinds(&self, kinds: &[Kind]) -> Vec<Token> {
-        let pieces = self.iter().filter(|(_, piece)| kinds.contains(&piece.kind));
-        pieces.map(|(id, piece)| Token::plain(id, &piece.text)).collect()
     }
 }
 

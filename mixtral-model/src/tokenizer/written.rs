@@ -22,6 +22,8 @@ pub(super) enum Step {
     Prepend,
     /// Puts `▁` for spaces.
     MarkSpaces,
+    /// Puts one more `▁` in front of a text that begins with one.
+    DoubleLeading,
 }
 
 /// A pre-tokeniser that puts `▁` for spaces.
@@ -29,6 +31,8 @@ pub(super) enum Step {
 pub(super) struct Metaspace {
     /// Where it puts `▁` in front of a stretch of text that does not begin with one.
     pub(super) scheme: Scheme,
+    /// Whether a word, with the `▁` in front of it, is encoded on its own.
+    pub(super) split: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +41,8 @@ pub(super) enum Scheme {
     Always,
     /// Of one that begins the text.
     First,
+    /// Of none.
+    Never,
 }
 
 /// How a text is encoded in which tokens may be written.
@@ -65,7 +71,8 @@ impl Layout {
             text = match step {
                 Step::Prepend => Cow::Owned(format!("▁{text}")),
                 Step::MarkSpaces if text.contains(' ') => Cow::Owned(text.replace(' ', "▁")),
-                Step::MarkSpaces => text,
+                Step::DoubleLeading if text.starts_with('▁') => Cow::Owned(format!("▁{text}")),
+                Step::MarkSpaces | Step::DoubleLeading => text,
             };
         }
         text
@@ -73,14 +80,25 @@ impl Layout {
 
     /// Appends the pieces of a stretch of normalised text without tokens; `first` if it begins the whole text.
     fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, first: bool, out: &mut Vec<u32>) {
-        let mut text = Cow::Borrowed(text);
-        if let Some(Metaspace { scheme }) = self.metaspace {
-            text = Cow::Owned(text.replace(' ', "▁"));
-            if !text.starts_with('▁') && (scheme == Scheme::Always || first) {
-                text = Cow::Owned(format!("▁{text}"));
-            }
+        let Some(Metaspace { scheme, split }) = self.metaspace else {
+            return encode_isolating(&self.isolated, bpe, vocabulary, text, out);
+        };
+        let mut text = text.replace(' ', "▁");
+        let wanted = match scheme {
+            Scheme::Always => true,
+            Scheme::First => first,
+            Scheme::Never => false,
+        };
+        if wanted && !text.starts_with('▁') {
+            text.insert(0, '▁');
         }
-        encode_isolating(&self.isolated, bpe, vocabulary, &text, out);
+        let mut rest = &*text;
+        while split && let Some(end) = rest.match_indices('▁').map(|(at, _)| at).find(|&at| at > 0) {
+            let (word, after) = rest.split_at(end);
+            encode_isolating(&self.isolated, bpe, vocabulary, word, out);
+            rest = after;
+        }
+        encode_isolating(&self.isolated, bpe, vocabulary, rest, out);
     }
 }
 

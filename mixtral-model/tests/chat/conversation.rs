@@ -30,10 +30,10 @@ fn turns_come_to_the_whole_chat() {
                 let content = message.get("content").unwrap().as_str().unwrap();
                 match message.role() {
                     "user" => conversation.ask(&tokenizer, content).unwrap(),
-                    _ => conversation.answered(&tokenizer, &tokenizer.encode_ordinary(content)).unwrap(),
+                    _ => conversation.answered(&tokenizer, &tokenizer.encode_ordinary(content)),
                 }
             }
-            let whole = format.encode(&tokenizer, &chat).unwrap();
+            let whole = format.encode(&tokenizer, &chat);
             report.check(|| format!("{version}: {}", golden["messages"]), conversation.ids(), &*whole);
         }
     }
@@ -52,7 +52,7 @@ fn an_answer_is_kept_as_the_model_said_it() {
     assert_eq!(conversation.ids(), expected);
     // "He" "llo" where encoding would give "Hello".
     let said = [650, 584, 28709];
-    conversation.answered(&tokenizer, &said).unwrap();
+    conversation.answered(&tokenizer, &said);
     conversation.ask(&tokenizer, "More").unwrap();
     expected.extend(said);
     expected.push(tokenizer.eos());
@@ -63,8 +63,8 @@ fn an_answer_is_kept_as_the_model_said_it() {
     expected.push(tokenizer.eos());
     expected.extend(tokenizer.encode_ordinary("[INST] And more [/INST]"));
     assert_eq!(conversation.ids(), expected);
-    assert!(conversation.answered(&tokenizer, &[u32::MAX]).is_err());
-    assert_eq!(conversation.chat().messages.len(), 6);
+    conversation.answered(&tokenizer, &[u32::MAX]);
+    assert_eq!(conversation.chat().messages.last().map(|message| &*message.content), Some(""));
 }
 
 /// A small model, a session that reads what a conversation says, and what comes of it.
@@ -103,7 +103,7 @@ fn a_session_reads_what_it_has_not_read() {
             let generated =
                 generate(&model, &mut session, &ids, &options, workspace, &mut (), event).unwrap();
             // What the template writes of an answer is its text without spaces around.
-            conversation.answered(&tokenizer, &generated.tokens).unwrap();
+            conversation.answered(&tokenizer, &generated.tokens);
             assert!(conversation.ids().starts_with(session.tokens()));
         }
     }

@@ -68,7 +68,7 @@ fn a_healthy_file() {
     assert_eq!(source.to_string(), format!("GGUF file {}, version 3", path.display()));
     assert_eq!(source.warnings().unwrap(), Vec::<String>::new());
     let tokenizer = source.tokenizer().unwrap();
-    assert_eq!(tokenizer.encode_with_bos("ab"), [1, 3, 6]);
+    assert_eq!(tokenizer.encode_prompt("ab").unwrap(), [1, 3, 6]);
     // In memory, and named by the directory that has nothing else of a model.
     let bytes = Gguf::healthy().bytes();
     Checkpoint::from_bytes(Path::new("inside"), bytes.into()).unwrap().verify(&expected).unwrap();

@@ -29,7 +29,7 @@ fn demo_logits() {
     let checkpoint = Checkpoint::from_bytes(dir, weights).unwrap();
     let tokenizer =
         Tokenizer::from_sentencepiece(include_bytes!("../../cli/demo/tokenizer.model"), dir).unwrap();
-    let ids = &tokenizer.encode_with_bos(include_str!("../../cli/demo/heldout.txt"))[..300];
+    let ids = &tokenizer.encode_prompt(include_str!("../../cli/demo/heldout.txt")).unwrap()[..300];
     for (activations, expected) in [(Activations::F32, DEMO), (Activations::Bf16, DEMO_BF16_ACTIVATIONS)] {
         for backend in Backend::available() {
             let model = Model::load(config.clone(), &checkpoint, Compute { backend, activations }).unwrap();

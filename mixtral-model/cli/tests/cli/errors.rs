@@ -26,9 +26,13 @@ fn errors() {
     refuses(
         1,
         &[
-            ("generate x --model no/such/dir", &[], "no/such/dir/config.json: No such file"),
-            ("generate x --model {}", &[dir], "models/config.json: "),
-            ("inspect no/such/dir", &[], "no/such/dir: No such file"),
+            (
+                "generate x --model no/such/dir",
+                &[],
+                "no/such/dir: expected a model directory or a GGUF file, found nothing of that name",
+            ),
+            ("generate x --model {}", &[dir], "models: expected a model: config.json"),
+            ("inspect no/such", &[], "nothing is downloaded"),
             ("tokenize x --model {}", &[&tiny], "expected tokenizer.model or tokenizer.json, found neither"),
             ("generate {}", &[""], "prompt: expected some text, found none"),
             ("generate", &[], "prompt: expected some text, found none"),
@@ -97,8 +101,10 @@ fn a_tokenizer_of_another_model() {
         std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
     }
     let dir = dir.path().to_str().unwrap();
-    let message = "error: tokenizer: expected at most 199 pieces, the model's vocab_size, found 32000\n";
-    for line in ["generate x --model {}", "chat --model {}"] {
+    let message = format!(
+        "error: {dir}/tokenizer.model: vocab: expected ids below 199, the model's vocab_size, found pieces up to 31999\n"
+    );
+    for line in ["generate x --model {}", "chat --model {}", "tokenize x --model {}"] {
         assert_eq!(run(line, &[dir]).err, message, "{line}");
     }
 }

@@ -1,0 +1,115 @@
+//! The tokenizer of a model directory, which several files tell of.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use super::config::{Config, From};
+use super::draft::Draft;
+use super::find::Token;
+use super::vocabulary::Kind;
+use super::{Tokenizer, json_draft, sentencepiece, shorten, unusable};
+use crate::{Error, Result};
+
+/// No tokenizer file is larger; Mixtral's are below 4 MB.
+const MAX_FILE_BYTES: u64 = 1 << 26;
+
+/// Names of a sentencepiece model, the first the usual one, the others those of Mistral's own downloads.
+const MODELS: [&str; 5] = [
+    "tokenizer.model",
+    "tokenizer.model.v1",
+    "tokenizer.model.v2",
+    "tokenizer.model.v3",
+    "tokenizer.model.v7",
+];
+
+/// Reads the tokenizer of a directory.
+pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
+    let config = Config::from_dir(dir)?;
+    let model = model(dir)?;
+    let path = dir.join("tokenizer.json");
+    let (mut draft, path, from) = match (read(&path)?, model) {
+        (Some(bytes), model) => {
+            let mut draft = json_draft(&bytes, &path)?;
+            if let Some((other, model)) = model {
+                compare(&mut draft, &model, &path, &other);
+            }
+            (draft, path, From::Json)
+        }
+        (None, Some((path, draft))) => (draft, path, From::Sentencepiece),
+        (None, None) => return Err(nothing(dir)),
+    };
+    let built = config.apply(&mut draft, from).and_then(|()| draft.finish(&path));
+    built.map_err(|reason| unusable(&path, reason))
+}
+
+/// The first sentencepiece model that there is.
+fn model(dir: &Path) -> Result<Option<(PathBuf, Draft)>> {
+    for name in MODELS {
+        let path = dir.join(name);
+        if let Some(bytes) = read(&path)? {
+            let draft = sentencepiece::read(&bytes).map_err(|reason| unusable(&path, reason))?;
+            return Ok(Some((path, draft)));
+        }
+    }
+    Ok(None)
+}
+
+fn nothing(dir: &Path) -> Error {
+    let tekken = dir.join("tekken.json");
+    if tekken.exists() {
+        let reason = "byte-level BPE (Mistral's tekken) is not supported: expected tokenizer.model or tokenizer.json \
+                      beside it, found neither";
+        return unusable(&tekken, reason.to_owned());
+    }
+    unusable(dir, "expected tokenizer.model or tokenizer.json, found neither".to_owned())
+}
+
+/// Notes where the model of `tokenizer.json` and that of `tokenizer.model` differ; the former counts, but which pieces are
+/// user-defined only the latter tells.
+fn compare(draft: &mut Draft, model: &Draft, path: &Path, other: &Path) {
+    let (path, other) = (path.display(), other.display());
+    let own = |draft: &Draft| draft.table.pieces().filter(|(_, piece)| piece.kind != Kind::Added).count();
+    let (expected, found) = (own(model), own(draft));
+    if expected != found {
+        draft.warnings.push(format!("{other}: {expected} pieces, and {found} in {path}, which counts"));
+    }
+    let mut differing = model.table.pieces().filter_map(|(id, piece)| {
+        let found = draft.table.get(id)?;
+        (found.text != piece.text).then_some((id, &*piece.text, &*found.text))
+    });
+    if let Some((id, theirs, ours)) = differing.next() {
+        let more = differing.count() + 1;
+        let (theirs, ours) = (shorten(theirs), shorten(ours));
+        draft.warnings.push(format!(
+            "{other}: piece {id} is {theirs:?}, and {ours:?} in {path}, which counts ({more} such pieces)"
+        ));
+    }
+    for (id, piece) in model.table.pieces().filter(|(_, piece)| piece.kind == Kind::UserDefined) {
+        if draft.table.get(id).is_some_and(|found| found.text == piece.text) {
+            draft.user_defined.push(Token::plain(id, &piece.text));
+        }
+    }
+}
+
+/// The bytes of a file, or `None` where there is none.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>> {
+    let failed = |source| Error::Io { path: path.to_owned(), source };
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => {}
+        // Opening a pipe would wait for its writer.
+        Ok(_) => return Err(unusable(path, "expected a regular file, found another kind".to_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    }
+    let mut bytes = Vec::new();
+    File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(unusable(path, format!("expected at most {MAX_FILE_BYTES} bytes, found more")));
+    }
+    if bytes.starts_with(b"version https://git-lfs") {
+        let reason = "expected a tokenizer, found a Git LFS pointer, not the file it stands for";
+        return Err(unusable(path, reason.to_owned()));
+    }
+    Ok(Some(bytes))
+}
