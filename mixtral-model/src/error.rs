@@ -132,6 +132,12 @@ pub enum Error {
         /// The value.
         value: f32,
     },
+    /// The rules of sampling leave no token to choose.
+    #[error("sampling: position {position}: expected a token that may come, found all suppressed")]
+    AllSuppressed {
+        /// Position of the token that was to be chosen.
+        position: usize,
+    },
     /// Other passes have taken what this one needs, and it must not wait on its thread, a worker of a thread pool.
     #[error("{what}: taken by other passes, on a thread that must not wait for them")]
     Busy {

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::{Error, Model, Observer, Result, Sampler, Sampling, Session, Step, Wanted, Workspace};
+use crate::{Error, Model, Observer, Result, Sampler, Sampling, Session, Span, Step, Wanted, Workspace};
 
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -93,8 +93,8 @@ pub struct Generated {
 ///
 /// # Errors
 ///
-/// [`Error::EmptyPrompt`]; [`Error::Setting`]; those of [`Model::forward`], but that being stopped, and reaching the limit
-/// of positions after the prompt, are ends and not errors.
+/// [`Error::EmptyPrompt`]; [`Error::Setting`]; [`Error::AllSuppressed`]; those of [`Model::forward`], but that being stopped, and
+/// reaching the limit of positions after the prompt, are ends and not errors.
 pub fn generate(
     model: &Model,
     session: &mut Session,
@@ -110,8 +110,11 @@ pub fn generate(
     if options.chunk == 0 {
         return Err(Error::Setting { setting: "chunk", expected: "1 or more".into(), found: "0".into() });
     }
-    let mut sampler = Sampler::new(options.sampling)?;
     crate::rope::check_context(session.position(), prompt.len(), session.context())?;
+    options.sampling.rules.check_tokens(model.config().vocab_size)?;
+    let begin = session.position() + prompt.len();
+    let span = Span { begin, end: begin.checked_add(options.max_tokens), stop: options.stop.clone() };
+    let mut sampler = Sampler::new(options.sampling.clone())?.with_span(span);
 
     let begun = Instant::now();
     let mut generated = Generated {

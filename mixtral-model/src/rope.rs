@@ -180,7 +180,7 @@ mod tests {
         let goldens: Value =
             serde_json::from_str(include_str!("../tests/fixtures/rope/frequencies.json")).unwrap();
         let cases = goldens["cases"].as_array().unwrap();
-        assert_eq!(cases.len(), 26);
+        assert_eq!(cases.len(), 27);
         let mut failures = Vec::new();
         for case in cases {
             let rope = rope(&case["config"]);

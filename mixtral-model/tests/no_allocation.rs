@@ -6,7 +6,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use mixtral_model::{Checkpoint, Config, Model, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{
+    Checkpoint, Config, Length, LengthDecay, Model, Sampler, Sampling, SessionOptions, Span, Step, Wanted,
+    Workspace,
+};
 use moe_kernels::Backend;
 
 struct Counting;
@@ -67,6 +70,7 @@ fn decoding_two_sessions() {
         let passes = (0..100u32).filter(|i| allocations(&[17 * i % 2048]) > 0).count();
         assert!(passes <= threads + 1, "{passes} of 100 passes allocate");
         says_what_it_holds(&model);
+        choosing_with_every_rule();
     });
 }
 
@@ -81,4 +85,27 @@ fn says_what_it_holds(model: &Model) {
     model.forward(&mut steps, &mut workspace, &mut ()).unwrap();
     let held = LIVE.load(Ordering::Relaxed).wrapping_sub(before);
     assert!(held.abs_diff(workspace.bytes()) < OF_THE_POOL, "{held} and {}", workspace.bytes());
+}
+
+/// A sampler has all its memory after its first choice.
+fn choosing_with_every_rule() {
+    let mut sampling = Sampling::default().with_logit_bias([(3, 2.0), (4, -2.0)]);
+    (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) = (0.9, Some(500), 0.99, 0.001);
+    (sampling.typical_p, sampling.epsilon_cutoff, sampling.eta_cutoff) = (0.9, 1e-4, 1e-4);
+    sampling.repetition_penalty = 1.1;
+    let rules = &mut sampling.rules;
+    rules.biases.insert(vec![1, 2], 3.0);
+    (rules.no_repeat_ngram, rules.bad_words, rules.suppressed) = (3, vec![vec![5, 6]], vec![7]);
+    (rules.min_length, rules.forced_last) = (Length::New(9), vec![8]);
+    (rules.length_decay, rules.suppressed_first) = (Some(LengthDecay { after: 2, factor: 1.1 }), vec![9]);
+    let span = Span { begin: 2, end: Some(90), stop: vec![0] };
+    let mut sampler = Sampler::new(sampling).unwrap().with_span(span);
+    let logits: Vec<f32> = (0..2000).map(|i| (i as f32).sin()).collect();
+    let before: Vec<u32> = (0..100).map(|i| i % 13).collect();
+    sampler.sample(&logits, &before[..2], 2).unwrap();
+    let counted = ALLOCATIONS.load(Ordering::Relaxed);
+    for position in 3..100 {
+        sampler.sample(&logits, &before[..position], position).unwrap();
+    }
+    assert_eq!(ALLOCATIONS.load(Ordering::Relaxed), counted);
 }

@@ -2,18 +2,20 @@
 
 mod bench;
 mod perplexity;
+mod sampling;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use mixtral_model::{MistralVersion, Sampling};
+use mixtral_model::MistralVersion;
 use moe_kernels::{Activations, Backend, Dtype};
 use moe_router::RouterSpec;
 
 pub(crate) use bench::{Bench, LayerShape};
 pub(crate) use perplexity::Perplexity;
+pub(crate) use sampling::SamplingArgs;
 
 /// Run a Mixtral model on the CPU.
 ///
@@ -121,9 +123,9 @@ pub(crate) struct Generate {
     /// Print the continuation only
     #[arg(long)]
     pub(crate) no_echo: bool,
-    /// Most tokens to generate
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
-    pub(crate) max_tokens: usize,
+    /// Most tokens to generate [default: max_new_tokens or max_length of generation_config.json, else 256]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
     /// Go on after an end token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
@@ -159,9 +161,9 @@ pub(crate) struct Chat {
     pub(crate) system: String,
     #[command(flatten)]
     pub(crate) format: FormatArgs,
-    /// Most tokens of an answer
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 512)]
-    pub(crate) max_tokens: usize,
+    /// Most tokens of an answer [default: max_new_tokens or max_length of generation_config.json, else 512]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }
@@ -186,52 +188,6 @@ impl FromStr for FormatName {
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
         Ok(name.parse().map_or_else(|_| Self::File(name.into()), Self::Mistral))
-    }
-}
-
-/// Defaults are those of the model's generation_config.json if that says do_sample, as the demo's does (temperature 0.8,
-/// top-p 0.95), and greedy otherwise.
-#[derive(Debug, clap::Args)]
-#[command(
-    next_help_heading = "Sampling (defaults: generation_config.json if it says do_sample, else greedy)"
-)]
-pub(crate) struct SamplingArgs {
-    /// What logits are divided by; 0 is greedy
-    #[arg(long, short = 't', value_name = "X", allow_negative_numbers = true)]
-    pub(crate) temperature: Option<f32>,
-    /// Only the K most probable tokens; 0 is all
-    #[arg(long, value_name = "K")]
-    pub(crate) top_k: Option<usize>,
-    /// Only the most probable tokens whose probabilities add up to P; 1 is all
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub(crate) top_p: Option<f32>,
-    /// Only tokens at least P times as probable as the most probable; 0 is all
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub(crate) min_p: Option<f32>,
-    /// Divides the positive logits of tokens that occurred, and multiplies negative ones; 1 is none
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
-    pub(crate) repetition_penalty: Option<f32>,
-    /// Seed: the same text comes of the same seed
-    #[arg(long, short, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
-}
-
-impl SamplingArgs {
-    /// Whether tokens were to be limited.
-    pub(crate) fn limits(&self) -> bool {
-        self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some()
-    }
-
-    /// The model's recommendation, changed by what was given.
-    pub(crate) fn apply(&self, recommended: Sampling) -> Sampling {
-        let mut sampling = recommended;
-        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
-        sampling.top_k = self.top_k.map_or(sampling.top_k, |k| Some(k).filter(|&k| k > 0));
-        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
-        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
-        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
-        sampling.seed = self.seed;
-        sampling
     }
 }
 

@@ -14,14 +14,14 @@ use crate::output::Output;
 use crate::progress::Progress;
 use crate::show::{Echo, Plain, Show, Spelling};
 use crate::summary::{self, aside};
+use crate::wishes::Wishes;
 
 pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result<()> {
     let source = common.source()?;
-    let sampling = args.sampling.apply(source.sampling()?);
-    sampling.check()?;
+    let wishes = Wishes::new(&source, &args.sampling, args.max_tokens)?;
     let model = common.load(&source)?;
     let tokenizer = load::tokenizer(&source, &model)?;
-    let mut options = GenerateOptions::new(&model, args.max_tokens).with_sampling(sampling);
+    let mut options = GenerateOptions::new(&model, 512).with_sampling(wishes.sampling.clone());
     let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
     options.stop.extend(format.stop_tokens());
     if !format.is_assumed() {
@@ -39,6 +39,10 @@ pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result
             session.clear();
         }
         let prompt = ids.to_vec();
+        let before = if clear { prompt.len() } else { session.position() + prompt.len() };
+        if let Some(max_tokens) = wishes.max_tokens(before)? {
+            options.max_tokens = max_tokens;
+        }
         let mut show =
             Plain { out: Output::new(), spelling: Spelling::new(Some(&tokenizer)), echo: Echo::Apart };
         let progress = Progress::new(&model, prompt.len());

@@ -15,6 +15,7 @@ use crate::progress::Progress;
 use crate::routing::{self, RoutedText, RoutedTokens, Routing, Watch};
 use crate::show::{Echo, Plain, Show, Spelling};
 use crate::summary;
+use crate::wishes::Wishes;
 
 pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let text = match &args.ids {
@@ -22,9 +23,8 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
         None => Some(prompt_text(args)?),
     };
     let source = common.source()?;
-    let sampling = args.sampling.apply(source.sampling()?);
-    sampling.check()?;
-    if args.sampling.limits() && sampling.temperature == 0.0 {
+    let wishes = Wishes::new(&source, &args.sampling, args.max_tokens)?;
+    if args.sampling.limits() && wishes.sampling.temperature == 0.0 {
         warn("greedy choice: --top-k, --top-p and --min-p do nothing without --temperature");
     }
 
@@ -42,7 +42,8 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
         (None, Some(text), Some(tokenizer)) => tokenizer.encode_prompt(text)?,
         _ => Vec::new(),
     };
-    let mut options = GenerateOptions::new(&model, args.max_tokens).with_sampling(sampling);
+    let max_tokens = wishes.max_tokens(prompt.len())?.unwrap_or(256);
+    let mut options = GenerateOptions::new(&model, max_tokens).with_sampling(wishes.sampling);
     if args.ignore_eos {
         options.stop.clear();
     }

@@ -107,7 +107,8 @@ mod tests {
         let config = demo.config().unwrap();
         let tokenizer = demo.tokenizer().unwrap().for_model(config.vocab_size).unwrap();
         assert_eq!(tokenizer.warnings(), [""; 0]);
-        assert!(demo.sampling().unwrap().temperature > 0.0);
+        let wishes = demo.generation().unwrap().read().unwrap();
+        assert!(wishes.sampling.temperature > 0.0 && wishes.warnings.is_empty());
         assert_eq!(demo.warnings().unwrap(), Vec::<String>::new());
         let checkpoint = demo.checkpoint(Access::Map).unwrap();
         assert_eq!(checkpoint.verify(&config).unwrap(), Vec::<&str>::new());

@@ -19,6 +19,7 @@ mod show;
 mod summary;
 mod threads;
 mod tokenize;
+mod wishes;
 
 use std::process::ExitCode;
 

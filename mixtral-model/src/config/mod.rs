@@ -20,7 +20,6 @@ mod rope;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::Value;
@@ -30,6 +29,7 @@ use crate::manifest::{Manifest, elements};
 use crate::{Error, Result};
 use fields::Fields;
 
+pub use generation::{GenerationConfig, GenerationFile};
 pub use rope::RopeScaling;
 
 /// Longest `config.json` or `generation_config.json` that is read.
@@ -71,7 +71,7 @@ pub struct Config {
     pub tie_embeddings: bool,
     /// The token a text begins with.
     pub bos: Option<u32>,
-    /// The tokens that end a text, those of `config.json` first.
+    /// The tokens that end a text.
     pub eos: Vec<u32>,
 }
 
@@ -99,7 +99,8 @@ impl Config {
         }
     }
 
-    /// Reads `config.json` of a model directory, and adds the end tokens of `generation_config.json` if there is one.
+    /// Reads `config.json` of a model directory. If there is a `generation_config.json` that names end tokens, those are the
+    /// model's, and not the ones of `config.json`.
     ///
     /// # Errors
     ///
@@ -108,16 +109,10 @@ impl Config {
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         let mut config = Self::from_json(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?;
-        let path = dir.join("generation_config.json");
-        if fs::symlink_metadata(&path).is_ok() {
-            let map = json_object(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?;
-            let fields = Fields { map: &map, path: &path, prefix: "" };
-            for token in fields.tokens("eos_token_id")?.unwrap_or_default() {
-                if !config.eos.contains(&token) {
-                    config.eos.push(token);
-                }
-            }
-            config.validate(&path)?;
+        let generation = GenerationFile::from_dir(dir)?;
+        if let Some(eos) = generation.eos()? {
+            config.eos = eos;
+            config.validate(generation.path())?;
         }
         Ok(config)
     }

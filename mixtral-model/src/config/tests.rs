@@ -297,7 +297,7 @@ fn messages() {
 }
 
 #[test]
-fn generation_config_adds_end_tokens() {
+fn end_tokens_of_generation_config_come_first() {
     let dir = tempfile::tempdir().unwrap();
     let generation = dir.path().join("generation_config.json");
     std::fs::write(dir.path().join("config.json"), text(&json!({}))).unwrap();
@@ -306,7 +306,9 @@ fn generation_config_adds_end_tokens() {
         Config::from_dir(dir.path())
     };
     assert_eq!(read("{}").unwrap().eos, [2]);
-    assert_eq!(read(r#"{"eos_token_id": [5, 2]}"#).unwrap().eos, [2, 5]);
+    assert_eq!(read(r#"{"eos_token_id": [5, 3]}"#).unwrap().eos, [5, 3]);
+    assert_eq!(read(r#"{"eos_token_id": 5}"#).unwrap().eos, [5]);
+    assert_eq!(read(r#"{"eos_token_id": null}"#).unwrap().eos, [0; 0]);
     assert!(matches!(read(r#"{"eos_token_id": 64}"#), Err(Error::Config { path, .. }) if path == generation));
     assert!(matches!(read("{"), Err(Error::Json { path, .. }) if path == generation));
 }

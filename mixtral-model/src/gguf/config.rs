@@ -2,7 +2,7 @@
 
 use super::{Header, Metadata, Value};
 use crate::manifest::TensorKey;
-use crate::{Config, Error, Result, RopeScaling};
+use crate::{Config, Error, GenerationFile, Result, RopeScaling};
 
 /// What may stand in `general.architecture`; the keys of the sizes begin with it.
 const ARCHITECTURES: [&str; 2] = ["llama", "mixtral"];
@@ -72,6 +72,15 @@ const UNLESS_NEUTRAL: [(&str, f64); 13] = [
     ("attn_logit_softcapping", 0.0),
     ("interleave_moe_layer_step", 1.0),
     ("leading_dense_block_count", 0.0),
+];
+
+/// Keys of `general.sampling`, and what `generation_config.json` calls them.
+const SAMPLING: [(&str, &str); 5] = [
+    ("temp", "temperature"),
+    ("top_k", "top_k"),
+    ("top_p", "top_p"),
+    ("min_p", "min_p"),
+    ("penalty_repeat", "repetition_penalty"),
 ];
 
 /// Base of the rotary embedding where a file has none, as in llama.cpp.
@@ -154,6 +163,31 @@ impl Header {
         };
         config.validate(metadata.path()).map_err(|error| respelt(error, architecture))?;
         Ok((config, warnings(metadata, architecture)))
+    }
+
+    /// How tokens should be chosen, as a `generation_config.json` would say it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] where a key is no number.
+    pub(crate) fn generation(&self) -> Result<GenerationFile> {
+        let mut wishes = serde_json::Map::new();
+        for (key, name) in SAMPLING {
+            match self.metadata.get(&format!("general.sampling.{key}")) {
+                None => {}
+                Some(&Value::Unsigned(n)) => drop(wishes.insert(name.to_owned(), n.into())),
+                Some(&Value::Signed(n)) => drop(wishes.insert(name.to_owned(), n.into())),
+                Some(Value::Float(value)) => drop(wishes.insert(name.to_owned(), (*value).into())),
+                Some(_) => return Err(self.metadata.error(&format!("general.sampling.{key}"), "a number")),
+            }
+        }
+        if !wishes.is_empty() {
+            wishes.insert("do_sample".to_owned(), true.into());
+        }
+        GenerationFile::from_json(
+            serde_json::Value::from(wishes).to_string().as_bytes(),
+            self.metadata.path(),
+        )
     }
 
     /// Whether the file has an output head.

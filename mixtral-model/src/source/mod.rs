@@ -1,7 +1,7 @@
 //! Where a model comes from: a directory, a GGUF file, or the program itself.
 //!
 //! A source gives the four things that a run needs, and each is read when it is asked for: [`config`](Source::config),
-//! [`checkpoint`](Source::checkpoint), [`tokenizer`](Source::tokenizer) and [`sampling`](Source::sampling).
+//! [`checkpoint`](Source::checkpoint), [`tokenizer`](Source::tokenizer) and [`generation`](Source::generation).
 
 mod find;
 mod hub;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use crate::{Access, ChatEvidence, Checkpoint, Config, Error, Result, Sampling, Tokenizer, gguf};
+use crate::{Access, ChatEvidence, Checkpoint, Config, Error, GenerationFile, Result, Tokenizer, gguf};
 
 /// A model that nobody has read yet.
 ///
@@ -156,17 +156,17 @@ impl Source {
         matches!(self.0, Origin::Embedded(_))
     }
 
-    /// How the model wishes to be sampled; greedy where it does not say.
+    /// How the model wishes its tokens to be chosen: what `generation_config.json` says or, in a GGUF file, `general.sampling`.
     ///
     /// # Errors
     ///
-    /// Those of [`Sampling::from_dir`].
-    pub fn sampling(&self) -> Result<Sampling> {
+    /// Those of [`GenerationFile::from_dir`]; [`Error::Config`] where a key of a GGUF file is no number.
+    pub fn generation(&self) -> Result<GenerationFile> {
         match &self.0 {
-            Origin::Directory(dir) => Sampling::from_dir(dir),
-            Origin::Gguf { .. } => Ok(Sampling::greedy()),
+            Origin::Directory(dir) => GenerationFile::from_dir(dir),
+            Origin::Gguf { header, .. } => header.generation(),
             Origin::Embedded(files) => {
-                Sampling::from_json(files.generation_config, &files.path("generation_config.json"))
+                GenerationFile::from_json(files.generation_config, &files.path("generation_config.json"))
             }
         }
     }

@@ -2,11 +2,11 @@
 
 use mixtral_model::{Ended, GenerateOptions};
 
-use crate::tiny::{continued, model};
+use crate::tiny::{PROMPT, continued, model};
 
 #[test]
 fn dtypes_that_differ_change_nothing() {
     let model = model("35-dtype-said-twice");
-    let found = continued(&model, &GenerateOptions::new(&model, 3));
+    let found = continued(&model, &PROMPT, &GenerateOptions::new(&model, 3));
     assert_eq!(found, (vec![1812, 204, 1007], Ended::MaxTokens));
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use mixtral_model::{Config, GenerateOptions};
 use serde_json::Value;
 
-use crate::tiny::{case, continued, load};
+use crate::tiny::{PROMPT, case, continued, load};
 
 #[test]
 fn greedy_texts_under_scaled_rope() {
@@ -20,7 +20,7 @@ fn greedy_texts_under_scaled_rope() {
         config.as_object_mut().unwrap().extend(changes);
         let config = Config::from_json(config.to_string().as_bytes(), Path::new("config.json")).unwrap();
         let model = load(config);
-        let (tokens, _) = continued(&model, &GenerateOptions::new(&model, 40).with_stop(Vec::new()));
+        let (tokens, _) = continued(&model, &PROMPT, &GenerateOptions::new(&model, 40).with_stop(Vec::new()));
         if golden["tokens"] != Value::from(tokens.clone()) {
             failures.push(format!("{}: {tokens:?}", golden["config"]));
         }

@@ -24,11 +24,14 @@ pub(crate) fn load(config: Config) -> Model {
     Model::load(config, &checkpoint, Backend::best()).unwrap()
 }
 
-/// What follows the prompt that all cases have.
-pub(crate) fn continued(model: &Model, options: &GenerateOptions) -> (Vec<u32>, Ended) {
+/// The prompt that all cases have.
+pub(crate) const PROMPT: [u32; 3] = [1, 300, 301];
+
+/// What follows a prompt.
+pub(crate) fn continued(model: &Model, prompt: &[u32], options: &GenerateOptions) -> (Vec<u32>, Ended) {
     let mut session = model.session(SessionOptions::default()).unwrap();
-    let (prompt, mut workspace) = ([1, 300, 301], Workspace::new());
+    let mut workspace = Workspace::new();
     let go_on = |_| ControlFlow::Continue(());
-    let generated = generate(model, &mut session, &prompt, options, &mut workspace, &mut (), go_on).unwrap();
+    let generated = generate(model, &mut session, prompt, options, &mut workspace, &mut (), go_on).unwrap();
     (generated.tokens, generated.ended)
 }

@@ -33,7 +33,7 @@ fn turns_come_to_the_whole_chat() {
                     _ => conversation.answered(&tokenizer, &tokenizer.encode_ordinary(content)),
                 }
             }
-            let whole = format.encode(&tokenizer, &chat);
+            let whole = format.encode(&tokenizer, &chat).unwrap();
             report.check(|| format!("{version}: {}", golden["messages"]), conversation.ids(), &*whole);
         }
     }
@@ -64,7 +64,7 @@ fn an_answer_is_kept_as_the_model_said_it() {
     expected.extend(tokenizer.encode_ordinary("[INST] And more [/INST]"));
     assert_eq!(conversation.ids(), expected);
     conversation.answered(&tokenizer, &[u32::MAX]);
-    assert_eq!(conversation.chat().messages.last().map(|message| &*message.content), Some(""));
+    assert_eq!(conversation.chat().messages.len(), 7);
 }
 
 /// A small model, a session that reads what a conversation says, and what comes of it.

@@ -130,6 +130,67 @@ fn warnings() {
     assert!(said.err.starts_with("warning: 2 tensors are not used, adapter."), "{}", said.err);
 }
 
+/// A copy of a tiny model with this `generation_config.json`.
+fn wishing(text: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(fixtures().join("models/f32-single").join(name), dir.path().join(name)).unwrap();
+    }
+    fs::write(dir.path().join("generation_config.json"), text).unwrap();
+    dir
+}
+
+#[test]
+fn the_model_wishes_and_the_command_line_decides() {
+    let plain = output("generate --model {} --ids 1,5 --print-ids -n 9", &[&tiny("f32-single")]);
+    let first = plain.split(',').next().unwrap();
+    let drawn = |line: &str, text: &str| {
+        let dir = wishing(text);
+        output(
+            &format!("generate --model {{}} --ids 1,5 --print-ids {line}"),
+            &[dir.path().to_str().unwrap()],
+        )
+    };
+    assert_eq!(drawn("--seed 0", r#"{"max_new_tokens": 9}"#), plain);
+    assert_eq!(drawn("--seed 0", r#"{"max_length": 11}"#), plain);
+    assert_eq!(drawn("-n 9", r#"{"max_length": 1, "max_new_tokens": 0}"#), plain);
+    assert_eq!(drawn("-n 9 -t 0", r#"{"do_sample": true, "temperature": "hot", "top_p": 2}"#), plain);
+    let bad = r#"{"do_sample": true, "temperature": 1e300, "top_p": 2, "top_k": "x", "min_p": 9, "repetition_penalty": 0}"#;
+    let flags = "-n 9 -t 1e-30 --top-p 1 --top-k 0 --min-p 0 --repetition-penalty 1";
+    assert_eq!(drawn(flags, bad), plain);
+    let without = drawn("-n 9", &format!("{{\"suppress_tokens\": [{first}]}}"));
+    assert!(!without.trim().split(',').any(|id| id == first), "{without}");
+    let ends = drawn("-n 9", &format!("{{\"eos_token_id\": {first}}}"));
+    assert_eq!(ends, "\n");
+    assert_eq!(drawn("-n 9 --ignore-eos", &format!("{{\"eos_token_id\": {first}}}")), plain);
+
+    for (text, message) in [
+        (
+            r#"{"max_length": 2}"#,
+            "error: max_length: expected more than the 2 tokens of the prompt, found 2\n",
+        ),
+        (
+            r#"{"do_sample": true, "top_p": 2}"#,
+            "/generation_config.json: top_p: expected more than 0, at most 1, found 2\n",
+        ),
+        (r#"{"bad_words_ids": [[199]]}"#, "error: bad words: expected token ids less than 199, found 199\n"),
+    ] {
+        let dir = wishing(text);
+        let said = run("generate --model {} --ids 1,5 --print-ids", &[dir.path().to_str().unwrap()]);
+        assert_eq!(said.status, Some(1), "{text}: {}", said.err);
+        assert!(said.err.starts_with("error: ") && said.err.ends_with(message), "{text}: {}", said.err);
+    }
+    let dir = wishing(r#"{"num_beams": 4, "odd": 1, "max_new_tokens": 9}"#);
+    let said = run("generate --model {} --ids 1,5 --print-ids", &[dir.path().to_str().unwrap()]);
+    assert_eq!((said.out, said.status), (plain, Some(0)));
+    let lines: Vec<_> = said.err.lines().take(2).collect();
+    assert!(
+        lines[0].starts_with("warning: ") && lines[0].ends_with(": num_beams 4: beam search is not done"),
+        "{lines:?}"
+    );
+    assert!(lines[1].ends_with(": key \"odd\" is not known and not used"), "{lines:?}");
+}
+
 #[test]
 fn routing_is_that_of_the_goldens() {
     let goldens = fs::read(fixtures().join("demo/goldens.safetensors")).unwrap();

@@ -1,0 +1,213 @@
+//! Rules and limits, each by itself.
+
+use super::*;
+
+fn draws(sampling: Sampling, logits: &[f32], before: &[u32]) -> Vec<usize> {
+    let mut sampler = Sampler::new(sampling).unwrap();
+    let mut counts = vec![0; logits.len()];
+    for position in 0..4000 {
+        counts[sampler.sample(logits, before, position).unwrap() as usize] += 1;
+    }
+    counts
+}
+
+fn at(temperature: f32) -> Sampling {
+    Sampling { temperature, ..Sampling::default() }
+}
+
+/// Logits of the probabilities 0.4, 0.3, 0.2, 0.1, not in order.
+fn logits() -> [f32; 4] {
+    [0.2f32.ln(), 0.4f32.ln(), 0.1f32.ln(), 0.3f32.ln()]
+}
+
+#[test]
+fn frequencies_are_probabilities() {
+    // Five standard deviations of a binomial of 4000 are at most 158.
+    let close = |counts: &[usize], p: [f32; 4]| {
+        counts.iter().zip(p).all(|(&n, p)| (n as f32 - 4000.0 * p).abs() < 158.0)
+    };
+    let all = draws(at(1.0), &logits(), &[]);
+    assert!(close(&all, [0.2, 0.4, 0.1, 0.3]), "{all:?}");
+    let cool = draws(at(0.5), &logits(), &[]);
+    let s = 0.04 + 0.16 + 0.01 + 0.09;
+    assert!(close(&cool, [0.04 / s, 0.16 / s, 0.01 / s, 0.09 / s]), "{cool:?}");
+}
+
+#[test]
+fn limits_leave_the_right_tokens() {
+    let left = |sampling: Sampling| -> Vec<usize> {
+        let counts = draws(sampling, &logits(), &[]);
+        (0..4).filter(|&i| counts[i] > 0).collect()
+    };
+    assert_eq!(left(Sampling { top_k: Some(2), ..at(1.0) }), [1, 3]);
+    assert_eq!(left(Sampling { top_k: Some(9), ..at(1.0) }), [0, 1, 2, 3]);
+    assert_eq!(left(Sampling { top_p: 0.69, ..at(1.0) }), [1, 3]);
+    assert_eq!(left(Sampling { top_p: 0.71, ..at(1.0) }), [0, 1, 3]);
+    assert_eq!(left(Sampling { top_p: 1e-9, ..at(1.0) }), [1]);
+    assert_eq!(left(Sampling { min_p: 0.6, ..at(1.0) }), [1, 3]);
+    assert_eq!(left(Sampling { min_p: 1.0, ..at(1.0) }), [1]);
+    assert_eq!(left(at(0.0)), [1]);
+    assert_eq!(left(at(1e-40)), [1]);
+}
+
+#[test]
+fn repetition_counts_once() {
+    let mut greedy = Sampler::new(Sampling { repetition_penalty: 2.0, ..at(0.0) }).unwrap();
+    assert_eq!(greedy.sample(&[3.0, 2.0, -1.0], &[], 0).unwrap(), 0);
+    assert_eq!(greedy.sample(&[3.0, 2.0, -1.0], &[0], 0).unwrap(), 1);
+    assert_eq!(greedy.sample(&[3.0, 1.4, -1.0], &[0, 0, 0], 0).unwrap(), 0);
+    assert_eq!(greedy.sample(&[-1.0, -1.5], &[0, 77], 0).unwrap(), 1);
+    // Beyond any float there is still an order.
+    let mut extreme = Sampler::new(Sampling { repetition_penalty: 1e-38, ..at(1.0) }).unwrap();
+    assert_eq!(extreme.sample(&[3e38, 1.0, 2.0], &[0], 0).unwrap(), 0);
+    let mut harsh = Sampler::new(Sampling { repetition_penalty: 10.0, ..at(1.0) }).unwrap();
+    assert_eq!(harsh.sample(&[-3e38, 1.0], &[0], 0).unwrap(), 1);
+}
+
+#[test]
+fn ties_extremes_and_nonsense() {
+    let mut greedy = Sampler::new(Sampling::greedy()).unwrap();
+    assert_eq!(greedy.sample(&[1.0, 5.0, 5.0], &[], 0).unwrap(), 1);
+    assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -3.0], &[], 0).unwrap(), 1);
+    for bad in [vec![], vec![f32::NAN, 1.0], vec![f32::INFINITY, 1.0], vec![f32::NEG_INFINITY; 3]] {
+        assert!(greedy.sample(&bad, &[], 0).is_err(), "{bad:?}");
+    }
+    for bad in [
+        at(f32::NAN),
+        at(-1.0),
+        at(f32::INFINITY),
+        Sampling { top_p: 0.0, ..at(1.0) },
+        Sampling { top_p: f32::NAN, ..at(1.0) },
+        Sampling { min_p: -0.1, ..at(1.0) },
+        Sampling { top_k: Some(0), ..at(1.0) },
+        Sampling { typical_p: 0.0, ..at(1.0) },
+        Sampling { epsilon_cutoff: 1.0, ..at(1.0) },
+        Sampling { eta_cutoff: f32::NAN, ..at(1.0) },
+        Sampling { repetition_penalty: 0.0, ..at(1.0) },
+    ] {
+        assert!(Sampler::new(bad.clone()).is_err(), "{bad:?}");
+    }
+}
+
+/// Greedy under rules that a closure sets, in a generation that begins at position 2 and may last to position 4.
+fn ruled(set: impl Fn(&mut Rules)) -> Sampler {
+    let mut sampling = Sampling::greedy();
+    set(&mut sampling.rules);
+    let span = Span { begin: 2, end: Some(5), stop: vec![3] };
+    Sampler::new(sampling).unwrap().with_span(span)
+}
+
+#[test]
+fn biases_are_added_up_where_their_sequence_is_begun() {
+    let mut sampler = ruled(|rules| {
+        rules.biases = [
+            (vec![1], -2.0),
+            (vec![2, 1], 3.0),
+            (vec![0, 2, 1], 9.0),
+            (vec![0], f32::NEG_INFINITY),
+            (vec![2, 0], f32::MAX),
+        ]
+        .into();
+    });
+    assert_eq!(sampler.sample(&[9.0, 2.5, 1.0], &[5, 6], 2).unwrap(), 2);
+    assert_eq!(sampler.sample(&[9.0, 2.5, 1.0], &[5, 2], 2).unwrap(), 1);
+    assert_eq!(sampler.sample(&[9.0, -8.5, 1.0], &[0, 2], 2).unwrap(), 1);
+    // Never is never.
+    assert_eq!(sampler.sample(&[9.0, -9.0, 1.0], &[1, 2], 2).unwrap(), 2);
+    // The penalty looks at the biased logit, once.
+    let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() }.with_logit_bias([(0, 4.0)]);
+    let mut sampler = Sampler::new(sampling).unwrap();
+    assert_eq!(sampler.sample(&[1.0, 2.4], &[0, 0], 2).unwrap(), 0);
+    assert_eq!(sampler.sample(&[1.0, 2.6], &[0, 0], 2).unwrap(), 1);
+    let banned = Sampling { repetition_penalty: 2.0, ..at(1.0) }.with_logit_bias([(0, f32::NEG_INFINITY)]);
+    assert_eq!(Sampler::new(banned).unwrap().sample(&[1.0, -3e38], &[0], 2).unwrap(), 1);
+}
+
+#[test]
+fn rules_by_position() {
+    let mut first = ruled(|rules| rules.suppressed_first = vec![0]);
+    let mut last = ruled(|rules| rules.forced_last = vec![2, 1]);
+    let mut long = ruled(|rules| rules.min_length = Length::New(2));
+    let mut longer = ruled(|rules| rules.min_length = Length::Total(5));
+    let mut decay = ruled(|rules| rules.length_decay = Some(LengthDecay { after: 1, factor: 3.0 }));
+    let mut all = |position, logits: &[f32]| {
+        let samplers = [&mut first, &mut last, &mut long, &mut longer, &mut decay];
+        samplers.map(|sampler| sampler.sample(logits, &[0; 9], position).unwrap())
+    };
+    assert_eq!(all(2, &[9.0, 2.0, 3.0, 9.5]), [3, 3, 0, 0, 3]);
+    assert_eq!(all(3, &[9.0, 2.0, 3.0, 8.5]), [0, 0, 0, 0, 0]);
+    assert_eq!(all(4, &[9.0, 2.0, 3.0, 4.0]), [0, 1, 0, 0, 3]);
+    assert_eq!(all(5, &[9.0, 2.0, 3.0, 9.5]), [3, 3, 3, 3, 3]);
+    let mut second = ruled(|rules| (rules.forced_second, rules.suppressed) = (Some(2), vec![0]));
+    assert_eq!(second.sample(&[9.0, 2.0, 1.0], &[0], 1).unwrap(), 2);
+    assert_eq!(second.sample(&[9.0, 2.0, 1.0], &[0, 0], 2).unwrap(), 1);
+}
+
+#[test]
+fn sequences_that_may_not_come() {
+    let mut bad = ruled(|rules| rules.bad_words = vec![vec![0], vec![3], vec![2, 3, 1]]);
+    // What ends the generation may.
+    assert_eq!(bad.sample(&[9.0, 2.0, 1.0, 8.0], &[2, 3], 2).unwrap(), 3);
+    assert_eq!(bad.sample(&[9.0, 2.0, 1.0, 0.0], &[3], 2).unwrap(), 1);
+    assert_eq!(bad.sample(&[9.0, 2.0, 1.0, 0.0], &[2, 3], 2).unwrap(), 2);
+    let mut ngrams = ruled(|rules| rules.no_repeat_ngram = 3);
+    assert_eq!(ngrams.sample(&[9.0, 2.0], &[4, 5, 0, 5, 5], 5).unwrap(), 0);
+    assert_eq!(ngrams.sample(&[9.0, 2.0], &[4, 5, 0, 4, 5], 5).unwrap(), 1);
+    assert_eq!(ngrams.sample(&[9.0, 2.0], &[5, 0], 2).unwrap(), 0);
+    let mut unigrams = ruled(|rules| rules.no_repeat_ngram = 1);
+    assert_eq!(unigrams.sample(&[9.0, 2.0], &[0], 5).unwrap(), 1);
+    let mut huge = ruled(|rules| rules.no_repeat_ngram = usize::MAX);
+    assert_eq!(huge.sample(&[9.0, 2.0], &[0], 5).unwrap(), 0);
+}
+
+#[test]
+fn rules_that_leave_nothing_or_mean_nothing() {
+    let mut none = ruled(|rules| (rules.suppressed, rules.bad_words) = (vec![0, 0, u32::MAX], vec![vec![1]]));
+    let error = none.sample(&[1.0, 2.0], &[], 4).unwrap_err();
+    assert!(matches!(error, Error::AllSuppressed { position: 4 }), "{error}");
+    assert_eq!(none.sample(&[1.0, 2.0, -9.0], &[], 4).unwrap(), 2);
+    for set in [
+        |rules: &mut Rules| rules.bad_words = vec![vec![1, 2]],
+        |rules: &mut Rules| rules.biases = [(vec![2], 0.0)].into(),
+        |rules: &mut Rules| rules.forced_second = Some(2),
+        |rules: &mut Rules| rules.forced_last = vec![2],
+    ] {
+        let error = ruled(set).sample(&[1.0, 2.0], &[], 4).unwrap_err().to_string();
+        assert!(error.ends_with("expected token ids less than 2, found 2"), "{error}");
+    }
+    for set in [
+        |rules: &mut Rules| rules.bad_words = vec![vec![]],
+        |rules: &mut Rules| rules.biases = [(vec![], 0.0)].into(),
+        |rules: &mut Rules| rules.biases = [(vec![1], f32::NAN)].into(),
+        |rules: &mut Rules| rules.biases = [(vec![1], f32::INFINITY)].into(),
+        |rules: &mut Rules| rules.length_decay = Some(LengthDecay { after: 0, factor: f64::NAN }),
+    ] {
+        let mut sampling = Sampling::greedy();
+        set(&mut sampling.rules);
+        assert!(matches!(sampling.check(), Err(Error::Setting { .. })), "{sampling:?}");
+    }
+    // Extremes stay numbers.
+    let mut extreme = ruled(|rules| {
+        rules.biases = [(vec![0], f32::MAX), (vec![1, 0], f32::MAX), (vec![1], f32::MIN)].into();
+        rules.length_decay = Some(LengthDecay { after: 0, factor: 1e300 });
+        rules.min_length = Length::New(usize::MAX);
+    });
+    extreme.span.stop = vec![];
+    assert_eq!(extreme.sample(&[3e38, -3e38], &[1], usize::MAX).unwrap(), 0);
+    extreme.span.stop = vec![0, 0, 9];
+    assert_eq!(extreme.sample(&[0.0, -3e38], &[1], usize::MAX).unwrap(), 0);
+}
+
+#[test]
+fn probabilities_are_of_what_is_left() {
+    let mut sampler = Sampler::new(Sampling { top_k: Some(2), ..at(1.0) }).unwrap();
+    let left: Vec<_> = sampler.probabilities(&logits(), &[], 0).unwrap().collect();
+    assert_eq!(left.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 3]);
+    assert!((left[0].1 - 4.0 / 7.0).abs() < 1e-6 && (left[1].1 - 3.0 / 7.0).abs() < 1e-6, "{left:?}");
+    // Tokens as probable as the last of the best are left too.
+    let ties: Vec<_> =
+        sampler.probabilities(&[2.0, 1.0, 0.0, 1.0], &[], 0).unwrap().map(|(t, _)| t).collect();
+    assert_eq!(ties, [0, 1, 3]);
+    let mut greedy = Sampler::new(Sampling::greedy()).unwrap();
+    assert_eq!(greedy.probabilities(&logits(), &[], 0).unwrap().collect::<Vec<_>>(), [(1, 1.0)]);
+}
