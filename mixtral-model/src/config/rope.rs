@@ -76,44 +76,46 @@ pub(super) struct Fault {
 impl RopeScaling {
     /// The first setting that means nothing, if there is one.
     pub(super) fn fault(&self) -> Option<Fault> {
-        let fault = |key, expected, found: &dyn ToString| Fault { key, expected, found: found.to_string() };
-        let positive = |value: f64| value > 0.0 && (value as f32).is_finite();
-        let check_common = |factor: f64, original: usize| {
-            if !(factor >= 1.0 && positive(factor)) {
-                return Some(fault("factor", "a finite number in f32, at least 1", &factor));
-            }
-            (original == 0).then(|| fault("original_max_position_embeddings", "at least 1", &original))
+        let is_positive = |value: f64| value > 0.0 && (value as f32).is_finite();
+        let check = |key, value: f64, holds: bool, expected| {
+            (!holds).then(|| Fault { key, expected, found: value.to_string() })
         };
+        let positive = |key, value| check(key, value, is_positive(value), "a positive finite number in f32");
+        let factor_of = |value| {
+            let holds = value >= 1.0 && is_positive(value);
+            check("factor", value, holds, "a finite number in f32, at least 1")
+        };
+        let original = |n: usize| check("original_max_position_embeddings", n as f64, n > 0, "at least 1");
         match *self {
             Self::None => None,
-            Self::Linear { factor } => check_common(factor, 1),
+            Self::Linear { factor } => factor_of(factor),
             Self::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_positions } => {
-                check_common(factor, original_max_positions).or_else(|| {
-                    if !positive(low) {
-                        return Some(fault("low_freq_factor", "a positive finite number in f32", &low));
-                    }
-                    let above = positive(high) && high as f32 > low as f32;
-                    (!above).then(|| {
-                        fault("high_freq_factor", "a finite number in f32, more than low_freq_factor", &high)
-                    })
-                })
+                let above = is_positive(high) && high as f32 > low as f32;
+                factor_of(factor)
+                    .or(original(original_max_positions))
+                    .or(positive("low_freq_factor", low))
+                    .or(check(
+                        "high_freq_factor",
+                        high,
+                        above,
+                        "a finite number in f32, more than low_freq_factor",
+                    ))
             }
             Self::Yarn {
                 factor,
                 attention_factor,
-                beta_fast,
-                beta_slow,
+                beta_fast: fast,
+                beta_slow: slow,
                 original_max_positions,
                 truncate: _,
-            } => check_common(factor, original_max_positions).or_else(|| {
-                for (key, value) in [("attention_factor", attention_factor), ("beta_slow", beta_slow)] {
-                    if !positive(value) {
-                        return Some(fault(key, "a positive finite number in f32", &value));
-                    }
-                }
-                let above = positive(beta_fast) && beta_fast >= beta_slow;
-                (!above).then(|| fault("beta_fast", "a finite number in f32, at least beta_slow", &beta_fast))
-            }),
+            } => {
+                let above = is_positive(fast) && fast >= slow;
+                factor_of(factor)
+                    .or(original(original_max_positions))
+                    .or(positive("attention_factor", attention_factor))
+                    .or(positive("beta_slow", slow))
+                    .or(check("beta_fast", fast, above, "a finite number in f32, at least beta_slow"))
+            }
         }
     }
 }

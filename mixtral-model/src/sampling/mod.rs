@@ -151,7 +151,9 @@ impl Sampler {
     }
 
     /// The same, for a generation of its own.
-    pub fn with_span(self, span: Span) -> Self {
+    pub fn with_span(self, mut span: Span) -> Self {
+        span.stop.sort_unstable();
+        span.stop.dedup();
         Self { span, ..self }
     }
 

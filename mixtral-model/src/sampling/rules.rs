@@ -141,15 +141,16 @@ impl Rules {
 }
 
 impl LengthDecay {
+    /// `stop` has no token twice.
     fn apply(self, scores: &mut [f32], length: usize, stop: &[u32]) {
         if length == 0 {
             return;
         }
         let growth = finite((libm::pow(self.factor, length as f64) - 1.0) as f32);
-        for (n, &token) in stop.iter().enumerate() {
-            let Some(score) = scores.get_mut(token as usize) else { continue };
-            // A token that is listed twice ends as often as any other.
-            if score.is_finite() && !stop[..n].contains(&token) {
+        for &token in stop {
+            if let Some(score) = scores.get_mut(token as usize)
+                && score.is_finite()
+            {
                 *score = finite(*score + score.abs() * growth);
             }
         }

@@ -138,6 +138,10 @@ fn rules_by_position() {
     assert_eq!(all(3, &[9.0, 2.0, 3.0, 8.5]), [0, 0, 0, 0, 0]);
     assert_eq!(all(4, &[9.0, 2.0, 3.0, 4.0]), [0, 1, 0, 0, 3]);
     assert_eq!(all(5, &[9.0, 2.0, 3.0, 9.5]), [3, 3, 3, 3, 3]);
+    // A token that is listed twice ends no sooner.
+    let mut twice = decay.with_span(Span { begin: 2, end: None, stop: vec![3, 3] });
+    assert_eq!(twice.sample(&[9.0, 2.0, 3.0, 2.5], &[0; 9], 4).unwrap(), 0);
+    assert_eq!(twice.sample(&[9.0, 2.0, 3.0, 3.5], &[0; 9], 4).unwrap(), 3);
     let mut second = ruled(|rules| (rules.forced_second, rules.suppressed) = (Some(2), vec![0]));
     assert_eq!(second.sample(&[9.0, 2.0, 1.0], &[0], 1).unwrap(), 2);
     assert_eq!(second.sample(&[9.0, 2.0, 1.0], &[0, 0], 2).unwrap(), 1);
@@ -192,9 +196,10 @@ fn rules_that_leave_nothing_or_mean_nothing() {
         rules.length_decay = Some(LengthDecay { after: 0, factor: 1e300 });
         rules.min_length = Length::New(usize::MAX);
     });
-    extreme.span.stop = vec![];
+    let stop = |stop: &[u32]| Span { begin: 2, end: None, stop: stop.to_vec() };
+    extreme = extreme.with_span(stop(&[]));
     assert_eq!(extreme.sample(&[3e38, -3e38], &[1], usize::MAX).unwrap(), 0);
-    extreme.span.stop = vec![0, 0, 9];
+    extreme = extreme.with_span(stop(&[0, 9, 0]));
     assert_eq!(extreme.sample(&[0.0, -3e38], &[1], usize::MAX).unwrap(), 0);
 }
 

@@ -5,6 +5,7 @@ mod circumstances;
 mod fingerprint;
 mod layouts;
 mod perplexity;
+mod sampling;
 mod tiny;
 mod trouble;
 mod wanted;

@@ -18,6 +18,19 @@ use crate::input::{json_object, read_limited};
 use crate::{Error, Length, Result, Sampling};
 
 /// What a `generation_config.json` says, checked.
+///
+/// ```no_run
+/// use mixtral_model::{GenerateOptions, GenerationConfig, Model};
+///
+/// let dir = std::path::Path::new("Mixtral-8x7B-Instruct-v0.1");
+/// let model = Model::open(dir)?;
+/// let wishes = GenerationConfig::from_dir(dir)?;
+/// for warning in &wishes.warnings {
+///     eprintln!("{warning}");
+/// }
+/// let options = GenerateOptions::new(&model, 100).with_sampling(wishes.sampling);
+/// # Ok::<(), mixtral_model::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct GenerationConfig {
