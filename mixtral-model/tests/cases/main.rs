@@ -3,5 +3,6 @@
 
 mod dtype;
 mod generation;
+mod layouts;
 mod rope;
 mod tiny;

@@ -1,0 +1,83 @@
+//! Checkpoints as other programs write them, and what lies beside them.
+
+use mixtral_model::{Ended, GenerateOptions, Model, Source};
+
+use crate::tiny::{PROMPT, case, continued};
+
+/// The model of a case, what its layout is called, and what follows the prompt.
+fn run(name: &str) -> (String, Vec<u32>) {
+    let source = Source::find(&case(name)).unwrap();
+    let layout = source.checkpoint(mixtral_model::Access::Map).unwrap().layout().clone();
+    let model = Model::open(&case(name)).unwrap();
+    let (tokens, ended) = continued(&model, &PROMPT, &GenerateOptions::new(&model, 3));
+    assert_eq!(ended, Ended::MaxTokens);
+    (serde_json::to_value(layout).unwrap().as_str().unwrap().to_owned(), tokens)
+}
+
+#[test]
+fn fused_experts_of_mergekit_and_transformers_5() {
+    for (name, expected) in [
+        ("01-mergekit-0.1.5-moe-fused", [970, 1264, 397]),
+        ("02-t5-save-original-format-false", [1812, 204, 1007]),
+        // With tied embeddings and Llama 3's RoPE.
+        ("18-llama3-rope-merge", [421, 405, 402]),
+    ] {
+        assert_eq!(run(name), ("hub-fused".to_owned(), expected.to_vec()), "{name}");
+    }
+}
+
+/// The model runs without what the adapter would change, and says so.
+#[test]
+fn an_adapter_beside_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = case("02-t5-save-original-format-false");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(name), dir.path().join(name)).unwrap();
+    }
+    assert_eq!(Source::find(dir.path()).unwrap().warnings().unwrap(), Vec::<String>::new());
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::write(dir.path().join(name), "{}").unwrap();
+        let warnings = Source::find(dir.path()).unwrap().warnings().unwrap();
+        assert!(
+            matches!(&warnings[..], [one] if one.contains("adapter_") && one.contains("not applied")),
+            "{warnings:?}"
+        );
+    }
+    // And alone it is no model.
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let error = Source::find(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("a LoRA adapter (adapter_config.json)"), "{error}");
+}
+
+/// A folder of the hub's cache is its main snapshot, also by the repository's name.
+#[test]
+fn a_folder_of_the_hub_cache() {
+    let cache = tempfile::tempdir().unwrap();
+    let folder = cache.path().join("models--mistralai--Mixtral-8x7B-v0.1");
+    let snapshot = folder.join("snapshots/fc7ac94680e38d7348cfa806e51218e6273104b0");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(folder.join("refs")).unwrap();
+    std::fs::write(folder.join("refs/main"), "fc7ac94680e38d7348cfa806e51218e6273104b0").unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(case("02-t5-save-original-format-false").join(name), snapshot.join(name)).unwrap();
+    }
+    let text = Source::find(&folder).unwrap().to_string();
+    assert_eq!(text, format!("directory {}", snapshot.display()));
+}
+
+#[test]
+fn what_is_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |name: &str| Source::find(&dir.path().join(name)).unwrap_err().to_string();
+    std::fs::write(dir.path().join("x.gguf"), b"GGUF\0\0\0\0").unwrap();
+    std::fs::write(dir.path().join("x.bin"), b"PK").unwrap();
+    assert!(of("x.gguf").contains("expected GGUF version 2 or 3"), "{}", of("x.gguf"));
+    assert!(of("x.bin").contains("found a file of another kind"), "{}", of("x.bin"));
+    assert!(of("nothing").contains("nothing is downloaded"), "{}", of("nothing"));
+    let error = Source::find("mistralai/No-Such-Model".as_ref()).unwrap_err().to_string();
+    assert!(error.contains("the hub's local cache; nothing is downloaded"), "{error}");
+    std::fs::write(dir.path().join("y.gguf"), b"GGUF").unwrap();
+    let error = Source::find(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("found 2 of them, x.gguf the first"), "{error}");
+}
