@@ -22,6 +22,7 @@ const ROLES: [&str; 7] =
 pub(super) struct Config {
     /// `added_tokens_decoder`, or if there is none `added_tokens.json`.
     added: Said,
+    has_decoder: bool,
     /// `added_tokens.json`, where it does not count.
     unread: Option<Said>,
     /// Tokens with a part to play, such as `bos_token`, by the place that tells of them.
@@ -66,6 +67,7 @@ impl Config {
         let mut warnings = Vec::new();
         let special = specials(&config, &map, decoder.is_some(), &mut warnings)?;
         let by_number = numbers.numbered(&special)?;
+        let has_decoder = decoder.is_some();
         let (added, unread) = match (decoder, by_number) {
             (Some(decoder), by_number) => (decoder, by_number),
             (None, Some(by_number)) => (by_number, None),
@@ -78,6 +80,7 @@ impl Config {
         };
         Ok(Self {
             added,
+            has_decoder,
             unread,
             bos: named("bos_token"),
             eos: named("eos_token"),
@@ -94,6 +97,10 @@ impl Config {
     pub(super) fn apply(self, draft: &mut Draft, from: From) -> Reason<()> {
         draft.warnings.extend(self.warnings);
         for (&said, token) in &self.added.tokens {
+            // Of an id that `tokenizer.json` gives to a token, `added_tokens.json` is not heard.
+            if !self.has_decoder && draft.table.added(said).is_some() {
+                continue;
+            }
             add(draft, from, &self.added.place, said, token)?;
         }
         for (place, token) in self.special {

@@ -81,8 +81,8 @@ impl Finder {
             if token.single_word && (ends_with_word(&text[..start]) || starts_with_word(&text[end..])) {
                 continue;
             }
-            if token.lstrip && done < start {
-                start = done + text[done..start].trim_end().len();
+            if token.lstrip {
+                start = if start < done { done } else { done + text[done..start].trim_end().len() };
             }
             if token.rstrip {
                 // What an earlier token has taken is white space, and need not be walked again.
@@ -92,7 +92,10 @@ impl Finder {
             if done < start {
                 emit(Part::Text(&text[done..start], done == 0));
             }
-            emit(Part::Token(token.id));
+            // Of white space, an earlier token may have taken all.
+            if start < end {
+                emit(Part::Token(token.id));
+            }
             done = end;
         }
         if done < text.len() {
@@ -135,11 +138,11 @@ mod tests {
             parts(vec![both.clone()], "a \u{3000}<x>\n<x> b"),
             [Part::Text("a", true), Part::Token(1), Part::Token(1), Part::Text("b", false)]
         );
-        // A token of white space may lie in what another has taken.
-        assert_eq!(
-            parts(vec![both, Token { rstrip: true, ..Token::plain(2, " ") }], "<x>   "),
-            [Part::Token(1), Part::Token(2), Part::Token(2), Part::Token(2)]
-        );
+        // A token of white space is found in what another has taken, unless it strips that too.
+        let space = Token { rstrip: true, ..Token::plain(2, " ") };
+        let after = |space| parts(vec![both.clone(), space], "<x>  ");
+        assert_eq!(after(space.clone()), [Part::Token(1), Part::Token(2), Part::Token(2)]);
+        assert_eq!(after(Token { lstrip: true, ..space }), [Part::Token(1)]);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Directories of several files, which may contradict each other. The ids are those of Transformers 5.24.0, but for BOS in front
 //! of a prompt where there is `tokenizer.model` alone and nobody speaks of BOS.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use mixtral_model::{Error, Result, Tokenizer};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{DEMO_JSON, DEMO_MODEL};
+use crate::{DEMO_JSON, DEMO_MODEL, Report};
 
 /// A directory with the demo's `tokenizer.json`, `tokenizer.model` or both, and further files.
 struct Dir(tempfile::TempDir);
@@ -209,4 +212,54 @@ fn pieces_of_a_model_may_be_called_otherwise() {
     assert_eq!(tokenizer.encode("<five>"), [5]);
     assert_eq!(tokenizer.piece(5), Some("<five>"));
     assert_eq!(dir.warnings().len(), 1, "{:?}", dir.warnings());
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    /// The files that are the demo's.
+    demo: Vec<String>,
+    /// The other files; of `tokenizer.json` what it has in place of the demo's.
+    files: BTreeMap<String, Value>,
+    /// Texts with their ids, and with those as a prompt.
+    cases: Vec<(String, Vec<u32>, Vec<u32>)>,
+    /// The empty text as a prompt.
+    empty: Vec<u32>,
+    bos: u32,
+    eos: u32,
+}
+
+/// `fixtures/tokenizer/make_directories.py` makes the goldens.
+#[test]
+fn directories_are_what_transformers_makes_of_them() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/directories.json");
+    let goldens: Vec<Golden> = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    let mut report = Report::default();
+    for Golden { demo, files, cases, empty, bos, eos } in goldens {
+        let mut dir = Dir::new(&demo.iter().map(String::as_str).collect::<Vec<_>>());
+        let case = |what: &str| format!("{what}: {demo:?} {}", serde_json::to_string(&files).unwrap());
+        for (name, value) in &files {
+            let mut value = value.clone();
+            if name == "tokenizer.json" {
+                let mut file: Value = serde_json::from_slice(DEMO_JSON).unwrap();
+                file.as_object_mut().unwrap().append(value.as_object_mut().unwrap());
+                value = file;
+            }
+            dir = dir.with(name, value);
+        }
+        let tokenizer = dir.open().unwrap();
+        report.check(|| case("ends"), (tokenizer.bos(), tokenizer.eos()), (bos, eos));
+        for (text, ids, prompt) in cases {
+            report.check(|| case(&format!("{text:?}")), tokenizer.encode(&text), ids);
+            // BOS stands in front once, even if it is written there.
+            let twice =
+                prompt.iter().take_while(|&&id| empty.first() == Some(&bos) && id == bos).count().max(1) - 1;
+            let expected = prompt[twice..].to_vec();
+            report.check(
+                || case(&format!("prompt {text:?}")),
+                tokenizer.encode_prompt(&text).unwrap(),
+                expected,
+            );
+        }
+    }
+    report.finish();
 }

@@ -6,6 +6,7 @@ mod as_json;
 mod cases;
 mod damage;
 mod directory;
+mod layouts;
 mod pieces;
 
 use std::fmt::Debug;
