@@ -62,11 +62,10 @@ impl Conversation {
         Ok(())
     }
 
-    /// Appends what the assistant said, without the token that ended it. Of ids that the vocabulary does not have, there is no text.
+    /// Appends what the assistant said, without the token that ended it.
     pub fn answered(&mut self, tokenizer: &Tokenizer, tokens: &[u32]) {
-        let text = tokenizer.decode(tokens);
         self.answers.push((self.chat.messages.len(), tokens.to_vec()));
-        self.chat.messages.push(Message::assistant(&text));
+        self.chat.messages.push(Message::assistant(&tokenizer.decode(tokens)));
         self.ids.extend(tokens);
     }
 

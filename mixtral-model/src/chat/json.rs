@@ -152,7 +152,7 @@ impl Formatter for Python {
 
 /// A finite number as Python's `repr` writes it: the fewest digits that give it back, in scientific form from 1e16 on and
 /// below 1e-4.
-fn float(value: f64) -> String {
+pub(super) fn float(value: f64) -> String {
     let scientific = format!("{value:e}");
     let Some((digits, exponent)) = scientific.split_once('e') else { return scientific };
     match exponent.parse::<i32>() {

@@ -24,8 +24,6 @@ mod spelled;
 #[cfg(feature = "chat-templates")]
 mod template;
 
-use std::collections::BTreeMap;
-
 pub use conversation::{Conversation, Unread};
 pub use evidence::{ChatEvidence, Template};
 pub use message::{Chat, Message};
@@ -129,7 +127,7 @@ impl ChatFormat {
         evidence: &ChatEvidence,
         tokenizer: &Tokenizer,
     ) -> Result<Self> {
-        let tokens = tokens(evidence, tokenizer);
+        let tokens = template::tokens(evidence, tokenizer);
         let renderer = Renderer::new(default, &tokens)?;
         let tool_use = tool_use.map(|template| Renderer::new(template, &tokens)).transpose()?;
         let write = |chat: &Chat| match &tool_use {
@@ -193,9 +191,23 @@ impl ChatFormat {
     /// # Errors
     ///
     /// [`Error::Chat`] for a message that has no place in the format; [`Error::Setting`] for tools, documents or variables that have
-    /// none; [`Error::ChatTemplate`] if the template refuses the chat or fails.
+    /// none; [`Error::ChatTemplate`] if the template refuses the chat or fails; [`Error::Tokenizer`] for a token that the model does
+    /// not have.
     pub fn encode(&self, tokenizer: &Tokenizer, chat: &Chat) -> Result<Vec<u32>> {
         self.encode_with(tokenizer, chat, |_| None)
+    }
+
+    /// The text that a template writes of a chat, or that Mistral's format comes to with control pieces written out.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`encode`](Self::encode).
+    #[cfg(feature = "chat-templates")]
+    pub fn render(&self, tokenizer: &Tokenizer, chat: &Chat) -> Result<String> {
+        match &self.kind {
+            Kind::Mistral(version) => recognise::text(*version, tokenizer, chat),
+            Kind::Templates(templates) => templates.render(chat),
+        }
     }
 
     /// The same, where the ids of some answers are known by their message's number. Templates write their texts all the same.
@@ -205,48 +217,33 @@ impl ChatFormat {
         chat: &Chat,
         answer: impl Fn(usize) -> Option<&'a [u32]>,
     ) -> Result<Vec<u32>> {
-        match &self.kind {
-            Kind::Mistral(version) => version.encode(tokenizer, chat, answer),
+        let ids = match &self.kind {
+            Kind::Mistral(version) => version.encode(tokenizer, chat, answer)?,
             #[cfg(feature = "chat-templates")]
-            Kind::Templates(templates) => templates.encode(tokenizer, chat),
-        }
+            Kind::Templates(templates) => templates.encode(tokenizer, chat)?,
+        };
+        tokenizer.check(&ids)?;
+        Ok(ids)
     }
 }
 
 #[cfg(feature = "chat-templates")]
 impl Templates {
     fn encode(&self, tokenizer: &Tokenizer, chat: &Chat) -> Result<Vec<u32>> {
-        if let Some(index) = chat.messages.iter().rposition(Message::is_prefix)
-            && index + 1 < chat.messages.len()
-        {
-            let reason = "expected prefix in the last message alone, found it earlier".to_owned();
-            return Err(Error::Chat { index, reason });
-        }
-        if chat.messages.is_empty() {
-            return Err(Error::Chat { index: 0, reason: "expected a message, found the end".to_owned() });
-        }
-        let renderer = match &self.tool_use {
-            Some(renderer) if !chat.tools.is_empty() => renderer,
-            _ => &self.default,
-        };
-        self.spelled.encode(tokenizer, chat, |chat| renderer.render(chat, true))
+        self.spelled.encode(tokenizer, chat, |chat| self.render(chat))
     }
-}
 
-/// The special tokens by the names that templates know: those of the evidence, and where it is silent, the tokenizer's own.
-#[cfg(feature = "chat-templates")]
-fn tokens(evidence: &ChatEvidence, tokenizer: &Tokenizer) -> BTreeMap<String, String> {
-    let mut tokens = evidence.special_tokens.clone();
-    let own = [
-        ("bos_token", Some(tokenizer.bos())),
-        ("eos_token", Some(tokenizer.eos())),
-        ("unk_token", tokenizer.unk()),
-    ];
-    for (name, id) in own {
-        let piece = id.and_then(|id| tokenizer.piece(id)).unwrap_or_default();
-        tokens.entry(name.to_owned()).or_insert_with(|| piece.to_owned());
+    fn render(&self, chat: &Chat) -> Result<String> {
+        let wrong = |index, reason: &str| Err(Error::Chat { index, reason: reason.to_owned() });
+        let Some((_, before)) = chat.messages.split_last() else {
+            return wrong(0, "expected a message, found the end");
+        };
+        if let Some(index) = before.iter().position(Message::is_prefix) {
+            return wrong(index, "expected prefix in the last message alone, found it earlier");
+        }
+        let renderer = self.tool_use.as_ref().filter(|_| !chat.tools.is_empty());
+        renderer.unwrap_or(&self.default).render(chat, true)
     }
-    tokens
 }
 
 /// A single template is the default, whatever its name, unless it is one for chats with tools.

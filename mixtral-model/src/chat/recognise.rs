@@ -8,27 +8,29 @@ use crate::{Result, Tokenizer};
 
 /// The version of Mistral's formats that a template writes, up to spaces, if one.
 ///
-/// A template may refuse a system message, tools, or both; what it writes counts.
+/// A template may refuse a system message, tools, or both, and may leave tools out; what it writes counts.
 pub(super) fn version(
     write: impl Fn(&Chat) -> Result<String>,
     tokenizer: &Tokenizer,
 ) -> Option<MistralVersion> {
-    let written: Vec<_> = probes().into_iter().map(|probe| (write(&probe).ok(), probe)).collect();
-    // A template that refuses plain chats is none of these.
-    if written.iter().take(PLAIN).any(|(text, _)| text.is_none()) {
-        return None;
+    let mut written = Vec::new();
+    for (index, probe) in probes().into_iter().enumerate() {
+        let text = write(&probe).ok();
+        // A template that refuses plain chats is none of these.
+        if index < PLAIN && text.is_none() {
+            return None;
+        }
+        written.push((text, probe));
     }
     let (versions, _) = MistralVersion::of_vocabulary(tokenizer);
     versions.iter().copied().find(|version| {
-        written.iter().all(|(text, probe)| match (text, self::text(*version, tokenizer, probe)) {
-            (None, _) => true,
-            (Some(text), Ok(expected)) => spaceless(text) == spaceless(&expected),
-            // A template that does not know of tools leaves them out.
-            (Some(text), Err(_)) => {
-                let without = Chat { tools: Vec::new(), ..probe.clone() };
-                self::text(*version, tokenizer, &without)
-                    .is_ok_and(|expected| spaceless(text) == spaceless(&expected))
-            }
+        written.iter().all(|(written, probe)| {
+            let Some(written) = written else { return true };
+            let is = |chat: &Chat| {
+                let expected = text(*version, tokenizer, chat);
+                expected.is_ok_and(|expected| spaceless(written) == spaceless(&expected))
+            };
+            is(probe) || is(&Chat { tools: Vec::new(), ..probe.clone() })
         })
     })
 }
@@ -85,7 +87,7 @@ fn spaceless(text: &str) -> String {
 }
 
 /// A chat in one of Mistral's formats, with control pieces written out.
-fn text(version: MistralVersion, tokenizer: &Tokenizer, chat: &Chat) -> Result<String> {
+pub(super) fn text(version: MistralVersion, tokenizer: &Tokenizer, chat: &Chat) -> Result<String> {
     let piece = |id| tokenizer.piece(id).unwrap_or_default().to_owned();
     let mut writer = Text { eos: piece(tokenizer.eos()), text: piece(tokenizer.bos()) };
     version.write(chat, &mut writer)?;

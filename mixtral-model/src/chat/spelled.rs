@@ -91,8 +91,11 @@ struct StandIn {
 
 /// The ids of a text that stands within another, without a space in front.
 fn inner(tokenizer: &Tokenizer, text: &str) -> Option<Vec<u32>> {
+    let alone = tokenizer.encode_ordinary(text);
+    // Decoding drops a space in front, so only what comes before tells whether there is one.
     let before = tokenizer.encode_ordinary("\n");
-    tokenizer.encode_ordinary(&format!("\n{text}")).strip_prefix(&*before).map(<[u32]>::to_vec)
+    let within = tokenizer.encode_ordinary(&format!("\n{text}"));
+    within.strip_prefix(&*before).map(<[u32]>::to_vec).or((before.len() == 1).then_some(alone))
 }
 
 fn unwritable(token: &str) -> Error {

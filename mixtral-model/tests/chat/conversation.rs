@@ -63,8 +63,7 @@ fn an_answer_is_kept_as_the_model_said_it() {
     expected.push(tokenizer.eos());
     expected.extend(tokenizer.encode_ordinary("[INST] And more [/INST]"));
     assert_eq!(conversation.ids(), expected);
-    conversation.answered(&tokenizer, &[u32::MAX]);
-    assert_eq!(conversation.chat().messages.len(), 7);
+    assert_eq!(conversation.chat().messages.len(), 6);
 }
 
 /// A small model, a session that reads what a conversation says, and what comes of it.

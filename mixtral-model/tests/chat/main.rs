@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
+mod cases;
 mod conversation;
 mod mistral;
+mod templates;
 mod vocabulary;
 
 use std::fmt::Debug;

@@ -1,6 +1,6 @@
 //! Mistral's formats against mistral-common.
 
-use mixtral_model::{Chat, ChatEvidence, ChatFormat, Message, MistralVersion};
+use mixtral_model::{Chat, ChatEvidence, ChatFormat, Message, MistralVersion, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::vocabulary::tokenizer;
@@ -43,6 +43,22 @@ fn chats_are_those_of_mistral_common() {
     }
     report.finish();
     assert!(refused > 40, "{refused}");
+}
+
+/// The vocabulary of the other tests is made, this one is published.
+#[test]
+fn chats_of_a_published_vocabulary() {
+    let dir = fixtures().join("cases/08-mixtral-8x22b-instruct-tokenizer-model");
+    let tokenizer = Tokenizer::from_dir(&dir.join("model")).or_else(|_| Tokenizer::from_dir(&dir)).unwrap();
+    let format = ChatFormat::choose(&ChatEvidence::default(), &tokenizer).unwrap();
+    assert_eq!(format.version(), Some(MistralVersion::V3));
+    let mut report = Report::default();
+    for golden in json(&fixtures().join("chat/mistral.json")).as_array().unwrap() {
+        let Ok(expected) = serde_json::from_value::<Vec<u32>>(golden["v3"].clone()) else { continue };
+        let chat = Chat::from_json(golden["chat"].clone()).unwrap();
+        report.check(|| golden["chat"].to_string(), format.encode(&tokenizer, &chat).unwrap(), expected);
+    }
+    report.finish();
 }
 
 #[test]

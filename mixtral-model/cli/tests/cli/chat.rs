@@ -1,8 +1,10 @@
 //! `mixtral chat`.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
-use crate::{commas, mixtral, output, run_with_input};
+use crate::{commas, demo, mixtral, output, run, run_with_input};
 
 /// The ids that `tokenize --chat` gives.
 fn chat_ids(messages: &Value) -> Vec<u32> {
@@ -56,4 +58,99 @@ fn a_full_context_is_said() {
     let expected = "(stopped at the context's limit of 40 positions)\n\
                     error: the conversation does not fit into its context: context: expected at most 40 positions";
     assert!(said.err.starts_with(expected), "{}", said.err);
+}
+
+/// A model directory with the demo's tokenizer and a template.
+fn with_template(template: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(demo().join("tokenizer.model"), dir.path().join("tokenizer.model")).unwrap();
+    let config = json!({"chat_template": template, "eos_token": "</s>"});
+    fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    dir
+}
+
+const TEMPLATE: &str =
+    "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ eos_token }}{% endfor %}assistant:";
+
+#[test]
+fn the_template_of_a_model_writes_its_chats() {
+    let dir = with_template(TEMPLATE);
+    let dir = dir.path().to_str().unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let chat = json!({"messages": [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi </s>"},
+        {"role": "user", "content": "there"},
+    ]});
+    fs::write(path, chat.to_string()).unwrap();
+    let said = run("tokenize --json --model {} --chat {}", &[dir, path]);
+    assert_eq!((&*said.err, said.status), ("", Some(0)));
+    let tokens: Value = serde_json::from_str(&said.out).unwrap();
+    let pieces: Vec<_> = tokens["pieces"].as_array().unwrap().iter().map(|p| p.as_str().unwrap()).collect();
+    // The template's ends of turns are tokens, that of the message is text.
+    assert_eq!(pieces.iter().filter(|&&piece| piece == "</s>").count(), 3, "{pieces:?}");
+
+    // Another format, by its name or as a file.
+    let ids = |line: &str, values: &[&str]| {
+        let tokens: Value = serde_json::from_str(&output(line, values)).unwrap();
+        tokens["ids"].clone()
+    };
+    fs::write(path, json!([{"role": "user", "content": "Hello"}]).to_string()).unwrap();
+    let line = "tokenize --json --model {} --chat-format {} --chat {}";
+    assert_eq!(ids(line, &[dir, "v1", path]), ids("tokenize --json {}", &["[INST] Hello [/INST]"]));
+    let template = tempfile::NamedTempFile::new().unwrap();
+    fs::write(template.path(), "<s>[INST] {{ messages[0].content }} [/INST]").unwrap();
+    let found = ids(line, &[dir, template.path().to_str().unwrap(), path]);
+    assert_eq!(found, ids("tokenize --json {}", &["[INST] Hello [/INST]"]));
+}
+
+#[test]
+fn a_format_that_cannot_be_is_said() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    fs::write(path, json!([{"role": "user", "content": "Hello"}]).to_string()).unwrap();
+    let raising = with_template("\n{{ raise_exception('not with me') }}");
+    let broken = with_template("{% if %}");
+    for (line, values, message) in [
+        (
+            "tokenize --chat-format v3 --chat {}",
+            vec![path],
+            "error: chat format: expected a vocabulary with the control piece [INST], for Mistral's v3, found one",
+        ),
+        ("tokenize --chat-format no/such/file --chat {}", vec![path], "error: no/such/file: No such file"),
+        (
+            "tokenize --model {} --chat {}",
+            vec![raising.path().to_str().unwrap(), path],
+            "error: tokenizer_config.json: chat_template, line 2: not with me\n",
+        ),
+        (
+            "tokenize --model {} --chat {}",
+            vec![broken.path().to_str().unwrap(), path],
+            "error: tokenizer_config.json: chat_template, line 1: syntax error: ",
+        ),
+    ] {
+        let said = run(line, &values);
+        assert_eq!((&*said.out, said.status), ("", Some(1)), "{line}");
+        assert!(said.err.starts_with(message), "{line}: {}", said.err);
+    }
+}
+
+#[test]
+fn a_guess_is_warned_of() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    fs::write(path, json!([{"role": "user", "content": "Hello"}]).to_string()).unwrap();
+    let demo = demo();
+    let demo = demo.to_str().unwrap();
+    let said = run("tokenize --model {} --chat {}", &[demo, path]);
+    let warning = "warning: chat format: no template; no [INST] piece in the vocabulary: Mistral's v1, assumed; \
+                   --chat-format sets another\n";
+    assert_eq!((&*said.err, said.status), (warning, Some(0)));
+    let said = run("tokenize --model {} --chat-format v1 --chat {}", &[demo, path]);
+    assert_eq!((&*said.err, said.status), ("", Some(0)));
+    // Where there is a choice, a chat tells of it.
+    let said = run_with_input(mixtral("chat --model {} --chat-format v1 -n 1", &[demo]), b"Hello\n");
+    assert_eq!(said.status, Some(0), "{}", said.err);
+    assert!(said.err.starts_with("chat format: asked for: Mistral's v1\n"), "{}", said.err);
 }

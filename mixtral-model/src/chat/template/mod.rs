@@ -18,8 +18,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value};
 use serde_json::Map;
 
-use super::{Chat, Template};
-use crate::{Error, Result};
+use super::{Chat, ChatEvidence, Template};
+use crate::{Error, Result, Tokenizer};
 
 /// What a template may do, in steps of the engine: one for each operation, and one for every 64 bytes that it makes.
 const FUEL: u64 = 1 << 20;
@@ -28,7 +28,7 @@ const FUEL: u64 = 1 << 20;
 const MAX_TEXT: usize = 1 << 24;
 
 /// Time to compile or run a template. Those in use take milliseconds.
-const TIME: Duration = Duration::from_secs(10);
+const TIME: Duration = Duration::from_secs(5);
 
 /// Virtual memory for the stack of a template; pages count as they are touched.
 const STACK: usize = 1 << 28;
@@ -116,6 +116,22 @@ impl Renderer {
     }
 }
 
+/// The special tokens by the names that templates know: those of the evidence, and where it is silent, the tokenizer's own.
+pub(super) fn tokens(evidence: &ChatEvidence, tokenizer: &Tokenizer) -> BTreeMap<String, String> {
+    let mut tokens = evidence.special_tokens.clone();
+    let own = [
+        ("bos_token", Some(tokenizer.bos())),
+        ("eos_token", Some(tokenizer.eos())),
+        ("unk_token", tokenizer.unk()),
+    ];
+    for (name, id) in own {
+        if let Some(piece) = id.and_then(|id| tokenizer.piece(id)) {
+            tokens.entry(name.to_owned()).or_insert_with(|| piece.to_owned());
+        }
+    }
+    tokens
+}
+
 /// The name of the one template of an environment.
 const NAME: &str = "template";
 
@@ -163,7 +179,9 @@ fn explain(error: &minijinja::Error) -> (Option<usize>, String) {
         innermost = inner;
     }
     let reason = match (innermost.kind(), innermost.detail()) {
-        (ErrorKind::OutOfFuel, _) => "expected an end after a million steps, found none".to_owned(),
+        (ErrorKind::OutOfFuel, _) => {
+            "expected an end within a million steps and 64 MiB, found none".to_owned()
+        }
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),

@@ -6,7 +6,7 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use serde_json::{Map, Number};
 
-use crate::chat::json::{Style, dumps_as};
+use crate::chat::json::{Style, dumps_as, float};
 
 /// The most levels of a value that is written.
 const MAX_DEPTH: usize = 100;
@@ -61,7 +61,9 @@ fn strftime_now(form: &str) -> Result<String, Error> {
 
 /// In Python, what is undefined has no items, a text has its characters, and a mapping its keys.
 fn is_iterable(value: &Value) -> bool {
-    value.is_undefined() || matches!(value.kind(), ValueKind::String) || value.try_iter().is_ok()
+    let is_some =
+        |kind| matches!(kind, ValueKind::String | ValueKind::Map | ValueKind::Seq | ValueKind::Iterable);
+    value.is_undefined() || is_some(value.kind())
 }
 
 /// In Jinja, all that has a length and items.
@@ -76,6 +78,12 @@ fn write(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
     }
     if let Some(text) = value.as_str() {
         return out.write_str(text).map_err(Error::from);
+    }
+    if value.kind() == ValueKind::Number
+        && !value.is_integer()
+        && let Ok(number) = f64::try_from(value.clone())
+    {
+        return out.write_str(&float(number)).map_err(Error::from);
     }
     let mut bounded = Bounded { out, left: MAX_BYTES };
     std::fmt::write(&mut bounded, format_args!("{value}"))
@@ -100,8 +108,8 @@ fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Strin
         let named: Option<Value> = named.get(name)?;
         Ok(named.or_else(|| positional.get(at).cloned()).filter(|value| !value.is_none()))
     };
-    let mut style = Style::default();
-    style.ascii = given(0, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let ascii = given(0, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let mut style = Style { ascii, ..Style::default() };
     if let Some(indent) = given(1, "indent")? {
         style.indent = Some(match indent.as_str() {
             Some(text) => text.to_owned(),

@@ -18,12 +18,12 @@ pub(super) fn prepare(text: &str) -> Result<String, (usize, String)> {
     while let Some(at) = find_open(rest) {
         let tag = &rest[at..];
         prepared.push_str(&rest[..at]);
-        let line = prepared.matches('\n').count() + 1;
+        let begin = prepared.len();
         let end = if tag.starts_with("{#") {
             tag.find("#}").map_or(tag.len(), |end| end + 2)
         } else {
             tag_end(tag).ok_or_else(|| {
-                (line, format!("expected at most {MAX_TAG} characters in a tag, found more"))
+                (line(&prepared), format!("expected at most {MAX_TAG} characters in a tag, found more"))
             })?
         };
         let (tag, after) = tag.split_at(end);
@@ -44,11 +44,16 @@ pub(super) fn prepare(text: &str) -> Result<String, (usize, String)> {
             _ => {}
         }
         if elifs > MAX_ELIFS {
-            return Err((line, format!("expected at most {MAX_ELIFS} elif, found more")));
+            return Err((line(&prepared[..begin]), format!("expected at most {MAX_ELIFS} elif, found more")));
         }
     }
     prepared.push_str(rest);
     Ok(prepared)
+}
+
+/// The line that follows a text, from 1.
+fn line(before: &str) -> usize {
+    before.matches('\n').count() + 1
 }
 
 /// Where the next tag begins.
