@@ -48,8 +48,8 @@ fn chats_are_those_of_mistral_common() {
 /// The vocabulary of the other tests is made, this one is published.
 #[test]
 fn chats_of_a_published_vocabulary() {
-    let dir = fixtures().join("cases/08-mixtral-8x22b-instruct-tokenizer-model");
-    let tokenizer = Tokenizer::from_dir(&dir.join("model")).or_else(|_| Tokenizer::from_dir(&dir)).unwrap();
+    let dir = fixtures().join("cases/08-mixtral-8x22b-instruct-tokenizer-model/model");
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
     let format = ChatFormat::choose(&ChatEvidence::default(), &tokenizer).unwrap();
     assert_eq!(format.version(), Some(MistralVersion::V3));
     let mut report = Report::default();

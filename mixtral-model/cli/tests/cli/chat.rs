@@ -9,7 +9,7 @@ use crate::{commas, demo, mixtral, output, run, run_with_input};
 /// The ids that `tokenize --chat` gives.
 fn chat_ids(messages: &Value) -> Vec<u32> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), messages.to_string()).unwrap();
+    fs::write(file.path(), messages.to_string()).unwrap();
     let found = output("tokenize --json --chat {}", &[file.path().to_str().unwrap()]);
     let tokens: Value = serde_json::from_str(&found).unwrap();
     tokens["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap().try_into().unwrap()).collect()

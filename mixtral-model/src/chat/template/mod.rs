@@ -5,6 +5,7 @@
 //! The engine counts what a template does, but not all that comes of values which hold each other many times over. Such a template
 //! is given up after [`TIME`], and only its thread goes on.
 
+mod methods;
 mod python;
 mod source;
 
@@ -57,6 +58,7 @@ impl Renderer {
             let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
             environment.set_syntax(syntax);
             environment.remove_global("debug");
+            methods::add_to(&mut environment);
             python::add_to(&mut environment);
             for (name, token) in tokens {
                 environment.add_global(name, token);

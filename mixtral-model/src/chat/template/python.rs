@@ -19,7 +19,6 @@ const MAX_BYTES: usize = 1 << 24;
 
 /// Adds the functions, filters and tests.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.set_formatter(write);
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", raise_exception);

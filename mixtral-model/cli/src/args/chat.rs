@@ -1,0 +1,51 @@
+//! What `mixtral chat` takes, and all commands that write chats.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use mixtral_model::MistralVersion;
+
+use super::SamplingArgs;
+
+/// Talk to an instruct model, one line a turn.
+///
+/// Lines come from standard input until it ends; answers go to standard output. The model reads each turn once: its keys and
+/// values are kept from turn to turn. Ctrl-C ends an answer, and between answers the chat.
+///
+/// The demo model was not taught to answer: it continues the conversation as a novel would.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Chat {
+    /// Instructions for the whole chat, where the chat's format puts them
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub(crate) system: String,
+    #[command(flatten)]
+    pub(crate) format: FormatArgs,
+    /// Most tokens of an answer [default: max_new_tokens or max_length of generation_config.json, else 512]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// How chats are written.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FormatArgs {
+    /// The format of chats: v1, v2, v3 or v7 of Mistral's, or a file with a chat template [default: what the model's files say]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) chat_format: Option<FormatName>,
+}
+
+/// A chat format that somebody asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FormatName {
+    Mistral(MistralVersion),
+    File(PathBuf),
+}
+
+impl FromStr for FormatName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Ok(name.parse().map_or_else(|_| Self::File(name.into()), Self::Mistral))
+    }
+}
