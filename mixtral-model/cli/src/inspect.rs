@@ -9,8 +9,8 @@ use crate::output::Output;
 
 pub(crate) fn run(common: &Common, args: &Inspect) -> Result<()> {
     let source = load::source(args.source.as_deref().or(common.model.as_deref()))?;
+    let report = Report::of(&source)?;
     let checkpoint = source.checkpoint(common.access())?;
-    let report = Report::new(&source.config()?, &checkpoint)?;
     let mut out = Output::new();
     if args.json {
         if args.check_values {

@@ -10,7 +10,7 @@ mod writer;
 use std::path::{Path, PathBuf};
 
 use mixtral_model::inspect::Report;
-use mixtral_model::{Access, Checkpoint, Config, Manifest};
+use mixtral_model::{Access, Checkpoint, Config, Manifest, Source};
 use writer::Model;
 
 pub(crate) const BOTH: [Access; 2] = [Access::Map, Access::Read];
@@ -73,7 +73,7 @@ fn fixtures_hold_what_other_readers_find() {
 fn report_of_a_fixture() {
     let dirs = fixtures();
     let dir = dirs.iter().find(|dir| dir.ends_with("bf16-3-shards")).unwrap();
-    let report = Report::of_dir(dir).unwrap();
+    let report = Report::of(&Source::directory(dir)).unwrap();
     assert_eq!((report.files, report.tensors, report.unused.len()), (3, 3 * (7 + 24) + 3, 0));
     assert_eq!(report.kinds.iter().map(|kind| kind.parameters).sum::<u64>(), report.parameters);
     assert_eq!(report.dtypes.iter().collect::<Vec<_>>(), [(&"bf16".to_owned(), &(2 * report.parameters))]);
@@ -84,9 +84,34 @@ fn report_of_a_fixture() {
     assert_eq!(serde_json::to_value(&report).unwrap()["layout"], "hub-per-expert");
 
     let dir = dirs.iter().find(|dir| dir.ends_with("window-8")).unwrap();
-    let report = Report::of_dir(dir).unwrap();
+    let report = Report::of(&Source::directory(dir)).unwrap();
     assert_eq!(report.memory.kv_cache, 8 * report.kv_bytes_per_token);
     assert!(report.to_string().contains("window of 8"));
+}
+
+#[test]
+fn report_of_a_gguf_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    std::fs::write(&path, gguf_writer::Gguf::healthy().bytes()).unwrap();
+    let report = Report::of(&Source::find(&path).unwrap()).unwrap();
+    let text = report.to_string();
+    for line in [
+        &format!("GGUF file {}, version 3", path.display()),
+        "layout      GGUF, all experts of a layer in three tensors",
+        "tokenizer   10 pieces",
+        "chat        v1: no template; no [INST] piece in the vocabulary: Mistral's v1, assumed",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}: {text}");
+    }
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!((&json["layout"], &json["tokenizer"]["pieces"]), (&"gguf-stacked".into(), &10.into()));
+    assert_eq!((&json["chat"]["format"], &json["chat"]["assumed"]), (&"v1".into(), &true.into()));
+    assert_eq!(json["kinds"][3]["dtypes"]["f32"], json["kinds"][3]["bytes"]);
+    // Without a tokenizer it is a model all the same.
+    std::fs::write(&path, gguf_writer::Gguf::healthy().without("tokenizer.ggml.scores").bytes()).unwrap();
+    let text = Report::of(&Source::find(&path).unwrap()).unwrap().to_string();
+    assert!(text.contains("tokenizer   none: ") && text.contains("tokenizer.ggml.scores"), "{text}");
 }
 
 #[test]

@@ -1,20 +1,24 @@
-//! What a model directory holds, from its config and headers alone.
+//! What a model is made of, from its config and headers alone.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::manifest::{Kind, Manifest};
-use crate::{Access, Checkpoint, Config, Layout, Result};
+mod display;
 
-/// Facts about a model directory. [`Display`](fmt::Display) writes them for people, `serde` for programs.
+use crate::manifest::{Kind, Manifest};
+use crate::{Access, ChatFormat, Checkpoint, Config, Layout, Result, RopeScaling, Source};
+
+/// Facts about a model. [`Display`](std::fmt::Display) writes them for people, `serde` for programs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// The directory.
+    /// The directory or file of the weights.
     pub path: PathBuf,
+    /// What is said beside config and weights, if a source was looked at.
+    #[serde(flatten)]
+    pub about: Option<About>,
     /// How tensors are named and split.
     pub layout: Layout,
     /// Number of weight files.
@@ -35,12 +39,63 @@ pub struct Report {
     pub dtypes: BTreeMap<String, u64>,
     /// The sizes of the config.
     pub geometry: Geometry,
+    /// How the rotary embedding is scaled, in words; `None` is not at all.
+    pub rope_scaling: Option<String>,
     /// The latest tokens that a token attends to; `None` is full causal attention.
     pub sliding_window: Option<usize>,
     /// Bytes that a token takes in a key/value cache of two-byte elements, over all layers; twice that in f32.
     pub kv_bytes_per_token: u64,
     /// What running takes of this machine's memory.
     pub memory: Memory,
+}
+
+/// What a source says beside config and weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct About {
+    /// What kind of source it is, and where.
+    pub source: String,
+    /// Its tokenizer.
+    pub tokenizer: Found<TokenizerReport>,
+    /// The format of its chats.
+    pub chat: Found<ChatReport>,
+    /// Files and keys that have no effect though they might be expected to.
+    pub warnings: Vec<String>,
+}
+
+/// What was found, or why it cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Found<T> {
+    /// It can.
+    Is(T),
+    /// It cannot.
+    Not {
+        /// Why.
+        error: String,
+    },
+}
+
+/// A tokenizer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TokenizerReport {
+    /// Number of its pieces.
+    pub pieces: usize,
+    /// What its files contradict each other in.
+    pub warnings: Vec<String>,
+}
+
+/// A chat format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ChatReport {
+    /// `v1`, `v2`, `v3` or `v7` of Mistral's, or `template`.
+    pub format: String,
+    /// What the choice rests on.
+    pub evidence: String,
+    /// Whether nothing spoke for it.
+    pub assumed: bool,
 }
 
 /// The tensors of one [`Kind`].
@@ -110,13 +165,15 @@ impl Memory {
 }
 
 impl Report {
-    /// Reports on a model directory. Reads its config and the headers of its weight files.
+    /// Reports on a source. Reads its config, the headers of its weight files, and its tokenizer; that there is none of the
+    /// latter, or none that is understood, is part of the report.
     ///
     /// # Errors
     ///
-    /// Those of [`Config::from_dir`], [`Checkpoint::open`] and [`Checkpoint::verify`].
-    pub fn of_dir(dir: &Path) -> Result<Self> {
-        Self::new(&Config::from_dir(dir)?, &Checkpoint::open(dir, Access::Map)?)
+    /// Those of [`Source::config`], [`Source::checkpoint`] and [`Checkpoint::verify`].
+    pub fn of(source: &Source) -> Result<Self> {
+        let report = Self::new(&source.config()?, &source.checkpoint(Access::Map)?)?;
+        Ok(Self { about: Some(About::of(source)?), ..report })
     }
 
     /// Reports on an open checkpoint.
@@ -147,6 +204,7 @@ impl Report {
         let positions = config.sliding_window.unwrap_or(usize::MAX).min(config.max_positions);
         Ok(Self {
             path: checkpoint.root().to_path_buf(),
+            about: None,
             layout: checkpoint.layout().clone(),
             files: checkpoint.files().len(),
             file_bytes: checkpoint.files().map(|(_, len)| len).sum(),
@@ -155,6 +213,9 @@ impl Report {
             parameters: manifest.parameters(),
             active_parameters: manifest.active_parameters(),
             geometry: Geometry::of(config),
+            rope_scaling: Some(config.rope_scaling)
+                .filter(|s| *s != RopeScaling::None)
+                .map(|s| s.to_string()),
             sliding_window: config.sliding_window,
             kv_bytes_per_token,
             memory: Memory {
@@ -165,6 +226,53 @@ impl Report {
             kinds,
             dtypes,
         })
+    }
+}
+
+impl About {
+    /// Looks at what a source says.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Source::config`].
+    pub fn of(source: &Source) -> Result<Self> {
+        let tokenizer = source.tokenizer();
+        let chat = match &tokenizer {
+            Ok(tokenizer) => source
+                .chat_evidence()
+                .and_then(|evidence| ChatFormat::choose(&evidence, tokenizer))
+                .map(|format| ChatReport {
+                    format: format
+                        .version()
+                        .map_or_else(|| "template".to_owned(), |version| version.to_string()),
+                    evidence: format.evidence().to_owned(),
+                    assumed: format.is_assumed(),
+                }),
+            Err(_) => Err(crate::Error::Setting {
+                setting: "chat format",
+                expected: "a tokenizer".to_owned(),
+                found: "none that is understood".to_owned(),
+            }),
+        };
+        let tokenizer = tokenizer.map(|tokenizer| TokenizerReport {
+            pieces: tokenizer.vocab_size(),
+            warnings: tokenizer.warnings().to_vec(),
+        });
+        Ok(Self {
+            source: source.to_string(),
+            tokenizer: tokenizer.into(),
+            chat: chat.into(),
+            warnings: source.warnings()?,
+        })
+    }
+}
+
+impl<T> From<Result<T>> for Found<T> {
+    fn from(found: Result<T>) -> Self {
+        match found {
+            Ok(is) => Self::Is(is),
+            Err(error) => Self::Not { error: error.to_string() },
+        }
     }
 }
 
@@ -190,137 +298,4 @@ pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let rest = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let g = &self.geometry;
-        writeln!(f, "{}", self.path.display())?;
-        writeln!(
-            f,
-            "weights     {} in {} tensors, {} file{}, {}",
-            Bytes(self.file_bytes),
-            self.tensors,
-            self.files,
-            plural(self.files),
-            names(&self.dtypes),
-        )?;
-        writeln!(f, "layout      {}", self.layout)?;
-        writeln!(
-            f,
-            "parameters  {} ({}), of which {} act on a token",
-            grouped(self.parameters),
-            Count(self.parameters),
-            Count(self.active_parameters)
-        )?;
-        for of_kind in &self.kinds {
-            let KindReport { kind, tensors, parameters, bytes, dtypes } = of_kind;
-            let (parameters, bytes) = (Count(*parameters), Bytes(*bytes));
-            writeln!(
-                f,
-                "  {:<10}{parameters:>10} {bytes:>10} in {tensors} tensor{}, {}",
-                kind.name(),
-                plural(*tensors),
-                names(dtypes)
-            )?;
-        }
-        writeln!(
-            f,
-            "shape       {} layers, width {}, {} experts of {}, {} chosen, vocabulary {}",
-            g.layers, g.hidden_size, g.experts, g.intermediate_size, g.experts_per_token, g.vocab_size
-        )?;
-        write!(f, "attention   {} heads of {}, {} for keys and values, ", g.heads, g.head_dim, g.kv_heads)?;
-        match self.sliding_window {
-            None => writeln!(f, "full causal")?,
-            Some(window) => writeln!(f, "window of {window}")?,
-        }
-        writeln!(
-            f,
-            "cache       {} a token in f16, {} for {} positions",
-            Bytes(self.kv_bytes_per_token),
-            Bytes(self.memory.kv_cache),
-            self.sliding_window.unwrap_or(usize::MAX).min(g.max_positions)
-        )?;
-        write!(f, "memory      ")?;
-        match (self.memory.available, self.memory.holds_everything(), self.memory.holds_cache()) {
-            (Some(free), Some(true), _) => writeln!(f, "{} available: weights and cache fit", Bytes(free))?,
-            (Some(free), _, Some(true)) => {
-                writeln!(
-                    f,
-                    "{} available: the cache fits, weights are read from disk again and again",
-                    Bytes(free)
-                )?;
-            }
-            (Some(free), ..) => writeln!(f, "{} available: not enough for the cache", Bytes(free))?,
-            (None, ..) => writeln!(f, "unknown")?,
-        }
-        if let Some(first) = self.unused.first() {
-            let rest = self.unused.len() - 1;
-            write!(f, "unused      {}", first.escape_debug())?;
-            if rest > 0 {
-                write!(f, " and {rest} more tensor{}", plural(rest))?;
-            }
-            writeln!(f)?;
-        }
-        Ok(())
-    }
-}
-
-/// `f32 and q4_k`.
-fn names(dtypes: &BTreeMap<String, u64>) -> String {
-    dtypes.keys().map(String::as_str).collect::<Vec<_>>().join(" and ")
-}
-
-fn plural(n: usize) -> &'static str {
-    if n == 1 { "" } else { "s" }
-}
-
-/// All digits, in groups of three.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A number of bytes, in the decimal units of disks and model cards.
-struct Bytes(u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&scaled(self.0, [" B", " kB", " MB", " GB", " TB"]))
-    }
-}
-
-/// A number of parameters.
-struct Count(u64);
-
-impl fmt::Display for Count {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&scaled(self.0, ["", " K", " M", " B", " T"]))
-    }
-}
-
-/// Three or four significant digits and a unit.
-fn scaled(n: u64, units: [&str; 5]) -> String {
-    if n < 1000 {
-        return format!("{n}{}", units[0]);
-    }
-    let (mut value, mut unit) = (n as f64 / 1000.0, 1);
-    while value >= 999.5 && unit < 4 {
-        (value, unit) = (value / 1000.0, unit + 1);
-    }
-    let digits = if value < 10.0 {
-        2
-    } else if value < 100.0 {
-        1
-    } else {
-        0
-    };
-    format!("{value:.digits$}{}", units[unit])
 }
