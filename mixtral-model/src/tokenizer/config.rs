@@ -1,6 +1,6 @@
 //! What `tokenizer_config.json`, `special_tokens_map.json` and `added_tokens.json` say of a tokenizer, and how it counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -150,7 +150,8 @@ impl Config {
         if from == From::Sentencepiece && self.legacy == Some(false) && draft.space_in_front {
             let metaspace = Some(Metaspace { scheme: Scheme::First, split: false });
             let isolated = std::mem::take(&mut draft.layout.isolated);
-            draft.layout = Layout { normalizer: vec![Step::MarkSpaces], metaspace, isolated };
+            draft.layout =
+                Layout { normalizer: vec![Step::MarkSpaces], metaspace, isolated, ..Layout::default() };
         }
         Ok(())
     }
@@ -207,12 +208,12 @@ impl Object {
 
     /// The tokens of an object of ids by text, of which those that play a part are special.
     fn numbered(&self, special: &[(String, AddedToken)]) -> Result<Option<Said>> {
+        let special: HashSet<&str> = special.iter().map(|(_, token)| &*token.content).collect();
         let mut tokens = BTreeMap::new();
         for (text, value) in &self.map {
             let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
             let id = id.ok_or_else(|| self.error(shorten(text), "an id", value))?;
-            let is_special = special.iter().any(|(_, token)| token.content == *text);
-            if let Some(other) = tokens.insert(id, AddedToken::new(text, is_special)) {
+            if let Some(other) = tokens.insert(id, AddedToken::new(text, special.contains(&**text))) {
                 let expected = format!("another id than that of {:?}", shorten(&other.content));
                 return Err(self.error(shorten(text), &expected, value));
             }
@@ -267,9 +268,9 @@ fn specials(
     warnings: &mut Vec<String>,
 ) -> Result<Vec<(String, AddedToken)>> {
     let (mine, others) = (config.roles()?, map.roles()?);
-    for (key, token) in &mine {
-        let other = others.iter().find(|(other, found)| other == key && found.content != token.content);
-        if let Some((_, other)) = other.filter(|_| key.ends_with("_token")) {
+    let by_key: HashMap<String, AddedToken> = others.iter().cloned().collect();
+    for (key, token) in mine.iter().filter(|(key, _)| key.ends_with("_token")) {
+        if let Some(other) = by_key.get(key).filter(|other| other.content != token.content) {
             let counts = if has_decoder { token } else { other };
             warnings.push(format!(
                 "{}: {:?}, and {:?} in {}; {:?} counts",
@@ -283,7 +284,7 @@ fn specials(
     }
     let mut found: Vec<_> = mine.into_iter().map(|(key, token)| (config, key, token)).collect();
     if !has_decoder {
-        found.retain(|(_, key, _)| others.iter().all(|(other, _)| other != key));
+        found.retain(|(_, key, _)| !by_key.contains_key(key));
         found.extend(others.into_iter().map(|(key, token)| (map, key, token)));
     }
     found.sort_by_key(|(_, key, _)| {

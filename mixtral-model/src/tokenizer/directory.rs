@@ -58,8 +58,8 @@ fn model(dir: &Path) -> Result<Option<(PathBuf, Draft)>> {
 fn nothing(dir: &Path) -> Error {
     let tekken = dir.join("tekken.json");
     if tekken.exists() {
-        let reason = "byte-level BPE (Mistral's tekken) is not supported: expected tokenizer.model or tokenizer.json \
-                      beside it, found neither";
+        let reason =
+            "Mistral's tekken is not read in this format: expected tokenizer.json beside it, found none";
         return unusable(&tekken, reason.to_owned());
     }
     unusable(dir, "expected tokenizer.model or tokenizer.json, found neither".to_owned())

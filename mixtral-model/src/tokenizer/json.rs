@@ -1,7 +1,7 @@
 //! Reading `tokenizer.json`, the format of the `tokenizers` library.
 //!
 //! Accepted is what sentencepiece BPE is converted to, in all its layouts: a normaliser or the `Metaspace` pre-tokeniser
-//! puts `▁` in front and for spaces. The file's decoder, padding and truncation are not applied: decoding is sentencepiece's
+//! puts `▁` in front and for spaces; and byte-level BPE ([`super::byte_level`]). The file's decoder, padding and truncation are not applied: decoding is sentencepiece's
 //! for either kind of file, and how long a text may be is the model's business.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,7 +16,10 @@ use super::draft::{Begins, Draft, Surrounds};
 use super::table::{AddedToken, Table};
 use super::vocabulary::{Kind, Piece, UNKNOWN_SURFACE, parse_byte};
 use super::written::{Scheme, Step};
-use super::{Reason, pipeline, shorten};
+use super::{Reason, byte_level, pipeline, shorten};
+
+/// What ends a sequence if no other file says so, the first that is there.
+const ENDS: [&str; 4] = ["</s>", "<|end_of_text|>", "<|endoftext|>", "<|im_end|>"];
 
 /// The fields that matter here.
 #[derive(Deserialize)]
@@ -66,16 +69,16 @@ struct Pair(String, String);
 
 impl File {
     pub(super) fn draft(self) -> Reason<Draft> {
-        if self.pre_tokenizer.to_string().contains("\"ByteLevel\"") {
-            return Err("byte-level BPE (GPT-2, Llama 3) is not supported: expected sentencepiece BPE, \
-                        found the pre-tokeniser ByteLevel"
-                .to_owned());
-        }
         self.model.check()?;
         let merges = merges(&self.model)?;
         let Model { vocab, unk_token, byte_fallback, fuse_unk, ignore_merges, .. } = self.model;
-        let layout =
-            pipeline::layout(&self.normalizer, &self.pre_tokenizer, |text| vocab.get(text).copied())?;
+        let layout = match pipeline::byte_level(&self.normalizer, &self.pre_tokenizer)? {
+            Some(layout) => {
+                all_bytes(&vocab)?;
+                layout
+            }
+            None => pipeline::layout(&self.normalizer, &self.pre_tokenizer, |text| vocab.get(text).copied())?,
+        };
         if !layout.isolated.is_empty() && !ignore_merges {
             return Err("model: expected ignore_merges beside the pre-tokeniser Split, found none".to_owned());
         }
@@ -116,10 +119,12 @@ impl File {
         if let Some(id) = around.before.iter().chain(&around.after).find(|id| table.get(**id).is_none()) {
             return Err(format!("post_processor: expected ids of pieces, found {id}"));
         }
-        let bos = match names.first() {
-            Some((name, _)) if table.id_of("<s>").is_none() => name.clone(),
-            _ => "<s>".to_owned(),
+        let first = names.first().map(|(name, _)| &**name);
+        let known = |names: &[&str]| {
+            names.iter().find(|name| table.id_of(name).is_some()).map(|name| Begins::Text((*name).to_owned()))
         };
+        let bos = known(&["<s>", first.unwrap_or_default()]).unwrap_or(Begins::Text("<s>".to_owned()));
+        let eos = known(&ENDS).unwrap_or(Begins::Text(ENDS[0].to_owned()));
         let prepends = layout.normalizer.contains(&Step::Prepend);
         let space_in_front = layout.metaspace.map_or(prepends, |metaspace| metaspace.scheme != Scheme::Never);
         Ok(Draft {
@@ -134,11 +139,23 @@ impl File {
             ignore_merges,
             unknown_surface: UNKNOWN_SURFACE.to_owned(),
             unk,
-            bos: Begins::Text(bos),
-            eos: Begins::Text("</s>".to_owned()),
+            bos,
+            eos,
             around: Surrounds::Ids(around),
             warnings,
         })
+    }
+}
+
+/// Checks that there is a piece for each byte, standing as a character.
+fn all_bytes(vocab: &HashMap<String, u32>) -> Reason<()> {
+    let spelled = |byte: u8| byte_level::character(byte).to_string();
+    match (0..=u8::MAX).find(|&byte| !vocab.contains_key(&spelled(byte))) {
+        Some(byte) => {
+            let expected = spelled(byte);
+            Err(format!("vocab: expected a piece {expected:?}, which stands for byte {byte}, found none"))
+        }
+        None => Ok(()),
     }
 }
 

@@ -4,10 +4,14 @@
 //! It is published in two files with the same vocabulary, `tokenizer.model` (sentencepiece's own)
 //! and `tokenizer.json` (of the `tokenizers` library), and spelled out in GGUF files; [`Tokenizer`] reads all three.
 //!
+//! Models merged of others have other tokenizers: of byte-level BPE, a `tokenizer.json` that cuts words as GPT-2, Llama 3, Qwen 2
+//! or Mistral's tekken is read too.
+//!
 //! [`encode`](Tokenizer::encode) is what the `tokenizers` library does: `<s>` in a text is the token.
 //! [`encode_ordinary`](Tokenizer::encode_ordinary) and [`decode`](Tokenizer::decode) are what sentencepiece does: `<s>` in a text is text.
+//! Unlike that library, text never grows into a special token by merges.
 //!
-//! A file of another kind, such as a unigram model or byte-level BPE, is an error: nothing is encoded by approximation.
+//! A file of another kind, such as a unigram model, is an error: nothing is encoded by approximation.
 //!
 //! # Which file counts
 //!
@@ -26,6 +30,7 @@
 //! A file that is damaged is an error, whichever others there are.
 
 mod bpe;
+mod byte_level;
 mod config;
 mod directory;
 mod draft;
@@ -134,12 +139,12 @@ impl Tokenizer {
 
     /// Reads the bytes of a `tokenizer.json`; `path` serves messages alone.
     ///
-    /// BOS and EOS are the tokens `<s>` and `</s>`; what a prompt has around it is said by the `post_processor`.
+    /// BOS and EOS are the tokens `<s>` and `</s>` if there are such, else what the file suggests; what a prompt has around it is said by the `post_processor`.
     ///
     /// # Errors
     ///
     /// [`Error::Json`] if the bytes are not JSON of the expected form, [`Error::Tokenizer`] if it describes anything but
-    /// BPE over `▁`-marked text, as converted from sentencepiece.
+    /// BPE over `▁`-marked text, as converted from sentencepiece, or byte-level BPE with one of the known ways to cut words.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
         json_draft(bytes, path)?.finish(path).map_err(|reason| unusable(path, reason))
     }
@@ -231,11 +236,13 @@ impl Tokenizer {
 
     /// The ids of `text` where nothing in it is special, without BOS.
     ///
-    /// Equal to what sentencepiece gives, whichever kind of file was read: user-defined pieces are recognised, control pieces are not.
+    /// Equal to what sentencepiece gives, or with byte-level BPE the `tokenizers` library to such text: user-defined pieces are recognised, control pieces are not.
     /// This is the way to encode what others wrote: no text can forge a control token.
     pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        if !text.is_empty() {
+        if let Some(bytes) = &self.written.layout.bytes {
+            bytes.encode(&self.bpe, &self.vocabulary, text, &mut ids);
+        } else if !text.is_empty() {
             let text = text.replace(' ', "▁");
             let text = if self.space_in_front { format!("▁{text}") } else { text };
             written::encode_isolating(&self.user_defined, &self.bpe, &self.vocabulary, &text, &mut ids);
@@ -247,6 +254,7 @@ impl Tokenizer {
     ///
     /// Byte pieces form UTF-8, with one U+FFFD for each byte that is not part of a whole character; `▁` is a space, except that
     /// one in front of the text is dropped; control tokens such as BOS have no text; the unknown token is written ` ⁇ `.
+    /// In byte-level BPE all pieces form UTF-8, with one U+FFFD for all bytes of what began a character, as the `tokenizers` library decodes.
     /// An id that stands for no piece has no text: a model may have more ids than its tokenizer.
     pub fn decode(&self, ids: &[u32]) -> String {
         let mut text = String::new();
@@ -307,6 +315,11 @@ impl Tokenizer {
     /// The id for unknown text, if there is one. Encoding gives it only where the vocabulary has no byte pieces.
     pub fn unk(&self) -> Option<u32> {
         self.vocabulary.special.unk
+    }
+
+    /// Whether pieces are spelled in characters that stand for bytes.
+    fn is_byte_level(&self) -> bool {
+        self.written.layout.bytes.is_some()
     }
 
     /// An id and its piece, for a message.

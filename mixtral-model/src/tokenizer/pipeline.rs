@@ -1,4 +1,4 @@
-//! What a `tokenizer.json` has around its model: the normaliser and the pre-tokeniser, which put `▁` for spaces, and the
+//! What a `tokenizer.json` has around its model: the normaliser and the pre-tokeniser, which put `▁` for spaces or cut words, and the
 //! post-processor, which puts tokens around a text.
 
 use std::collections::HashMap;
@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::byte_level::{ByteLevel, Words};
 use super::find::{Finder, Token};
 use super::written::{Layout, Metaspace, Scheme, Step};
 use super::{Around, Reason};
@@ -41,6 +42,13 @@ enum PreTokenizer {
         pattern: Pattern,
         behavior: String,
         invert: bool,
+    },
+    ByteLevel {
+        add_prefix_space: bool,
+        use_regex: Option<bool>,
+        /// Changes which stretch of the text a token says it is of, and no id.
+        #[serde(rename = "trim_offsets")]
+        _trim_offsets: Option<bool>,
     },
     Sequence {
         pretokenizers: Vec<PreTokenizer>,
@@ -103,6 +111,40 @@ pub(super) fn layout(
     let found = format!("{normalizer} and {pre_tokenizer}");
     let found: String = found.chars().take(300).collect();
     Err(format!("normalizer and pre_tokenizer: expected what marks spaces with ▁ and no more, found {found}"))
+}
+
+/// The layout of byte-level BPE, if the pre-tokeniser is of that kind.
+pub(super) fn byte_level(normalizer: &Value, pre_tokenizer: &Value) -> Reason<Option<Layout>> {
+    if !pre_tokenizer.to_string().contains("\"ByteLevel\"") {
+        return Ok(None);
+    }
+    let steps = match parse(pre_tokenizer) {
+        Ok(Some(PreTokenizer::Sequence { pretokenizers })) => pretokenizers,
+        Ok(Some(other)) => vec![other],
+        _ => Vec::new(),
+    };
+    let found = match &*steps {
+        [PreTokenizer::ByteLevel { add_prefix_space, use_regex: None | Some(true), .. }] => {
+            Some((Words::Gpt2, *add_prefix_space))
+        }
+        [
+            PreTokenizer::Split { pattern: Pattern::Regex(pattern), behavior, invert: false },
+            PreTokenizer::ByteLevel { add_prefix_space: false, use_regex: Some(false), .. },
+        ] if behavior == "Isolated" => Words::of(pattern).map(|words| (words, false)),
+        _ => None,
+    };
+    match found {
+        Some((words, space)) if normalizer.is_null() => {
+            Ok(Some(Layout { bytes: Some(ByteLevel::new(words, space)?), ..Layout::default() }))
+        }
+        _ => {
+            let found: String = format!("{normalizer} and {pre_tokenizer}").chars().take(300).collect();
+            Err(format!(
+                "byte-level BPE is supported as GPT-2, Llama 3, Qwen 2 and Mistral's tekken have it: normalizer and \
+                 pre_tokenizer: expected none and the words of one of them, found {found}"
+            ))
+        }
+    }
 }
 
 /// The ids that the post-processor puts around a single text, with the spelling of each.
@@ -179,7 +221,7 @@ fn pre_tokenize(
             let tokens = alternatives(&pattern)?.into_iter().map(token).collect::<Option<Vec<_>>>()?;
             layout.isolated = Finder::new(tokens).ok()?;
         }
-        Some(PreTokenizer::Split { .. }) => return None,
+        Some(PreTokenizer::Split { .. } | PreTokenizer::ByteLevel { .. }) => return None,
     }
     Some(())
 }

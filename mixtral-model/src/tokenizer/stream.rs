@@ -1,7 +1,7 @@
 //! Ids to text, one id at a time.
 
-use super::Tokenizer;
 use super::vocabulary::Kind;
+use super::{Tokenizer, byte_level};
 
 /// Decodes a sequence of ids piece by piece, so that text can be shown while it is generated.
 ///
@@ -60,6 +60,14 @@ impl<'t> StreamDecoder<'t> {
             self.complete(text);
             return;
         }
+        if self.tokenizer.is_byte_level() {
+            if piece.kind != Kind::Control {
+                let spelled = piece.text.chars().map(byte_level::byte).collect::<Option<Vec<u8>>>();
+                self.incomplete.extend(spelled.unwrap_or_else(|| piece.text.as_bytes().to_vec()));
+                self.complete(text);
+            }
+            return;
+        }
         self.abandon(text);
         match piece.kind {
             Kind::Control | Kind::Byte(_) => {}
@@ -77,27 +85,31 @@ impl<'t> StreamDecoder<'t> {
         }
     }
 
-    /// Moves a whole character to `text`, and U+FFFD for each byte that cannot become part of one.
+    /// Moves whole characters to `text`, and U+FFFD for what cannot become part of one.
     fn complete(&mut self, text: &mut String) {
         loop {
-            match std::str::from_utf8(&self.incomplete) {
-                Ok(whole) => {
-                    text.push_str(whole);
-                    self.incomplete.clear();
-                    return;
-                }
-                Err(error) => match error.error_len() {
-                    Some(len) => {
-                        text.extend(self.incomplete.drain(..len).map(|_| char::REPLACEMENT_CHARACTER))
-                    }
-                    None => return,
-                },
+            let (valid, invalid) = match std::str::from_utf8(&self.incomplete) {
+                Ok(whole) => (whole.len(), None),
+                Err(error) => (error.valid_up_to(), error.error_len()),
+            };
+            let valid: Vec<u8> = self.incomplete.drain(..valid).collect();
+            text.push_str(&String::from_utf8_lossy(&valid));
+            match invalid {
+                Some(len) => self.give_up(len, text),
+                None => return,
             }
         }
     }
 
     /// Gives up the character that was begun.
     fn abandon(&mut self, text: &mut String) {
-        text.extend(self.incomplete.drain(..).map(|_| char::REPLACEMENT_CHARACTER));
+        self.give_up(self.incomplete.len(), text);
+    }
+
+    /// Writes U+FFFD for the first bytes: for each of them, as sentencepiece does, or in byte-level BPE for all together.
+    fn give_up(&mut self, len: usize, text: &mut String) {
+        self.incomplete.drain(..len);
+        let marks = if self.tokenizer.is_byte_level() { len.min(1) } else { len };
+        text.extend(std::iter::repeat_n(char::REPLACEMENT_CHARACTER, marks));
     }
 }

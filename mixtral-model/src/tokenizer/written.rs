@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::bpe::Bpe;
+use super::byte_level::ByteLevel;
 use super::find::{Finder, Part};
 use super::vocabulary::Vocabulary;
 
@@ -13,6 +14,8 @@ pub(super) struct Layout {
     pub(super) metaspace: Option<Metaspace>,
     /// Texts that are their own pieces once `▁` has been put.
     pub(super) isolated: Finder,
+    /// In place of all that, bytes are put for the text.
+    pub(super) bytes: Option<ByteLevel>,
 }
 
 /// A step of a normaliser.
@@ -59,7 +62,7 @@ impl Layout {
     pub(super) fn sentencepiece(space_in_front: bool, isolated: Finder) -> Self {
         let normalizer =
             if space_in_front { vec![Step::Prepend, Step::MarkSpaces] } else { vec![Step::MarkSpaces] };
-        Self { normalizer, metaspace: None, isolated }
+        Self { normalizer, isolated, ..Self::default() }
     }
 
     pub(super) fn normalize<'t>(&self, text: &'t str) -> Cow<'t, str> {
@@ -80,6 +83,9 @@ impl Layout {
 
     /// Appends the pieces of a stretch of normalised text without tokens; `first` if it begins the whole text.
     fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, first: bool, out: &mut Vec<u32>) {
+        if let Some(bytes) = &self.bytes {
+            return bytes.encode(bpe, vocabulary, text, out);
+        }
         let Some(Metaspace { scheme, split }) = self.metaspace else {
             return encode_isolating(&self.isolated, bpe, vocabulary, text, out);
         };

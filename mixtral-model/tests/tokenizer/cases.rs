@@ -191,10 +191,19 @@ fn case_16_metaspace_as_it_was_written_once() {
 }
 
 #[test]
-fn case_17_byte_level_bpe_is_named() {
-    let error =
-        Tokenizer::from_dir(&dir("17-byte-level-tokenizer-of-a-llama-3-merge")).unwrap_err().to_string();
-    assert!(error.contains("tokenizer.json: byte-level BPE (GPT-2, Llama 3) is not supported: "), "{error}");
+fn case_17_byte_level_tokenizer_of_a_llama_3_merge() {
+    let tokenizer = open("17-byte-level-tokenizer-of-a-llama-3-merge");
+    check(
+        &tokenizer,
+        &[
+            ("Hello world", &[42, 71, 293, 81, 493, 316]),
+            ("a漢字", &[67, 165, 123, 98, 164, 258, 248]),
+            ("cafés", &[69, 67, 72, 130, 105, 85]),
+            ("a <|eot_id|> x", &[67, 223, 2, 223, 90]),
+        ],
+    );
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.unk()), (0, 2, None));
+    assert_eq!(tokenizer.decode(&[0, 67, 165, 123, 98, 2, 223, 90]), "a漢 x");
 }
 
 #[test]

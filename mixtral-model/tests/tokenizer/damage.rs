@@ -100,11 +100,7 @@ fn an_unknown_kind_of_json_is_an_error() {
             "normalizer and pre_tokenizer: expected what marks spaces with ▁ and no more, found null",
         ),
         ("/normalizer", json!({ "type": "NFKC" }), "found {\"type\":\"NFKC\"} and null"),
-        (
-            "/pre_tokenizer",
-            json!({ "type": "ByteLevel" }),
-            "byte-level BPE (GPT-2, Llama 3) is not supported",
-        ),
+        ("/pre_tokenizer", json!({ "type": "ByteLevel" }), "byte-level BPE is supported as GPT-2, Llama 3"),
         (
             "/added_tokens/1/content",
             json!("<bos>"),

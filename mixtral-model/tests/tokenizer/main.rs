@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "what cannot be unwrapped fails the test")]
 
 mod as_json;
+mod byte_level;
 mod cases;
 mod damage;
 mod directory;
