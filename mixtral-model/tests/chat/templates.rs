@@ -230,6 +230,11 @@ fn a_template_cannot_go_on_for_ever() {
         let error = failure(&text);
         assert!(error.starts_with("a test"), "{error}");
     }
+    // The engine does not count the steps of a comparison.
+    let text = "{% set ns = namespace(x=[1], y=[1]) %}\
+                {% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\
+                {{ ns.x == ns.y }}";
+    assert_eq!(failure(text), "a test: expected an end within 5 seconds, found none");
     // What is long and ends is fine.
     let tokenizer = tokenizer(MistralVersion::V1);
     let long = "{% for i in range(999) %}{{ messages[0].content ~ '!' }}{% endfor %}";

@@ -1,7 +1,9 @@
 //! A chat brought into the form that Mistral's formats write: what may follow what, and messages of one role in a row as one.
 //!
 //! The rules are those of Mistral's own library, mistral-common, so that what it takes is taken, and what it refuses is refused
-//! here with the number of the message.
+//! here with the number of the message. Three things differ: an empty answer is taken, for a conversation may hold one; results
+//! without calls are refused wherever they stand; and of JSON in results and arguments, numbers beyond 64 bits become floats, and
+//! `NaN` and the infinities, which are no JSON, stay text.
 
 use serde_json::{Map, Value};
 

@@ -3,7 +3,7 @@
 //! Templates come with models and are not trusted. One can reach no files and change nothing; what it may compute, write and hold
 //! is bounded, and it runs on a thread of its own with a stack of its own, for values that nest deeply are dropped level by level.
 //! The engine counts what a template does, but not all that comes of values which hold each other many times over. Such a template
-//! is given up after [`TIME`], and only its thread goes on.
+//! is given up after [`TIME`], and its thread goes on alone; until that ends, if ever, the template is not run again.
 
 mod methods;
 mod python;
@@ -11,6 +11,7 @@ mod source;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -42,6 +43,8 @@ const END_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 pub(super) struct Renderer {
     origin: String,
     environment: Arc<Environment<'static>>,
+    /// Whether it was given up and runs on.
+    astray: Arc<AtomicBool>,
 }
 
 impl Renderer {
@@ -51,7 +54,8 @@ impl Renderer {
         let wrong = |(line, reason)| Error::ChatTemplate { origin: origin.clone(), line: Some(line), reason };
         let text = source::prepare(&template.text).map_err(wrong)?;
         let tokens = tokens.clone();
-        let environment = apart(&template.origin, move || {
+        let astray = Arc::default();
+        let environment = apart(&template.origin, &astray, move || {
             let mut environment = Environment::new();
             environment.set_fuel(Some(FUEL));
             environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -66,7 +70,7 @@ impl Renderer {
             environment.add_template_owned(NAME, text)?;
             Ok(environment)
         })?;
-        Ok(Self { origin: template.origin.clone(), environment: Arc::new(environment) })
+        Ok(Self { origin: template.origin.clone(), environment: Arc::new(environment), astray })
     }
 
     /// The text of a chat, to where the model's answer begins.
@@ -97,7 +101,8 @@ impl Renderer {
             ("add_generation_prompt", (answer && !prefix).into()),
         ]));
         let environment = Arc::clone(&self.environment);
-        let text = apart(&self.origin, move || environment.get_template(NAME)?.render(variables))?;
+        let text =
+            apart(&self.origin, &self.astray, move || environment.get_template(NAME)?.render(variables))?;
         if text.len() > MAX_TEXT {
             let reason = format!("expected at most {MAX_TEXT} bytes of text, found {}", text.len());
             return Err(Error::ChatTemplate { origin: self.origin.clone(), line: None, reason });
@@ -152,26 +157,37 @@ fn tag(content: Option<&mut serde_json::Value>) -> bool {
     }
 }
 
-/// Runs something of the engine on a thread with a large stack, for a limited time.
+/// Runs something of the engine on a thread with a large stack, for a limited time, unless it has gone astray before.
 fn apart<T: Send + 'static>(
     origin: &str,
+    astray: &Arc<AtomicBool>,
     run: impl FnOnce() -> std::result::Result<T, minijinja::Error> + Send + 'static,
 ) -> Result<T> {
     let wrong = |line, reason| Error::ChatTemplate { origin: origin.to_owned(), line, reason };
+    let given_up = || wrong(None, format!("expected an end within {} seconds, found none", TIME.as_secs()));
+    if astray.load(Ordering::SeqCst) {
+        return Err(given_up());
+    }
     let (sender, receiver) = sync_channel(1);
+    let found = Arc::clone(astray);
     let job = move || {
         // Nobody listens any more once the time is over.
         let _ = sender.send(run().map_err(|error| explain(&error)));
+        found.store(false, Ordering::SeqCst);
     };
     let spawned = thread::Builder::new().name("chat template".to_owned()).stack_size(STACK).spawn(job);
     spawned.map_err(|error| wrong(None, format!("no thread to run it: {error}")))?;
-    match receiver.recv_timeout(TIME) {
-        Ok(result) => result.map_err(|(line, reason)| wrong(line, reason)),
+    let result = match receiver.recv_timeout(TIME) {
         Err(RecvTimeoutError::Timeout) => {
-            Err(wrong(None, format!("expected an end within {} seconds, found none", TIME.as_secs())))
+            astray.store(true, Ordering::SeqCst);
+            // What came before this was said will not be taken back by the thread.
+            let result = receiver.try_recv().map_err(|_| given_up())?;
+            astray.store(false, Ordering::SeqCst);
+            result
         }
-        Err(RecvTimeoutError::Disconnected) => Err(wrong(None, "the template engine failed".to_owned())),
-    }
+        other => other.map_err(|_| wrong(None, "the template engine failed".to_owned()))?,
+    };
+    result.map_err(|(line, reason)| wrong(line, reason))
 }
 
 /// The line of an error, and what it says.
