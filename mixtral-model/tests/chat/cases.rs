@@ -3,7 +3,7 @@
 use mixtral_model::{Chat, ChatEvidence, ChatFormat, MistralVersion, Tokenizer};
 
 use crate::vocabulary::tokenizer;
-use crate::{fixtures, json};
+use crate::{Report, fixtures, json};
 
 #[test]
 fn the_template_of_a_model_is_its_format() {
@@ -32,4 +32,18 @@ fn what_mistral_common_takes_is_taken() {
         let chat = Chat::from_json(json(&case.join(file))).unwrap();
         assert_eq!(format.encode(&tokenizer, &chat).unwrap(), expected, "{file}");
     }
+}
+
+#[test]
+fn tokens_that_are_spelled_stay_text_as_in_transformers() {
+    let dir = fixtures().join("cases/07-chat-template-of-the-model-ignored/model");
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let format = ChatFormat::choose(&ChatEvidence::from_dir(&dir).unwrap(), &tokenizer).unwrap();
+    let mut report = Report::default();
+    for golden in json(&fixtures().join("chat/spelled.json")).as_array().unwrap() {
+        let chat = Chat::from_json(golden["chat"].clone()).unwrap();
+        let expected: Vec<u32> = serde_json::from_value(golden["ids"].clone()).unwrap();
+        report.check(|| golden["chat"].to_string(), format.encode(&tokenizer, &chat).unwrap(), expected);
+    }
+    report.finish();
 }

@@ -80,6 +80,7 @@ impl Renderer {
         let prefix = chat.messages.last().is_some_and(super::Message::is_prefix);
         let mut messages: Vec<Map<_, _>> =
             chat.messages.iter().map(|message| message.fields().clone()).collect();
+        messages.iter_mut().for_each(alias_reasoning);
         let mut tagged = true;
         if let Some(last) = messages.last_mut().filter(|_| prefix) {
             last.shift_remove("prefix");
@@ -141,6 +142,17 @@ pub(super) fn tokens(evidence: &ChatEvidence, tokenizer: &Tokenizer) -> BTreeMap
 
 /// The name of the one template of an environment.
 const NAME: &str = "template";
+
+/// Puts what a message says of its reasoning under the two names that templates look for, as Transformers does.
+fn alias_reasoning(message: &mut Map<String, serde_json::Value>) {
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    if let Some(reasoning) = names.iter().find_map(|name| message.get(*name)).cloned() {
+        if !message.contains_key("thinking") {
+            message.shift_insert(0, "thinking".to_owned(), reasoning.clone());
+        }
+        message.insert("reasoning_content".to_owned(), reasoning);
+    }
+}
 
 /// Puts the tag at the end of a content, in its last part of text.
 fn tag(content: Option<&mut serde_json::Value>) -> bool {
