@@ -6,11 +6,15 @@ use serde_json::{Value, json};
 
 use crate::{commas, demo, mixtral, output, run, run_with_input};
 
-/// The ids that `tokenize --chat` gives.
-fn chat_ids(messages: &Value) -> Vec<u32> {
+/// The ids that `tokenize --chat` gives, of a model or the demo.
+fn chat_ids(model: Option<&str>, messages: &Value) -> Vec<u32> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), messages.to_string()).unwrap();
-    let found = output("tokenize --json --chat {}", &[file.path().to_str().unwrap()]);
+    let path = file.path().to_str().unwrap();
+    let found = match model {
+        Some(dir) => output("tokenize --json --model {} --chat {}", &[dir, path]),
+        None => output("tokenize --json --chat {}", &[path]),
+    };
     let tokens: Value = serde_json::from_str(&found).unwrap();
     tokens["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap().try_into().unwrap()).collect()
 }
@@ -25,12 +29,12 @@ fn answers_are_what_follows_the_whole_chat() {
     // The same by hand: the ids of each answer, then EOS and the next turn.
     let system = json!({"role": "system", "content": "Be kind."});
     let user = |content: &str| json!({"role": "user", "content": content});
-    let mut ids = chat_ids(&json!([system, user("Who are you?")]));
+    let mut ids = chat_ids(None, &json!([system, user("Who are you?")]));
     let mut expected = String::new();
     for turn in 0..2 {
         if turn == 1 {
             ids.push(2);
-            ids.extend(&chat_ids(&json!([user("Where is the whale?")]))[1..]);
+            ids.extend(&chat_ids(None, &json!([user("Where is the whale?")]))[1..]);
         }
         let drawn = output("generate --ids {} --print-ids -t 0 -n 12", &[&commas(&ids)]);
         let drawn: Vec<u32> = drawn.trim().split(',').map(|id| id.parse().unwrap()).collect();
@@ -103,6 +107,31 @@ fn the_template_of_a_model_writes_its_chats() {
     fs::write(template.path(), "<s>[INST] {{ messages[0].content }} [/INST]").unwrap();
     let found = ids(line, &[dir, template.path().to_str().unwrap(), path]);
     assert_eq!(found, ids("tokenize --json {}", &["[INST] Hello [/INST]"]));
+}
+
+#[test]
+fn answers_by_a_template_are_what_follows_the_whole_chat() {
+    let dir = with_template(TEMPLATE);
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(demo().join(file), dir.path().join(file)).unwrap();
+    }
+    let dir = dir.path().to_str().unwrap();
+    let line = "chat --model {} -t 0 -n 12 --system {}";
+    let said = run_with_input(mixtral(line, &[dir, "Be kind."]), b"Who are you?\nWhere is the whale?\n");
+    assert_eq!(said.status, Some(0), "{}", said.err);
+    assert!(said.err.starts_with("chat format: tokenizer_config.json: chat_template\n"), "{}", said.err);
+
+    let mut messages = vec![json!({"role": "system", "content": "Be kind."})];
+    let mut expected = String::new();
+    for question in ["Who are you?", "Where is the whale?"] {
+        messages.push(json!({"role": "user", "content": question}));
+        let ids = chat_ids(Some(dir), &json!(messages));
+        let drawn = output("generate --ids {} --print-ids -t 0 -n 12", &[&commas(&ids)]);
+        let text = output("generate --ids {} -n 0 -t 0", &[drawn.trim()]);
+        messages.push(json!({"role": "assistant", "content": text.strip_suffix('\n').unwrap()}));
+        expected.push_str(&text);
+    }
+    assert_eq!(said.out, expected);
 }
 
 #[test]
