@@ -6,6 +6,7 @@ mod cache;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
+pub mod convert;
 mod error;
 mod generate;
 mod gguf;

@@ -1,4 +1,4 @@
-//! Writing safetensors files that are either complete or not there.
+//! Writing files that are either complete or not there, and safetensors files of four-byte tensors.
 
 use std::borrow::Cow;
 use std::fs::{self, File, OpenOptions};
@@ -54,19 +54,26 @@ pub(crate) fn save_tensors(path: &Path, tensors: &[Tensor<'_>]) -> Result<()> {
         let (dtype, shape) = (tensor.elements.dtype(), tensor.shape.to_vec());
         (tensor.name.clone(), TensorInfo { dtype, shape, data_offsets: (begin, end) })
     });
-    let metadata = Metadata::new(None, infos.collect()).map_err(io::Error::other);
+    let infos = infos.collect();
+    let failed = |source| Error::Io { path: path.to_path_buf(), source };
     replace(path, |out| {
-        let mut header = serde_json::to_vec(&metadata?)?;
-        // The data begins at a multiple of eight.
-        header.resize(header.len().next_multiple_of(8), b' ');
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
-        tensors.iter().try_for_each(|tensor| tensor.elements.write(out))
+        write_header(out, infos)
+            .and_then(|()| tensors.iter().try_for_each(|tensor| tensor.elements.write(out)))
+            .map_err(failed)
     })
 }
 
+/// Writes the header of a safetensors file. The data begins at a multiple of eight.
+pub(crate) fn write_header(out: &mut impl Write, infos: Vec<(String, TensorInfo)>) -> io::Result<()> {
+    let metadata = Metadata::new(None, infos).map_err(io::Error::other)?;
+    let mut header = serde_json::to_vec(&metadata)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)
+}
+
 /// Writes a file beside `path` and renames it when it is complete and on the disk; removes it if that fails.
-fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>) -> Result<()> {
+pub(crate) fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<T>) -> Result<T> {
     let failed = |source| Error::Io { path: path.to_path_buf(), source };
     // A rename would put a file in the place of a device or a pipe.
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
@@ -78,16 +85,16 @@ fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<
     }
     let (temporary, file) = create_beside(path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, &file);
-    let written = write(&mut out)
-        .and_then(|()| out.flush())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, path));
+    let written = write(&mut out).and_then(|value| {
+        let finished = out.flush().and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
+        finished.map(|()| value).map_err(failed)
+    });
     if written.is_err() {
         // What is left of `out` must not be written any more; that removing fails too is not worth a second error.
         drop(out.into_parts());
         let _ = fs::remove_file(&temporary);
     }
-    written.map_err(failed)
+    written
 }
 
 /// A new file in the directory of `path`, of a name that nobody has.
@@ -142,9 +149,10 @@ mod tests {
         assert_eq!(b.data(), [7i32, -1].map(i32::to_le_bytes).as_flattened());
 
         let before = fs::read(&path).unwrap();
-        let broken = replace(&path, |out| {
-            out.write_all(&[0; 100])?;
-            Err(io::ErrorKind::StorageFull.into())
+        let broken: Result<()> = replace(&path, |out| {
+            let failed = |source| Error::Io { path: path.clone(), source };
+            out.write_all(&[0; 100]).map_err(failed)?;
+            Err(failed(io::ErrorKind::StorageFull.into()))
         });
         assert!(matches!(broken, Err(Error::Io { path: at, .. }) if at == path));
         assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (before, vec!["t.safetensors".to_owned()]));

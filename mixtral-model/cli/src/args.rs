@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod convert;
 mod perplexity;
 mod sampling;
 
@@ -15,6 +16,7 @@ use moe_router::RouterSpec;
 
 pub(crate) use bench::{Bench, LayerShape};
 pub(crate) use chat::{Chat, FormatArgs, FormatName};
+pub(crate) use convert::{Convert, Quantize};
 pub(crate) use perplexity::Perplexity;
 pub(crate) use sampling::SamplingArgs;
 
@@ -98,6 +100,8 @@ pub(crate) enum Command {
     Perplexity(Perplexity),
     Route(Route),
     Bench(Bench),
+    Quantize(Quantize),
+    Convert(Convert),
 }
 
 /// Continue a text.

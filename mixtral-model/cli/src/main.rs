@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod chat;
+mod convert;
 mod failure;
 mod generate;
 mod input;
@@ -51,5 +52,7 @@ fn run(args: &Args) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(common, args, &interrupt),
         Command::Route(args) => route::run(args),
         Command::Bench(args) => bench::run(common, args, &interrupt),
+        Command::Quantize(args) => convert::quantise(common, args, &interrupt),
+        Command::Convert(args) => convert::convert(common, args, &interrupt),
     }
 }

@@ -1,5 +1,6 @@
 //! Where the bytes of a tensor of the model are.
 
+use std::ops::Range;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -89,6 +90,23 @@ impl Checkpoint {
     /// [`Error::Io`](crate::Error::Io) if reading fails.
     pub fn read(&self, place: &Place<'_>) -> Result<Bytes> {
         self.files[place.file].bytes(place.begin, place.begin + place.bytes as usize)
+    }
+
+    /// The bytes of some of the rows at a place of this checkpoint, counted from 0 in the order that is stored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`](crate::Error::Io) if reading fails.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such rows.
+    #[track_caller]
+    pub fn read_rows(&self, place: &Place<'_>, rows: Range<usize>) -> Result<Bytes> {
+        assert!(rows.start <= rows.end && rows.end <= place.rows, "rows {rows:?} of {}", place.rows);
+        let row_bytes = place.bytes as usize / place.rows.max(1);
+        let (begin, end) = (place.begin + rows.start * row_bytes, place.begin + rows.end * row_bytes);
+        self.files[place.file].bytes(begin, end)
     }
 
     /// The matrix at a place of this checkpoint, its rows in the order that is stored.

@@ -1,12 +1,14 @@
 //! The keys of a GGUF file and their values.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::damaged;
 use super::reader::Reader;
-use crate::input::brief;
+use super::write::Field;
+use crate::input::{brief, open_regular};
 use crate::{Error, Result};
 
 /// Arrays in arrays, which no key of a language model needs, are read to this depth.
@@ -28,19 +30,24 @@ pub(crate) enum Value {
 pub(crate) struct Metadata {
     path: PathBuf,
     values: BTreeMap<String, Value>,
+    /// Where in the file each key's type and value are, in the order of the file.
+    spans: Vec<(String, Range<u64>)>,
 }
 
 impl Metadata {
     /// Reads so many keys.
     pub(super) fn read(reader: &mut Reader<'_, impl Read>, keys: u64) -> Result<Self> {
-        let mut this = Self { path: reader.path().to_path_buf(), values: BTreeMap::new() };
+        let path = reader.path().to_path_buf();
+        let mut this = Self { path, values: BTreeMap::new(), spans: Vec::new() };
         for _ in 0..keys {
             let key = reader.string("a key")?;
+            let begin = reader.position();
             let kind = reader.u32("a value's type")?;
             let value = value(reader, kind, &key, 0)?;
             if this.values.contains_key(&key) {
                 return Err(this.error(&key, "one value"));
             }
+            this.spans.push((key.clone(), begin..reader.position()));
             this.values.insert(key, value);
         }
         Ok(this)
@@ -58,6 +65,25 @@ impl Metadata {
 
     pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.values.get(key)
+    }
+
+    /// The keys that `wanted` takes with their values as the file has them, read from it again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub(crate) fn verbatim(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Field)>> {
+        let (mut file, _) = open_regular(&self.path)?;
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        let mut fields = Vec::new();
+        for (key, span) in self.spans.iter().filter(|(key, _)| wanted(key)) {
+            // The header was read into memory in one piece before, so that its parts have lengths that fit.
+            let mut bytes = vec![0; (span.end - span.start) as usize];
+            file.seek(SeekFrom::Start(span.start)).map_err(io)?;
+            file.read_exact(&mut bytes).map_err(io)?;
+            fields.push((key.clone(), Field::Raw(bytes)));
+        }
+        Ok(fields)
     }
 
     /// The error that a key is not what was expected.

@@ -17,6 +17,7 @@ mod metadata;
 mod reader;
 mod split;
 mod vocabulary;
+mod write;
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -24,6 +25,7 @@ use std::path::Path;
 
 pub(crate) use metadata::{Metadata, Value};
 pub(crate) use split::parts;
+pub(crate) use write::{Field, Listed, header as write_header, padding};
 
 use crate::checkpoint::{Entry, StoredType, tensor_error};
 use crate::{Error, Result};

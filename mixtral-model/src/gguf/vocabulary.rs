@@ -12,10 +12,21 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`](crate::Error::Config), naming the key, for another kind of tokenizer and where a key is missing or
-    /// impossible; else those of [`Tokenizer::from_pieces`].
+    /// Those of [`Metadata::pieces`] and [`Tokenizer::from_pieces`].
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        let metadata = &self.metadata;
+        Tokenizer::from_pieces(self.metadata.pieces()?, self.metadata.path())
+    }
+}
+
+impl Metadata {
+    /// The pieces of the tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::Error::Config), naming the key, for another kind of tokenizer and where a key is missing or
+    /// impossible.
+    pub(crate) fn pieces(&self) -> Result<SentencePieces> {
+        let metadata = self;
         let expected = "\"llama\", a sentencepiece vocabulary";
         match metadata.text(MODEL)? {
             Some("llama") => {}
@@ -57,7 +68,7 @@ impl Header {
         pieces.add_bos = flag("add_bos_token")?;
         pieces.add_eos = flag("add_eos_token")?;
         pieces.space_in_front = flag("add_space_prefix")?.unwrap_or(true);
-        Tokenizer::from_pieces(pieces, metadata.path())
+        Ok(pieces)
     }
 }
 

@@ -87,6 +87,16 @@ pub(crate) struct Slot {
 }
 
 impl Layout {
+    /// That of GGUF files.
+    pub(crate) fn gguf(experts: ExpertStorage) -> Self {
+        Self { experts, ..Self::of(std::iter::once("blk.0.attn_norm.weight")) }
+    }
+
+    /// That of the published checkpoints: the hub's names, a tensor for each matrix of an expert.
+    pub(crate) fn hub() -> Self {
+        Self::of(std::iter::empty())
+    }
+
     /// Whose names these are.
     pub fn spelling(&self) -> Spelling {
         self.spelling

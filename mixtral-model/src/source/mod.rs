@@ -3,6 +3,7 @@
 //! A source gives the four things that a run needs, and each is read when it is asked for: [`config`](Source::config),
 //! [`checkpoint`](Source::checkpoint), [`tokenizer`](Source::tokenizer) and [`generation`](Source::generation).
 
+mod files;
 mod find;
 mod hub;
 

@@ -40,6 +40,7 @@ mod pieces;
 mod pipeline;
 mod protobuf;
 mod sentencepiece;
+mod spelled;
 mod stream;
 mod table;
 mod vocabulary;

@@ -3,13 +3,14 @@
 //! A model is a `ModelProto` of sentencepiece's `sentencepiece_model.proto`. Accepted is what the tokenizers of Mistral are:
 //! BPE, usually with byte fallback, usually one space in front of the text, and no other normalisation.
 
+use super::Reason;
 use super::draft::{Begins, Draft, Surrounds};
 use super::find::{Finder, Token};
+use super::pieces::{self, SentencePieces};
 use super::protobuf::Fields;
 use super::table::Table;
 use super::vocabulary::{Kind, MAX_PIECES, Piece, UNKNOWN_SURFACE};
 use super::written::Layout;
-use super::{Reason, pieces};
 
 /// The texts by which the special pieces are found.
 struct Names<'a> {
@@ -185,4 +186,27 @@ impl<'a> Model<'a> {
         }
         Ok(())
     }
+}
+
+/// The pieces of a model, spelled out.
+pub(super) fn spelled(bytes: &[u8]) -> Reason<SentencePieces> {
+    let model = Model::read(bytes)?;
+    model.check()?;
+    if model.unknown_surface != UNKNOWN_SURFACE {
+        // There is no place for it among pieces.
+        let found = model.unknown_surface;
+        return Err(format!("unk_surface: expected {UNKNOWN_SURFACE:?}, found {found:?}"));
+    }
+    let id_of = |name: &str| {
+        let found = model.pieces.iter().find(|(_, piece)| *piece.text == *name);
+        found.map(|(id, _)| *id).ok_or_else(|| format!("expected a piece {name:?}, found none"))
+    };
+    let (unk, bos, eos) = (id_of(model.names.unk)?, id_of(model.names.bos)?, id_of(model.names.eos)?);
+    let texts = model.pieces.iter().map(|(_, piece)| piece.text.to_string()).collect();
+    let mut spelled = SentencePieces::new(texts, model.scores);
+    spelled.types = model.pieces.iter().map(|(_, piece)| piece.kind.number()).collect();
+    (spelled.unk, spelled.bos, spelled.eos) = (Some(unk), Some(bos), Some(eos));
+    (spelled.add_bos, spelled.add_eos) = (Some(true), Some(false));
+    spelled.space_in_front = model.add_dummy_prefix;
+    Ok(spelled)
 }

@@ -113,6 +113,18 @@ impl Vocabulary {
 }
 
 impl Kind {
+    /// Sentencepiece's number of it. What was added later is user-defined to it.
+    pub(super) fn number(self) -> u32 {
+        match self {
+            Kind::Normal => 1,
+            Kind::Unknown => 2,
+            Kind::Control => 3,
+            Kind::UserDefined | Kind::Added => 4,
+            Kind::Unused => 5,
+            Kind::Byte(_) => 6,
+        }
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::Normal => "normal",

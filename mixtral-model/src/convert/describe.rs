@@ -1,0 +1,127 @@
+//! The keys of a GGUF file that a model becomes, as llama.cpp's converter chooses them.
+
+use moe_kernels::{BlockType, Dtype, WeightFormat};
+
+use super::plan::Output;
+use super::{Conversion, vocabulary};
+use crate::gguf::Field;
+use crate::{Config, Error, Result};
+
+/// Version of ggml's block types.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// Keys of a GGUF file that tell of the file itself: a copy has its own.
+const OF_THE_FILE: [&str; 3] = ["general.alignment", "general.file_type", "general.quantization_version"];
+
+/// All keys. What a GGUF file says of its model is copied as it stands.
+pub(super) fn fields(
+    conversion: &Conversion<'_>,
+    outputs: &[Output<'_>],
+    warnings: &mut Vec<String>,
+) -> Result<Vec<(String, Field)>> {
+    let Conversion { source, config, recipe, .. } = conversion;
+    let mut fields = match source.metadata() {
+        Some(metadata) => {
+            metadata.verbatim(|key| !OF_THE_FILE.contains(&key) && !key.starts_with("split."))?
+        }
+        None => {
+            let mut fields = of_config(config, &source.short_name(), warnings)?;
+            fields.extend(vocabulary::fields(source, config, warnings)?);
+            fields
+        }
+    };
+    if config.sliding_window.is_some() {
+        warnings.push(
+            "the model has a sliding window, which is written as llama.attention.sliding_window: llama.cpp has none for this \
+             architecture, and differs beyond the window"
+                .to_owned(),
+        );
+    }
+    let file_type = recipe.mix().map_or_else(|| most(outputs), super::Mix::file_type);
+    fields.push(("general.quantization_version".to_owned(), Field::U32(QUANTIZATION_VERSION)));
+    fields.push(("general.file_type".to_owned(), Field::U32(file_type)));
+    Ok(fields)
+}
+
+fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<Vec<(String, Field)>> {
+    let mut fields = Vec::new();
+    for (key, text) in [("architecture", "llama"), ("type", "model"), ("name", name)] {
+        fields.push((format!("general.{key}"), Field::Text(text.to_owned())));
+    }
+    let mut sizes = vec![
+        ("block_count", config.layers),
+        ("context_length", config.max_positions),
+        ("embedding_length", config.hidden_size),
+        ("feed_forward_length", config.intermediate_size),
+        ("attention.head_count", config.heads),
+        ("attention.head_count_kv", config.kv_heads),
+        ("expert_count", config.experts),
+        ("expert_used_count", config.experts_per_token),
+        ("vocab_size", config.vocab_size),
+        ("rope.dimension_count", config.head_dim),
+    ];
+    if config.heads.checked_mul(config.head_dim) != Some(config.hidden_size) {
+        sizes.push(("attention.key_length", config.head_dim));
+        sizes.push(("attention.value_length", config.head_dim));
+    }
+    sizes.extend(config.sliding_window.map(|window| ("attention.sliding_window", window)));
+    for (key, size) in sizes {
+        let size = u32::try_from(size).map_err(|_| Error::Setting {
+            setting: "size",
+            expected: format!("at most {}, which llama.{key} of a GGUF file can be", u32::MAX),
+            found: size.to_string(),
+        })?;
+        fields.push((format!("llama.{key}"), Field::U32(size)));
+    }
+    let base = config.rope_theta as f32;
+    if f64::from(base) != config.rope_theta {
+        warnings.push(format!(
+            "rope_theta {} becomes {base}, as llama.rope.freq_base is an f32",
+            config.rope_theta
+        ));
+    }
+    fields.push(("llama.rope.freq_base".to_owned(), Field::F32(base)));
+    let epsilon = Field::F32(config.rms_norm_eps);
+    fields.push(("llama.attention.layer_norm_rms_epsilon".to_owned(), epsilon));
+    Ok(fields)
+}
+
+/// llama.cpp's number for a file in which most weights have this type: what it takes a file without a number for.
+fn most(outputs: &[Output<'_>]) -> u32 {
+    let mut counts: Vec<(WeightFormat, u64)> = Vec::new();
+    for output in outputs {
+        match counts.iter_mut().find(|(format, _)| *format == output.format) {
+            Some((_, weights)) => *weights += output.weights(),
+            None => counts.push((output.format, output.weights())),
+        }
+    }
+    let most = counts.into_iter().max_by_key(|(_, weights)| *weights);
+    match most.map_or(Dtype::F32.into(), |(format, _)| format) {
+        WeightFormat::Plain(Dtype::F16) => 1,
+        WeightFormat::Plain(Dtype::Bf16) => 32,
+        WeightFormat::Blocks(block) => match block {
+            BlockType::Q4_0 => 2,
+            BlockType::Q4_1 => 3,
+            BlockType::Q8_0 => 7,
+            BlockType::Q5_0 => 8,
+            BlockType::Q5_1 => 9,
+            BlockType::Q2K => 10,
+            BlockType::Q3K => 12,
+            BlockType::Q4K => 15,
+            BlockType::Q5K => 17,
+            BlockType::Q6K => 18,
+            BlockType::Iq2Xxs => 19,
+            BlockType::Iq2Xs => 20,
+            BlockType::Iq3Xxs => 23,
+            BlockType::Iq1S => 24,
+            BlockType::Iq4Nl => 25,
+            BlockType::Iq3S => 26,
+            BlockType::Iq2S => 28,
+            BlockType::Iq4Xs => 30,
+            BlockType::Iq1M => 31,
+            BlockType::Mxfp4 => 38,
+            _ => 0,
+        },
+        _ => 0,
+    }
+}

@@ -1,0 +1,154 @@
+//! Importances of columns.
+
+use std::path::Path;
+
+use mixtral_model::convert::{Conversion, Importance};
+use mixtral_model::{Access, Source};
+
+use crate::{demo, fixtures, recipe, tensors, write};
+
+/// A GGUF file of one kind of tensors, F32, as llama.cpp's imatrix tool writes it: name, rows, columns, values.
+fn save(path: &Path, kind: &str, all: &[(String, usize, usize, Vec<f32>)]) {
+    fn string(out: &mut Vec<u8>, text: &str) {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    }
+    let mut file = b"GGUF\x03\0\0\0".to_vec();
+    file.extend((all.len() as u64).to_le_bytes());
+    file.extend(1u64.to_le_bytes());
+    string(&mut file, "general.type");
+    file.extend(8u32.to_le_bytes());
+    string(&mut file, kind);
+    let (mut data, mut offsets) = (Vec::new(), Vec::new());
+    for (.., values) in all {
+        offsets.push(data.len() as u64);
+        data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    for ((name, rows, columns, _), offset) in all.iter().zip(offsets) {
+        string(&mut file, name);
+        file.extend(2u32.to_le_bytes());
+        file.extend((*columns as u64).to_le_bytes());
+        file.extend((*rows as u64).to_le_bytes());
+        file.extend(0u32.to_le_bytes());
+        file.extend(offset.to_le_bytes());
+    }
+    file.resize(file.len().next_multiple_of(32), 0);
+    file.extend(data);
+    std::fs::write(path, file).unwrap();
+}
+
+fn of_tensor(name: &str, sums: &[Vec<f32>], tokens: &[f32]) -> [(String, usize, usize, Vec<f32>); 2] {
+    [
+        (format!("{name}.in_sum2"), sums.len(), sums[0].len(), sums.concat()),
+        (format!("{name}.counts"), tokens.len(), 1, tokens.to_vec()),
+    ]
+}
+
+#[test]
+fn each_expert_by_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let matrix = dir.path().join("imatrix.gguf");
+    // In layer 2, expert 5 alone has columns that count: the first half. Nobody came by at expert 6.
+    let mut sums = vec![vec![3.0; 256]; 8];
+    sums[5][128..].fill(0.001);
+    let mut tokens = vec![3.0; 8];
+    tokens[6] = 0.0;
+    save(&matrix, "imatrix", &of_tensor("blk.2.ffn_gate_exps.weight", &sums, &tokens));
+    let source = Source::find(&demo()).unwrap();
+    let [plain, weighted] = ["plain", "weighted"].map(|name| dir.path().join(format!("{name}.gguf")));
+    let conversion = Conversion::new(&source, Access::Map, recipe(&["q4_0"])).unwrap();
+    write(&conversion.gguf().unwrap(), &plain).unwrap();
+    let conversion = conversion.with_importance(Importance::read(&matrix).unwrap()).unwrap();
+    let plan = conversion.gguf().unwrap();
+    let told = plan.warnings().join("\n");
+    assert!(
+        told.contains("for 1 matrices no token came by, model.layers.2.block_sparse_moe.experts.6.w1"),
+        "{told}"
+    );
+    assert!(told.contains("there are no importances, model.layers.0.self_attn.q_proj"), "{told}");
+    write(&plan, &weighted).unwrap();
+
+    let (plain, weighted) = (tensors(&plain), tensors(&weighted));
+    for (name, (_, _, bytes)) in &plain {
+        if name != "blk.2.ffn_gate_exps.weight" {
+            assert_eq!(&weighted[name].2, bytes, "{name}");
+        }
+    }
+    let [plain, weighted] = [plain, weighted].map(|all| all["blk.2.ffn_gate_exps.weight"].2.clone());
+    let size = plain.len() / 8;
+    let differ: Vec<_> =
+        (0..8).filter(|e| plain[e * size..][..size] != weighted[e * size..][..size]).collect();
+    // Columns that count alike within a block change nothing; a block of 32 is all in one half, so that even expert 5 is the same.
+    assert_eq!(differ, Vec::<usize>::new());
+}
+
+#[test]
+fn columns_that_count_more_are_closer() {
+    let dir = tempfile::tempdir().unwrap();
+    let matrix = dir.path().join("imatrix.gguf");
+    let mut sums = vec![vec![1.0; 256]; 8];
+    for column in (0..256).step_by(2) {
+        sums[5][column] = 1000.0;
+    }
+    save(&matrix, "imatrix", &of_tensor("blk.2.ffn_gate_exps.weight", &sums, &[1.0; 8]));
+    let source = Source::find(&demo()).unwrap();
+    let file = dir.path().join("m.gguf");
+    let config = source.config().unwrap();
+    let spec = mixtral_model::Manifest::new(&config).layer(2).expert(5, mixtral_model::ExpertMatrix::W1);
+    let wide = |source: &Source| {
+        let checkpoint = source.checkpoint(Access::Map).unwrap();
+        let matrix = checkpoint.matrix(&checkpoint.place(&spec, &config).unwrap()).unwrap();
+        let mut all = vec![vec![0.0; 256]; matrix.rows()];
+        all.iter_mut().enumerate().for_each(|(row, to)| matrix.widen_row(row, to));
+        all
+    };
+    let exact = wide(&source);
+    let error_of_even_columns = |importance: Option<Importance>| {
+        let mut conversion = Conversion::new(&source, Access::Map, recipe(&["q4_0"])).unwrap();
+        if let Some(importance) = importance {
+            conversion = conversion.with_importance(importance).unwrap();
+        }
+        write(&conversion.gguf().unwrap(), &file).unwrap();
+        let found = wide(&Source::find(&file).unwrap());
+        let square = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+            (0..256).step_by(2).map(|c| f64::from(a[c] - b[c]).powi(2)).sum::<f64>()
+        };
+        exact.iter().zip(&found).map(square).sum::<f64>()
+    };
+    let (alike, weighted) =
+        (error_of_even_columns(None), error_of_even_columns(Some(Importance::read(&matrix).unwrap())));
+    assert!(weighted < 0.95 * alike, "{weighted} {alike}");
+}
+
+#[test]
+fn what_are_no_importances() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("imatrix.gguf");
+    let name = "blk.0.ffn_up_exps.weight";
+    let good = of_tensor(name, &vec![vec![1.0; 256]; 8], &[1.0; 8]);
+    let read = |kind: &str, all: &[(String, usize, usize, Vec<f32>)]| {
+        save(&path, kind, all);
+        let source = Source::find(&demo()).unwrap();
+        let conversion = Conversion::new(&source, Access::Map, recipe(&["q4_0"])).unwrap();
+        let found = Importance::read(&path).and_then(|found| conversion.with_importance(found));
+        found.map(|_| ()).map_err(|error| error.to_string())
+    };
+    read("imatrix", &good).unwrap();
+    let of = |sums: Vec<Vec<f32>>, tokens: &[f32]| of_tensor(name, &sums, tokens);
+    for (kind, all, expected) in [
+        ("model", good.to_vec(), "general.type: expected \"imatrix\""),
+        ("imatrix", good[..1].to_vec(), "no such tensor"),
+        ("imatrix", of(vec![vec![1.0; 256]; 7], &[1.0; 7]).to_vec(), "(7, 256)"),
+        ("imatrix", of(vec![vec![1.0; 128]; 8], &[1.0; 8]).to_vec(), "(8, 128)"),
+        ("imatrix", of(vec![vec![1.0; 256]; 8], &[1.0; 7]).to_vec(), "a count for each row"),
+        ("imatrix", of(vec![vec![-1.0; 256]; 8], &[1.0; 8]).to_vec(), "at least 0"),
+        ("imatrix", of(vec![vec![f32::NAN; 256]; 8], &[1.0; 8]).to_vec(), "at least 0"),
+    ] {
+        let error = read(kind, &all).unwrap_err();
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    assert!(
+        Importance::read(&fixtures().join("gguf/Q8_0.gguf")).unwrap_err().to_string().contains("imatrix")
+    );
+}

@@ -1,0 +1,124 @@
+//! What is kept in its type has the same bytes there and back, and computes the same bits.
+
+use std::fs;
+
+use mixtral_model::{Source, Tokenizer};
+
+use crate::{demo, fixtures, logits, model, names, tensors, to_directory, to_gguf};
+
+/// Checkpoints of the hub's layout.
+const TINY: [&str; 8] = [
+    "bf16-3-shards",
+    "f16-single",
+    "f32-single",
+    "gqa-8q-2kv",
+    "head-dim-24-odd",
+    "mha-top1",
+    "tied-theta-1e4",
+    "window-8",
+];
+
+#[test]
+fn directories_become_gguf_files_and_directories_again() {
+    let tiny = TINY.map(|name| fixtures().join("models").join(name));
+    for from in tiny.into_iter().chain([demo()]) {
+        let (there, label) = (tempfile::tempdir().unwrap(), from.display());
+        let (file, back) = (there.path().join("m.gguf"), there.path().join("m"));
+        let summary = to_gguf(&from, &[], &file);
+        assert_eq!(summary.file_bytes, fs::metadata(&file).unwrap().len());
+        assert!(summary.rows.iter().all(|row| row.relative_error == 0.0), "{label}");
+        to_directory(&file, &[], &back);
+        assert_eq!(names(there.path()), ["m", "m.gguf"], "{label}");
+
+        assert_eq!(tensors(&back), tensors(&from), "{label}");
+        let [config, there, again] =
+            [&from, &file, &back].map(|path| Source::find(path).unwrap().config().unwrap());
+        assert_eq!(there, config, "{label}");
+        assert_eq!(again, config, "{label}");
+        let expected = logits(&model(&from));
+        assert_eq!(logits(&model(&file)), expected, "{label}");
+        assert_eq!(logits(&model(&back)), expected, "{label}");
+    }
+}
+
+#[test]
+fn what_is_written_in_a_gguf_file_is_f32_where_it_is_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.gguf");
+    to_gguf(&demo(), &[], &file);
+    for (name, (format, shape, _)) in tensors(&file) {
+        let small = name.contains("norm") || name.contains("ffn_gate_inp");
+        assert_eq!(format, if small { "f32" } else { "bf16" }, "{name} {shape:?}");
+    }
+}
+
+#[test]
+fn gguf_files_become_directories_and_gguf_files_again() {
+    let (from, dir) = (fixtures().join("gguf/F16.gguf"), tempfile::tempdir().unwrap());
+    let (directory, back) = (dir.path().join("m"), dir.path().join("m.gguf"));
+    to_directory(&from, &[], &directory);
+    to_gguf(&directory, &[], &back);
+    assert_eq!(tensors(&back), tensors(&from));
+    let expected = logits(&model(&from));
+    assert_eq!(logits(&model(&directory)), expected);
+    assert_eq!(logits(&model(&back)), expected);
+    assert_eq!(
+        names(&directory),
+        ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"]
+    );
+    same_tokenizers(&[
+        Source::find(&from).unwrap().tokenizer().unwrap(),
+        Source::find(&directory).unwrap().tokenizer().unwrap(),
+        Source::find(&back).unwrap().tokenizer().unwrap(),
+    ]);
+}
+
+#[test]
+fn gguf_files_are_copied_whatever_their_types() {
+    let mut files = 0;
+    for name in names(&fixtures().join("gguf")).iter().filter(|name| name.ends_with(".gguf")) {
+        let (from, dir) = (fixtures().join("gguf").join(name), tempfile::tempdir().unwrap());
+        let to = dir.path().join(name);
+        to_gguf(&from, &[], &to);
+        // An older layout becomes the present one.
+        let expected = fixtures().join("gguf").join(name.trim_start_matches("OLD-"));
+        assert_eq!(tensors(&to), tensors(&expected), "{name}");
+        same_tokenizers(&[&from, &to].map(|path| Source::find(path).unwrap().tokenizer().unwrap()));
+        let [expected, found] = [&from, &to].map(|path| Source::find(path).unwrap().config().unwrap());
+        assert_eq!(found, expected, "{name}");
+        files += 1;
+    }
+    assert_eq!(files, 15);
+}
+
+#[test]
+fn the_demos_tokenizer_is_the_same_in_every_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, directory) = (dir.path().join("m.gguf"), dir.path().join("m"));
+    to_gguf(&demo(), &[], &file);
+    to_directory(&file, &[], &directory);
+    same_tokenizers(&[demo(), file, directory].map(|path| Source::find(&path).unwrap().tokenizer().unwrap()));
+}
+
+fn same_tokenizers(tokenizers: &[Tokenizer]) {
+    let text = fs::read_to_string(demo().join("heldout.txt")).unwrap();
+    let texts = [&text[..4000], "  two  spaces", "\n\n<s>é 日本 \u{1f600}", "</s> [INST] "];
+    let (first, others) = tokenizers.split_first().unwrap();
+    for other in others {
+        assert_eq!(other.vocab_size(), first.vocab_size());
+        assert_eq!((other.bos(), other.eos(), other.unk()), (first.bos(), first.eos(), first.unk()));
+        for id in 0..first.vocab_size() as u32 {
+            assert_eq!(
+                (other.piece(id), other.is_control(id)),
+                (first.piece(id), first.is_control(id)),
+                "{id}"
+            );
+        }
+        for text in texts {
+            let ids = first.encode_with_bos(text);
+            assert_eq!(other.encode_with_bos(text), ids, "{text:.40}");
+            assert_eq!(other.encode_ordinary(text), first.encode_ordinary(text), "{text:.40}");
+            assert_eq!(other.decode(&ids).unwrap(), first.decode(&ids).unwrap(), "{text:.40}");
+        }
+    }
+}
