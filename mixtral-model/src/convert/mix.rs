@@ -153,3 +153,84 @@ pub(super) fn that_fits(block: BlockType, columns: usize) -> Option<BlockType> {
     };
     [block, smaller].into_iter().find(fits)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::Manifest;
+
+    /// The type of a tensor in runs of layers, `[["q6_k", 4], ...]`.
+    fn of_layer(runs: &Value, layer: usize) -> &str {
+        let mut first = 0;
+        for run in runs.as_array().unwrap() {
+            first += run[1].as_u64().unwrap() as usize;
+            if layer < first {
+                return run[0].as_str().unwrap();
+            }
+        }
+        panic!("no layer {layer}");
+    }
+
+    #[test]
+    fn mixes_are_those_of_llama_cpp() {
+        let goldens: Value =
+            serde_json::from_str(include_str!("../../tests/fixtures/convert/mixes.json")).unwrap();
+        let (mut compared, mut failures) = (0, Vec::new());
+        for (shape, facts) in goldens.as_object().unwrap() {
+            let size = |name: &str| facts[name].as_u64().unwrap() as usize;
+            let mut config = Config::mixtral_8x7b();
+            (config.hidden_size, config.intermediate_size) = (256, size("hidden"));
+            (config.layers, config.experts) = (size("layers"), size("experts"));
+            (config.heads, config.kv_heads) = (size("heads"), size("kv_heads"));
+            (config.head_dim, config.vocab_size) = (256 / config.heads, 32);
+            config.tie_embeddings = facts["tied"].as_bool().unwrap();
+            for mix in Mix::ALL {
+                let golden = &facts["mixes"][mix.name()];
+                for spec in Manifest::new(&config).tensors() {
+                    let name = match spec.key {
+                        TensorKey::Embedding => golden["token_embd"].as_str().unwrap(),
+                        TensorKey::Head => golden["output"].as_str().unwrap(),
+                        TensorKey::Layer { layer, part } => {
+                            let part = match part {
+                                LayerPart::Query => "attn_q",
+                                LayerPart::Key => "attn_k",
+                                LayerPart::Value => "attn_v",
+                                LayerPart::Output => "attn_output",
+                                LayerPart::Expert { matrix: ExpertMatrix::W1, .. } => "ffn_gate_exps",
+                                LayerPart::Expert { matrix: ExpertMatrix::W2, .. } => "ffn_down_exps",
+                                LayerPart::Expert { matrix: ExpertMatrix::W3, .. } => "ffn_up_exps",
+                                _ => continue,
+                            };
+                            of_layer(&golden[part], layer)
+                        }
+                        _ => continue,
+                    };
+                    let columns = spec.shape[1];
+                    let found = that_fits(mix.of(spec.key, &config, false), columns);
+                    if found.map(BlockType::name) != Some(name) {
+                        failures.push(format!("{shape} {} {}: {name}, not {found:?}", mix.name(), spec.key));
+                    }
+                    compared += 1;
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{failures:#?}");
+        assert_eq!(compared, 40_341);
+    }
+
+    #[test]
+    fn importances_change_what_some_mixes_choose() {
+        let config = Config::mixtral_8x7b();
+        let down = |layer, mix: &str, importances| {
+            let part = LayerPart::Expert { expert: 0, matrix: ExpertMatrix::W2 };
+            let mix = Mix::ALL.into_iter().find(|known| known.name() == mix).unwrap();
+            mix.of(TensorKey::Layer { layer, part }, &config, importances)
+        };
+        assert_eq!([false, true].map(|with| down(3, "q4_0_mix", with)), [Q4_0, Q4_1]);
+        assert_eq!([false, true].map(|with| down(3, "q5_0_mix", with)), [Q5_0, Q5_1]);
+        assert_eq!([false, true].map(|with| down(3, "iq4_xs_mix", with)), [Q5K, Iq4Xs]);
+        assert_eq!([false, true].map(|with| down(4, "q4_0_mix", with)), [Q4_0, Q4_0]);
+    }
+}

@@ -1,11 +1,13 @@
 //! Weights in other types.
 
 use std::fs;
+use std::path::Path;
 
 use mixtral_model::convert::Conversion;
-use mixtral_model::{Access, Compute, Kind, LayerPart, Loader, Source, TensorKey, TensorSpec};
+use mixtral_model::{Access, Checkpoint, Compute, Kind, LayerPart, Loader, Source, TensorKey, TensorSpec};
 use moe_kernels::{BlockType, WeightMatrix};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 use crate::{demo, fixtures, logits, model, recipe, tensors, to_gguf, write};
 
@@ -34,11 +36,36 @@ fn quantised(weight: &WeightMatrix, block: BlockType) -> WeightMatrix {
     WeightMatrix::new(bytes.into(), block, rows, columns).unwrap()
 }
 
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The digest of a file's tensors: names, types, shapes and values.
+fn values(file: &Path) -> String {
+    let checkpoint = Checkpoint::open_gguf(file, Access::Map).unwrap();
+    let mut bytes = Vec::new();
+    for entry in checkpoint.entries() {
+        let tensor = checkpoint.tensor(entry.name).unwrap();
+        bytes.extend(format!("{} {} {:?}\n", tensor.name, tensor.format, tensor.shape).as_bytes());
+        let columns = *tensor.shape.last().unwrap();
+        let rows = tensor.shape.iter().product::<usize>() / columns;
+        let matrix = WeightMatrix::new(tensor.bytes, tensor.format, rows, columns).unwrap();
+        let mut row = vec![0.0; columns];
+        for n in 0..rows {
+            matrix.widen_row(n, &mut row);
+            bytes.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+        }
+    }
+    digest(&bytes)
+}
+
 #[test]
 fn the_demo_in_every_type_computes_what_it_does_quantised_in_memory() {
     let source = Source::find(&demo()).unwrap();
     let checkpoint = source.checkpoint(Access::Map).unwrap();
     let dir = tempfile::tempdir().unwrap();
+    let goldens = fs::read(fixtures().join("convert/digests.json")).unwrap();
+    let goldens: serde_json::Value = serde_json::from_slice(&goldens).unwrap();
     let made: Vec<_> = BlockType::ALL.iter().filter(|block| block.can_be_made()).collect();
     assert_eq!(made.len(), 13);
     for &block in made {
@@ -55,6 +82,9 @@ fn the_demo_in_every_type_computes_what_it_does_quantised_in_memory() {
             .load()
             .unwrap();
         assert_eq!(logits(&model(&file)), logits(&expected), "{block}");
+        let golden = &goldens[block.name()];
+        assert_eq!(golden["file"], digest(&fs::read(&file).unwrap()), "{block}: file");
+        assert_eq!(golden["values"], values(&file), "{block}: values");
         assert_eq!(summary.changed.len(), if block.elements() == 256 { 2 } else { 0 }, "{block}");
         for changed in &summary.changed {
             assert_eq!((&*changed.wanted, changed.columns), (block.name(), 128));
@@ -74,7 +104,7 @@ fn errors_are_those_of_the_weights() {
     let summary = to_gguf(&demo(), &["head=q4_0"], &file);
     let row = summary.rows.iter().find(|row| row.part == "head").unwrap();
     assert_eq!((&*row.format, row.tensors, row.weights, row.bits_per_weight), ("q4_0", 1, 2048 * 256, 4.5));
-    let wide = |path: &std::path::Path| {
+    let wide = |path: &Path| {
         let source = Source::find(path).unwrap();
         let (config, checkpoint) = (source.config().unwrap(), source.checkpoint(Access::Map).unwrap());
         let head = mixtral_model::Manifest::new(&config).head().unwrap();
