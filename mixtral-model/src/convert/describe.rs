@@ -10,8 +10,14 @@ use crate::{Config, Error, Result};
 /// Version of ggml's block types.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Keys of a GGUF file that tell of the file itself: a copy has its own.
-const OF_THE_FILE: [&str; 3] = ["general.alignment", "general.file_type", "general.quantization_version"];
+/// Whether a key of a GGUF file tells of the file itself: a copy has its own.
+fn is_of_the_file(key: &str) -> bool {
+    matches!(key, "general.alignment" | "general.file_type" | "general.quantization_version")
+        || key.starts_with("split.")
+}
+
+/// What the keys begin with that tell which importances weights were quantised with.
+const IMPORTANCES: &str = "quantize.imatrix.";
 
 /// All keys. What a GGUF file says of its model is copied as it stands.
 pub(super) fn fields(
@@ -19,10 +25,11 @@ pub(super) fn fields(
     outputs: &[Output<'_>],
     warnings: &mut Vec<String>,
 ) -> Result<Vec<(String, Field)>> {
-    let Conversion { source, config, recipe, .. } = conversion;
+    let Conversion { source, config, recipe, importance, .. } = conversion;
     let mut fields = match source.metadata() {
         Some(metadata) => {
-            metadata.verbatim(|key| !OF_THE_FILE.contains(&key) && !key.starts_with("split."))?
+            let requantised = *recipe != super::Recipe::default();
+            metadata.verbatim(|key| !is_of_the_file(key) && !(requantised && key.starts_with(IMPORTANCES)))?
         }
         None => {
             let mut fields = of_config(config, &source.short_name(), warnings)?;
@@ -38,6 +45,11 @@ pub(super) fn fields(
         );
     }
     let file_type = recipe.mix().map_or_else(|| most(outputs), super::Mix::file_type);
+    if let Some(importance) = importance {
+        let (file, tensors) = importance.origin();
+        fields.push((format!("{IMPORTANCES}file"), Field::Text(file)));
+        fields.push((format!("{IMPORTANCES}entries_count"), Field::U32(tensors)));
+    }
     fields.push(("general.quantization_version".to_owned(), Field::U32(QUANTIZATION_VERSION)));
     fields.push(("general.file_type".to_owned(), Field::U32(file_type)));
     Ok(fields)

@@ -59,6 +59,11 @@ impl Importance {
         Ok(Self { path: path.to_path_buf(), tensors })
     }
 
+    /// Where these are from, and of how many tensors they are.
+    pub(super) fn origin(&self) -> (String, u32) {
+        (self.path.display().to_string(), self.tensors.len() as u32)
+    }
+
     /// The importances of a tensor's columns, if they are known.
     pub(super) fn of(&self, key: TensorKey, shape: &[usize], config: &Config) -> Option<&[f32]> {
         let (name, expert) = place(key, shape, config);

@@ -173,6 +173,27 @@ mod tests {
         panic!("no layer {layer}");
     }
 
+    /// The type of a tensor that is quantised.
+    fn golden_of(golden: &Value, key: TensorKey) -> Option<&str> {
+        let (layer, part) = match key {
+            TensorKey::Embedding => return golden["token_embd"].as_str(),
+            TensorKey::Head => return golden["output"].as_str(),
+            TensorKey::Layer { layer, part } => (layer, part),
+            TensorKey::FinalNorm => return None,
+        };
+        let name = match part {
+            LayerPart::Query => "attn_q",
+            LayerPart::Key => "attn_k",
+            LayerPart::Value => "attn_v",
+            LayerPart::Output => "attn_output",
+            LayerPart::Expert { matrix: ExpertMatrix::W1, .. } => "ffn_gate_exps",
+            LayerPart::Expert { matrix: ExpertMatrix::W2, .. } => "ffn_down_exps",
+            LayerPart::Expert { matrix: ExpertMatrix::W3, .. } => "ffn_up_exps",
+            _ => return None,
+        };
+        Some(of_layer(&golden[name], layer))
+    }
+
     #[test]
     fn mixes_are_those_of_llama_cpp() {
         let goldens: Value =
@@ -186,29 +207,12 @@ mod tests {
             (config.heads, config.kv_heads) = (size("heads"), size("kv_heads"));
             (config.head_dim, config.vocab_size) = (256 / config.heads, 32);
             config.tie_embeddings = facts["tied"].as_bool().unwrap();
-            for mix in Mix::ALL {
-                let golden = &facts["mixes"][mix.name()];
+            for (mix, importances) in Mix::ALL.into_iter().flat_map(|mix| [(mix, false), (mix, true)]) {
+                let with = facts["with_importances"].get(mix.name()).filter(|_| importances);
+                let golden = with.unwrap_or(&facts["mixes"][mix.name()]);
                 for spec in Manifest::new(&config).tensors() {
-                    let name = match spec.key {
-                        TensorKey::Embedding => golden["token_embd"].as_str().unwrap(),
-                        TensorKey::Head => golden["output"].as_str().unwrap(),
-                        TensorKey::Layer { layer, part } => {
-                            let part = match part {
-                                LayerPart::Query => "attn_q",
-                                LayerPart::Key => "attn_k",
-                                LayerPart::Value => "attn_v",
-                                LayerPart::Output => "attn_output",
-                                LayerPart::Expert { matrix: ExpertMatrix::W1, .. } => "ffn_gate_exps",
-                                LayerPart::Expert { matrix: ExpertMatrix::W2, .. } => "ffn_down_exps",
-                                LayerPart::Expert { matrix: ExpertMatrix::W3, .. } => "ffn_up_exps",
-                                _ => continue,
-                            };
-                            of_layer(&golden[part], layer)
-                        }
-                        _ => continue,
-                    };
-                    let columns = spec.shape[1];
-                    let found = that_fits(mix.of(spec.key, &config, false), columns);
+                    let Some(name) = golden_of(golden, spec.key) else { continue };
+                    let found = that_fits(mix.of(spec.key, &config, importances), spec.shape[1]);
                     if found.map(BlockType::name) != Some(name) {
                         failures.push(format!("{shape} {} {}: {name}, not {found:?}", mix.name(), spec.key));
                     }
@@ -217,20 +221,6 @@ mod tests {
             }
         }
         assert!(failures.is_empty(), "{failures:#?}");
-        assert_eq!(compared, 40_341);
-    }
-
-    #[test]
-    fn importances_change_what_some_mixes_choose() {
-        let config = Config::mixtral_8x7b();
-        let down = |layer, mix: &str, importances| {
-            let part = LayerPart::Expert { expert: 0, matrix: ExpertMatrix::W2 };
-            let mix = Mix::ALL.into_iter().find(|known| known.name() == mix).unwrap();
-            mix.of(TensorKey::Layer { layer, part }, &config, importances)
-        };
-        assert_eq!([false, true].map(|with| down(3, "q4_0_mix", with)), [Q4_0, Q4_1]);
-        assert_eq!([false, true].map(|with| down(3, "q5_0_mix", with)), [Q5_0, Q5_1]);
-        assert_eq!([false, true].map(|with| down(3, "iq4_xs_mix", with)), [Q5K, Iq4Xs]);
-        assert_eq!([false, true].map(|with| down(4, "q4_0_mix", with)), [Q4_0, Q4_0]);
+        assert_eq!(compared, 2 * 40_341);
     }
 }

@@ -66,12 +66,13 @@ impl<'s> Conversion<'s> {
         let config = source.config()?;
         let checkpoint = source.checkpoint(access)?;
         let mut warnings = source.warnings()?;
-        warnings.extend(
-            checkpoint
-                .verify(&config)?
-                .into_iter()
-                .map(|name| format!("tensor {} is left out", name.escape_debug())),
-        );
+        let unused = checkpoint.verify(&config)?;
+        if let Some(first) = unused.first() {
+            warnings.push(match unused.len() {
+                1 => format!("tensor {} is left out", first.escape_debug()),
+                n => format!("{n} tensors are left out, {} the first of them", first.escape_debug()),
+            });
+        }
         recipe.check(&config)?;
         Ok(Self { source, config, checkpoint, recipe, importance: None, warnings })
     }

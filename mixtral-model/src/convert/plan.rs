@@ -20,8 +20,8 @@ use crate::manifest::{TensorKey, elements};
 use crate::save::{self, replace};
 use crate::{Error, Result, RowOrder};
 
-/// No shard has more bytes of tensors, unless a single one has: what the hub's own tools take.
-const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+/// Most bytes of a shard, unless something else is said: what the hub's own tools take.
+const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// A tensor to be written.
 #[derive(Debug)]
@@ -62,6 +62,7 @@ pub struct Plan<'c> {
     outputs: Vec<Output<'c>>,
     rest: Rest,
     warnings: Vec<String>,
+    shard_bytes: u64,
 }
 
 /// What there is besides tensors.
@@ -77,7 +78,7 @@ impl<'c> Plan<'c> {
         fields: Vec<(String, Field)>,
         warnings: Vec<String>,
     ) -> Self {
-        Self { conversion, outputs, rest: Rest::Gguf(fields), warnings }
+        Self { conversion, outputs, rest: Rest::Gguf(fields), warnings, shard_bytes: SHARD_BYTES }
     }
 
     pub(super) fn directory(
@@ -86,7 +87,12 @@ impl<'c> Plan<'c> {
         files: Vec<Beside>,
         warnings: Vec<String>,
     ) -> Self {
-        Self { conversion, outputs, rest: Rest::Directory(files), warnings }
+        Self { conversion, outputs, rest: Rest::Directory(files), warnings, shard_bytes: SHARD_BYTES }
+    }
+
+    /// The same, of a directory, with so many bytes of tensors in a file at most, unless a single tensor has more; 5 GB if nothing is said.
+    pub fn with_shard_bytes(self, shard_bytes: u64) -> Self {
+        Self { shard_bytes, ..self }
     }
 
     /// What a user should know before.
@@ -120,7 +126,7 @@ impl<'c> Plan<'c> {
             Rest::Gguf(fields) => work.gguf(path, &self.outputs, fields)?,
             Rest::Directory(files) => replace_directory(path, |dir| {
                 write_beside(dir, files)?;
-                work.shards(dir, &self.outputs)
+                work.shards(dir, &self.outputs, self.shard_bytes)
             })?,
         };
         let changed = self.outputs.iter().filter_map(|output| {
@@ -157,14 +163,14 @@ impl<P: FnMut(u64) -> ControlFlow<()>> Work<'_, P> {
     }
 
     /// Writes `model.safetensors`, or shards and their index; the bytes of them all.
-    fn shards(&mut self, dir: &Path, outputs: &[Output<'_>]) -> Result<u64> {
+    fn shards(&mut self, dir: &Path, outputs: &[Output<'_>], most: u64) -> Result<u64> {
         let mut shards: Vec<&[Output<'_>]> = Vec::new();
         let mut rest = outputs;
         while !rest.is_empty() {
             let mut bytes = 0u64;
             let fit = rest.iter().take_while(|output| {
                 bytes = bytes.saturating_add(output.bytes());
-                bytes <= MAX_SHARD_BYTES
+                bytes <= most
             });
             let (shard, others) = rest.split_at(fit.count().max(1));
             shards.push(shard);

@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use mixtral_model::{Source, Tokenizer};
+use mixtral_model::convert::Conversion;
+use mixtral_model::{Access, Source, Tokenizer};
 
-use crate::{demo, fixtures, logits, model, names, tensors, to_directory, to_gguf};
+use crate::{demo, fixtures, logits, model, names, recipe, tensors, to_directory, to_gguf, write};
 
 /// Checkpoints of the hub's layout.
 const TINY: [&str; 8] = [
@@ -98,6 +99,41 @@ fn the_demos_tokenizer_is_the_same_in_every_file() {
     to_gguf(&demo(), &[], &file);
     to_directory(&file, &[], &directory);
     same_tokenizers(&[demo(), file, directory].map(|path| Source::find(&path).unwrap().tokenizer().unwrap()));
+}
+
+#[test]
+fn a_directory_of_several_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = dir.path().join("m");
+    let source = Source::find(&demo()).unwrap();
+    let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
+    let plan = conversion.directory().unwrap().with_shard_bytes(3_000_000);
+    write(&plan, &directory).unwrap();
+    let shards: Vec<_> = names(&directory).into_iter().filter(|name| name.starts_with("model-")).collect();
+    assert_eq!(shards, [1, 2, 3, 4].map(|n| format!("model-{n:05}-of-00004.safetensors")));
+    for shard in &shards {
+        assert!(fs::metadata(directory.join(shard)).unwrap().len() < 3_050_000, "{shard}");
+    }
+    assert_eq!(tensors(&directory), tensors(&demo()));
+    let index = fs::read(directory.join("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    assert_eq!(index["metadata"]["total_size"], plan.bytes());
+    // A tensor that is larger than that has a file of its own.
+    let plan = conversion.directory().unwrap().with_shard_bytes(1);
+    write(&plan, &dir.path().join("each")).unwrap();
+    assert_eq!(tensors(&dir.path().join("each")), tensors(&demo()));
+}
+
+#[test]
+fn keys_are_copied_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (fixtures().join("gguf/Q4_K_M.gguf"), dir.path().join("m.gguf"));
+    to_gguf(&from, &[], &to);
+    // From the first key to the one that is the file's own, bytes are the same; so is the number of keys.
+    let [from, to] = [&from, &to].map(|path| fs::read(path).unwrap());
+    let end = from.windows(28).position(|bytes| bytes == b"general.quantization_version").unwrap();
+    assert!(end > 40_000);
+    assert_eq!(from[16..end], to[16..end]);
 }
 
 fn same_tokenizers(tokenizers: &[Tokenizer]) {

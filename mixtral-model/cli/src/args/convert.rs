@@ -7,37 +7,36 @@ use mixtral_model::convert::Choice;
 
 /// Write a model as a GGUF file with smaller weights.
 ///
-/// The model of --model is read a few million weights at a time, rounded on all threads, and written in llama.cpp's present layout,
-/// whatever layout it has. The file appears when it is complete. Ctrl-C ends it and leaves nothing; the exit status is then 130.
+/// The model of --model is read a few million weights at a time, rounded on all threads, and written in
+/// llama.cpp's present layout, whatever layout it has. The file appears when it is complete. Ctrl-C
+/// leaves nothing; the exit status is then 130.
 ///
-/// Types, by bits a weight:
+/// TYPE alone is for every matrix; norms and gates stay f32. By bits a weight:
 ///
 ///   q2_k 2.63, q3_k 3.44, iq4_xs 4.25, mxfp4 4.25, q4_k 4.5, q4_0 4.5, iq4_nl 4.5, q4_1 5,
 ///   q5_k 5.5, q5_0 5.5, q5_1 6, q6_k 6.56, q8_0 8.5, bf16 16, f16 16, f32 32
 ///
-/// A type alone is for every matrix. Norms and gates stay f32. Mixes are llama.cpp's, types by layer and
-/// part of the model:
+/// or one of llama.cpp's mixes, which choose by part of the model and layer:
 ///
-///   q2_k_mix, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k_mix,
-///   q4_0_mix, q4_1_mix, q5_0_mix, q5_1_mix, q8_0_mix, iq4_nl_mix, iq4_xs_mix, mxfp4_moe
+///   q2_k_mix, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m, q5_k_s, q5_k_m, q6_k_mix, q4_0_mix,
+///   q4_1_mix, q5_0_mix, q5_1_mix, q8_0_mix, iq4_nl_mix, iq4_xs_mix, mxfp4_moe
 ///
-/// SELECTION=TYPE is for some of the tensors, and for the others what was given before it, or else what they have:
+/// SELECTION=TYPE is for some tensors. Others have what was said before it, or stay as they are:
 ///
-///   PART, PART@LAYERS, PART:EXPERTS or PART@LAYERS:EXPERTS
+///   SELECTION  PART, PART@LAYERS, PART:EXPERTS or PART@LAYERS:EXPERTS
+///   PART       all, embedding, head, attention, attention.q, attention.k, attention.v, attention.o,
+///              experts, experts.w1, experts.w2, experts.w3
+///   LAYERS     numbers from 0 and ranges, both ends included, with commas between: 0-3,31
+///   EXPERTS    the same
 ///
-///   PART      all, embedding, head, attention, attention.q, attention.k, attention.v, attention.o,
-///             experts, experts.w1, experts.w2, experts.w3
-///   LAYERS,   numbers from 0 and ranges, both ends included, with commas between: 0-3,31
-///   EXPERTS
+///   mixtral quantize -m Mixtral-8x7B-v0.1 --dtype q4_k --dtype experts.w2@0-3,28-31=q6_k \
+///       --dtype head=q6_k --out mixtral.gguf
 ///
-///     mixtral quantize -m Mixtral-8x7B-v0.1 --dtype q4_k --dtype experts.w2@0-3,28-31=q6_k \
-///         --dtype head=q6_k --out mixtral.gguf
+/// Rows that are no whole blocks of 256 take a type of blocks of 32 (q2_k and q3_k q4_0, q4_k q5_0,
+/// q5_k q5_1, q6_k q8_0, iq4_xs iq4_nl), and f16 if they are no whole blocks of those either.
 ///
-/// Rows that are no whole blocks of 256 take a type of blocks of 32 (q2_k and q3_k q4_0, q4_k q5_0, q5_k
-/// q5_1, q6_k q8_0, iq4_xs iq4_nl), and f16 if they are no whole blocks of those either, as in llama.cpp.
-///
-/// The summary has, for each part and type, the bits a weight, the bytes, and the root mean square of the errors
-/// relative to that of the weights.
+/// The summary has, for each part and type, the bits a weight, the bytes, and the root mean square of
+/// the errors relative to that of the weights.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Quantize {

@@ -102,6 +102,18 @@ fn what_is_refused() {
     assert!(said.err.contains("no tokenizer"), "{}", said.err);
 }
 
+#[test]
+fn the_help_has_every_type() {
+    let help = output("help quantize", &[]);
+    assert!(help.lines().all(|line| line.len() <= 100), "{help}");
+    let words: Vec<_> = help.split(|c: char| c.is_whitespace() || c == ',').collect();
+    let types = moe_kernels::BlockType::ALL.iter().filter(|ty| ty.can_be_made()).map(|ty| ty.name());
+    let mixes = mixtral_model::convert::Mix::ALL.iter().map(|mix| mix.name());
+    for name in types.chain(mixes).chain(["f32", "f16", "bf16"]) {
+        assert!(words.contains(&name), "{name}");
+    }
+}
+
 /// A limit on the size of files stands for a disk that is full.
 #[cfg(unix)]
 #[test]
