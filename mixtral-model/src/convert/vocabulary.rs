@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use crate::gguf::Field;
-use crate::input::json_object;
 use crate::{Config, Error, Result, SentencePieces, Source, Tokenizer};
 
 /// The score of a piece that merges never make.
@@ -72,8 +69,11 @@ pub(super) fn fields(
         put("ggml.add_eos_token", Field::Bool(pieces.add_eos.unwrap_or(false)));
         put("ggml.add_space_prefix", Field::Bool(pieces.space_in_front));
     }
-    if let Some(template) = chat_template(source, warnings)? {
-        put("chat_template", Field::Text(template));
+    for template in source.chat_evidence()?.templates {
+        match &*template.name {
+            "default" => put("chat_template", Field::Text(template.text)),
+            name => put(&format!("chat_template.{name}"), Field::Text(template.text)),
+        }
     }
     Ok(fields)
 }
@@ -89,71 +89,37 @@ fn pieces(source: &Source, config: &Config, warnings: &mut Vec<String>) -> Resul
         return Err(Error::Tokenizer { path, reason: reason.to_owned() });
     };
     let mut pieces = SentencePieces::from_sentencepiece(&bytes, &path)?;
-    let tokenizer = source.tokenizer()?;
-    tokenizer.require_at_most(config.vocab_size)?;
-    add_others(&mut pieces, &tokenizer, &path)?;
-    for id in pieces.texts.len()..config.vocab_size {
-        pieces.texts.push(format!("[PAD{id}]"));
-        pieces.scores.push(NEVER_MERGED);
-        pieces.types.push(UNUSED);
-    }
+    let tokenizer = source.tokenizer()?.for_model(config.vocab_size)?;
+    warnings.extend_from_slice(tokenizer.warnings());
+    add_others(&mut pieces, &tokenizer, config.vocab_size, &path)?;
     Ok(Some(pieces))
 }
 
-/// Adds what the tokenizer has beyond the pieces of its sentencepiece model, from other files beside it.
-fn add_others(pieces: &mut SentencePieces, tokenizer: &Tokenizer, path: &Path) -> Result<()> {
-    let error = |reason: String| Error::Tokenizer { path: path.to_path_buf(), reason };
-    for id in 0..tokenizer.vocab_size() as u32 {
-        let found = tokenizer.piece(id).ok_or_else(|| error(format!("expected a piece {id}, found none")))?;
-        match pieces.texts.get(id as usize) {
-            Some(text) if text == found => {}
-            Some(text) => {
-                return Err(error(format!(
-                    "piece {id}: expected {text:?}, found {found:?} in the tokenizer"
-                )));
+/// Adds what the tokenizer has beyond the pieces of its sentencepiece model, from other files beside it, and for the ids of the model
+/// that nobody has a piece for one that stands for nothing.
+fn add_others(
+    pieces: &mut SentencePieces,
+    tokenizer: &Tokenizer,
+    vocab_size: usize,
+    path: &Path,
+) -> Result<()> {
+    for id in 0..vocab_size as u32 {
+        match (pieces.texts.get(id as usize), tokenizer.piece(id)) {
+            (Some(text), Some(found)) if text != found => {
+                let reason = format!("piece {id}: expected {text:?}, found {found:?} in the tokenizer");
+                return Err(Error::Tokenizer { path: path.to_path_buf(), reason });
             }
-            None => {
-                pieces.texts.push(found.to_owned());
+            (Some(_), _) => {}
+            (None, found) => {
+                pieces.types.push(match found {
+                    Some(_) if tokenizer.is_control(id) => CONTROL,
+                    Some(_) => USER_DEFINED,
+                    None => UNUSED,
+                });
+                pieces.texts.push(found.map_or_else(|| format!("[PAD{id}]"), str::to_owned));
                 pieces.scores.push(NEVER_MERGED);
-                pieces.types.push(if tokenizer.is_control(id) { CONTROL } else { USER_DEFINED });
             }
         }
     }
     Ok(())
-}
-
-/// The template by which the model's chats are written.
-fn chat_template(source: &Source, warnings: &mut Vec<String>) -> Result<Option<String>> {
-    let object = |name: &str| -> Result<Map<String, Value>> {
-        match source.file(name)? {
-            Some((path, bytes)) => json_object(&bytes, &path),
-            None => Ok(Map::new()),
-        }
-    };
-    let text = |(path, bytes)| {
-        String::from_utf8(bytes)
-            .map_err(|_| Error::Tokenizer { path, reason: "expected UTF-8, found other bytes".to_owned() })
-    };
-    let key = "chat_template";
-    let template = match object("tokenizer_config.json")?.remove(key) {
-        None | Some(Value::Null) => match source.file("chat_template.jinja")?.map(text).transpose()? {
-            Some(template) => Value::from(template),
-            None => object("chat_template.json")?.remove(key).unwrap_or_default(),
-        },
-        Some(template) => template,
-    };
-    let named = |template: &Value| template.get("name").and_then(Value::as_str) == Some("default");
-    Ok(match &template {
-        Value::Null => None,
-        Value::String(template) => Some(template.clone()),
-        other => {
-            let of_list = other.as_array().and_then(|list| list.iter().find(|template| named(template)));
-            let default = of_list.and_then(|template| template.get("template")?.as_str());
-            warnings.push(match default {
-                Some(_) => "of the model's chat templates, the default one is written".to_owned(),
-                None => "the model's chat template is no text, and is left out".to_owned(),
-            });
-            default.map(str::to_owned)
-        }
-    })
 }
