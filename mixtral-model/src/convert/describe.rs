@@ -5,7 +5,7 @@ use moe_kernels::{BlockType, Dtype, WeightFormat};
 use super::plan::Output;
 use super::{Conversion, vocabulary};
 use crate::gguf::Field;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, RopeScaling};
 
 /// Version of ggml's block types.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -93,8 +93,47 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
         ));
     }
     fields.push(("llama.rope.freq_base".to_owned(), Field::F32(base)));
+    fields.extend(of_scaling(config.rope_scaling, warnings)?);
     let epsilon = Field::F32(config.rms_norm_eps);
     fields.push(("llama.attention.layer_norm_rms_epsilon".to_owned(), epsilon));
+    Ok(fields)
+}
+
+/// How the rotary embedding is scaled.
+fn of_scaling(scaling: RopeScaling, warnings: &mut Vec<String>) -> Result<Vec<(String, Field)>> {
+    let refused = |expected: &str| Error::Setting {
+        setting: "RoPE scaling",
+        expected: format!("{expected}, which the keys of a GGUF file can say"),
+        found: scaling.to_string(),
+    };
+    let (kind, numbers, original) = match scaling {
+        RopeScaling::None => return Ok(Vec::new()),
+        RopeScaling::Linear { factor } => ("linear", vec![("factor", factor)], None),
+        RopeScaling::Yarn { truncate: false, .. } => return Err(refused("yarn with truncate")),
+        RopeScaling::Yarn {
+            factor, attention_factor, beta_fast, beta_slow, original_max_positions, ..
+        } => {
+            // The key is what the usual factor is multiplied by.
+            let of_key = attention_factor / (1.0 + 0.1 * libm::log(factor));
+            let betas = [("yarn_beta_fast", beta_fast), ("yarn_beta_slow", beta_slow)];
+            let numbers = [("factor", factor), ("attn_factor", of_key)].into_iter().chain(betas).collect();
+            ("yarn", numbers, Some(original_max_positions))
+        }
+        _ => return Err(refused("none, linear or yarn")),
+    };
+    let key = |name: &str| format!("llama.rope.scaling.{name}");
+    let mut fields = vec![(key("type"), Field::Text(kind.to_owned()))];
+    for (name, number) in numbers {
+        let written = number as f32;
+        if (f64::from(written) - number).abs() > 1e-12 * number.abs() && name != "attn_factor" {
+            warnings.push(format!("{} {number} becomes {written}, an f32", key(name)));
+        }
+        fields.push((key(name), Field::F32(written)));
+    }
+    if let Some(original) = original {
+        let original = u32::try_from(original).map_err(|_| refused("an original context of 32 bits"))?;
+        fields.push((key("original_context_length"), Field::U32(original)));
+    }
     Ok(fields)
 }
 

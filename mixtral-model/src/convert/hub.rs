@@ -11,7 +11,7 @@ use super::Conversion;
 use crate::gguf::{Metadata, Value as Field};
 use crate::input::json_object;
 use crate::save::replace;
-use crate::{Config, Error, Result};
+use crate::{Config, Error, Result, RopeScaling};
 
 /// Files that are taken over as they are.
 const COPIED: [&str; 8] = [
@@ -75,7 +75,7 @@ fn retyped(bytes: Vec<u8>, name: &str, path: &Path) -> Result<Vec<u8>> {
 
 /// A `config.json` of a config.
 fn of_config(config: &Config, dtype: &str) -> Value {
-    json!({
+    let mut json = json!({
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
         "hidden_act": "silu",
@@ -101,7 +101,41 @@ fn of_config(config: &Config, dtype: &str) -> Value {
             [eos] => eos.into(),
             _ => config.eos.clone().into(),
         },
-    })
+    });
+    if config.rope_scaling != RopeScaling::None {
+        json["rope_scaling"] = of_scaling(config.rope_scaling);
+    }
+    json
+}
+
+fn of_scaling(scaling: RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_positions,
+        }),
+        RopeScaling::Yarn {
+            factor,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            truncate,
+            original_max_positions,
+        } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "attention_factor": attention_factor,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "truncate": truncate,
+            "original_max_position_embeddings": original_max_positions,
+        }),
+    }
 }
 
 /// The tokenizer's files from the metadata of a GGUF file.

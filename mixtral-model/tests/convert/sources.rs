@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use mixtral_model::{Config, Source};
+use mixtral_model::{Access, Config, Source};
 use safetensors::tensor::{Dtype, TensorView, serialize};
+use serde_json::json;
 
-use crate::{fixtures, logits, model, tensors, to_directory, to_gguf};
+use crate::{Conversion, fixtures, logits, model, recipe, tensors, to_directory, to_gguf};
 
 type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
 
@@ -105,4 +106,50 @@ fn mistrals_own_files() {
     to_gguf(&own, &[], &dir.path().join("again.gguf"));
     assert_eq!(tensors(&dir.path().join("again.gguf")), tensors(&file));
     assert_eq!(logits(&model(&own)), logits(&model(&from)));
+}
+
+/// What a config says of the rotary embedding reaches the other side, or is refused where no key can say it.
+#[test]
+fn scaled_rope() {
+    for (scaling, in_gguf) in [
+        (json!({"rope_type": "linear", "factor": 4.0}), true),
+        (json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}), true),
+        (
+            json!({"rope_type": "yarn", "factor": 3.5, "attention_factor": 1.0, "beta_fast": 20, "original_max_position_embeddings": 16}),
+            true,
+        ),
+        (
+            json!({"rope_type": "yarn", "factor": 4.0, "truncate": false, "original_max_position_embeddings": 16}),
+            false,
+        ),
+        (
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
+            false,
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, file, back) =
+            (dir.path().join("from"), dir.path().join("m.gguf"), dir.path().join("back"));
+        fs::create_dir(&from).unwrap();
+        fs::copy(fixtures().join("models/f32-single/model.safetensors"), from.join("model.safetensors"))
+            .unwrap();
+        let text = fs::read_to_string(fixtures().join("models/f32-single/config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config.as_object_mut().unwrap().remove("rope_parameters");
+        config["rope_scaling"] = scaling.clone();
+        fs::write(from.join("config.json"), config.to_string()).unwrap();
+        let expected = logits(&model(&from));
+        assert_ne!(expected, logits(&model(&fixtures().join("models/f32-single"))), "{scaling}");
+        let source = Source::find(&from).unwrap();
+        let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
+        if !in_gguf {
+            let error = conversion.gguf().err().unwrap().to_string();
+            assert!(error.contains("RoPE scaling"), "{error}");
+            continue;
+        }
+        to_gguf(&from, &[], &file);
+        assert_eq!(logits(&model(&file)), expected, "{scaling}");
+        to_directory(&file, &[], &back);
+        assert_eq!(logits(&model(&back)), expected, "{scaling}");
+    }
 }
