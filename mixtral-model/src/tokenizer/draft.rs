@@ -55,6 +55,14 @@ pub(super) enum Surrounds {
 }
 
 impl Draft {
+    /// Names the file in the warnings so far.
+    pub(super) fn warning_of(mut self, path: &Path) -> Self {
+        for warning in &mut self.warnings {
+            *warning = format!("{}: {warning}", path.display());
+        }
+        self
+    }
+
     pub(super) fn finish(mut self, path: &Path) -> Reason<Tokenizer> {
         let find = |begins: &Begins, key: &str| match begins {
             Begins::Id(id) => Ok(*id),

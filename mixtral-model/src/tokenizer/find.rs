@@ -74,7 +74,8 @@ impl Finder {
 
     /// Gives every part of `text` to `emit`, in order: tokens, and what lies between.
     pub(super) fn split<'t>(&self, text: &'t str, mut emit: impl FnMut(Part<'t>)) {
-        let mut done = 0;
+        // `stripped`: up to where white space was taken on the right of a token, which need not be walked again.
+        let (mut done, mut stripped) = (0, 0);
         for found in self.automaton.iter().flat_map(|automaton| automaton.find_iter(text)) {
             let token = &self.tokens[found.pattern().as_usize()];
             let (mut start, mut end) = (found.start(), found.end());
@@ -85,9 +86,9 @@ impl Finder {
                 start = if start < done { done } else { done + text[done..start].trim_end().len() };
             }
             if token.rstrip {
-                // What an earlier token has taken is white space, and need not be walked again.
-                end = end.max(done);
-                end = text.len() - text[end..].trim_start().len();
+                let beyond = end.max(stripped);
+                end = text.len() - text[beyond..].trim_start().len();
+                stripped = end;
             }
             if done < start {
                 emit(Part::Text(&text[done..start], done == 0));

@@ -134,7 +134,7 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the lists are of different lengths, an id is not below that, a text is empty or occurs twice,
     /// a score is NaN, a type unknown, some but not all byte pieces are there, or a character of a piece is not itself a piece.
     pub fn from_pieces(pieces: SentencePieces, path: &Path) -> Result<Self> {
-        let built = pieces.draft().and_then(|draft| draft.finish(path));
+        let built = pieces.draft().and_then(|draft| draft.warning_of(path).finish(path));
         built.map_err(|reason| unusable(path, reason))
     }
 
@@ -345,11 +345,7 @@ impl fmt::Debug for Tokenizer {
 fn json_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
     let file: json::File =
         serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
-    let mut draft = file.draft().map_err(|reason| unusable(path, reason))?;
-    for warning in &mut draft.warnings {
-        *warning = format!("{}: {warning}", path.display());
-    }
-    Ok(draft)
+    Ok(file.draft().map_err(|reason| unusable(path, reason))?.warning_of(path))
 }
 
 fn unusable(path: &Path, reason: String) -> Error {

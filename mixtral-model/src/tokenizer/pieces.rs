@@ -83,6 +83,14 @@ impl SentencePieces {
             Ok((id, Piece { text: text.as_str().into(), kind }))
         });
         let table = Table::new(pieces.collect::<Reason<Vec<_>>>()?)?;
+        let mut warnings = Vec::new();
+        if len > 1 && self.scores.iter().all(|score| *score == self.scores[0]) {
+            // Converters that do not know them write one number for all.
+            warnings.push(format!(
+                "scores: {} for all pieces, which are merged from left to right",
+                self.scores[0]
+            ));
+        }
         let byte_fallback = table.pieces().any(|(_, piece)| matches!(piece.kind, Kind::Byte(_)));
         let user_defined = table.pieces().filter(|(_, piece)| piece.kind == Kind::UserDefined);
         let user_defined = user_defined.map(|(id, piece)| Token::plain(id, &piece.text)).collect::<Vec<_>>();
@@ -105,7 +113,7 @@ impl SentencePieces {
                 bos: self.add_bos.unwrap_or(true),
                 eos: self.add_eos.unwrap_or(false),
             },
-            warnings: Vec::new(),
+            warnings,
         })
     }
 

@@ -97,6 +97,17 @@ fn what_surrounds_a_prompt_is_said_by_the_file() {
 }
 
 #[test]
+fn scores_that_tell_nothing_are_said() {
+    let mut spelled = small(&[("▁", 1), ("a", 1)]);
+    assert_eq!(build(spelled.clone()).unwrap().warnings(), [""; 0]);
+    spelled.scores.fill(-1000.0);
+    assert_eq!(
+        build(spelled).unwrap().warnings(),
+        ["m.gguf: scores: -1000 for all pieces, which are merged from left to right"]
+    );
+}
+
+#[test]
 fn pieces_that_do_not_fit_together_are_an_error() {
     fn with(change: fn(&mut SentencePieces)) -> String {
         let mut spelled = small(&[("▁", 1), ("a", 1), ("▁a", 1)]);

@@ -86,3 +86,37 @@ fn a_weight_that_is_not_finite_is_found() {
         assert!(said.err.contains("expected finite values, found NaN"), "{line}: {}", said.err);
     }
 }
+
+/// A tokenizer of five pieces for a model with 199 ids.
+#[test]
+fn a_token_without_a_piece_has_no_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fixtures().join("models/f32-single");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(model.join(name), dir.path().join(name)).unwrap();
+    }
+    let special =
+        |id: u32, content: &str| serde_json::json!({ "id": id, "content": content, "special": true });
+    let tokenizer = serde_json::json!({
+        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>"), special(5, "[PAD]")],
+        "pre_tokenizer": { "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false },
+        "model": { "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "merges": [],
+            "vocab": { "<unk>": 0, "<s>": 1, "</s>": 2, "▁": 3, "a": 4 } },
+    });
+    fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let said = run("generate a --model {} -n 5 -t 0 --ignore-eos", &[dir.path().to_str().unwrap()]);
+    assert_eq!(said.status, Some(0), "{}", said.err);
+    assert_eq!(said.out, "a\n");
+    let warning = "warning: 5 of the tokens have no piece in the tokenizer and no text, ";
+    assert!(said.err.contains(warning), "{}", said.err);
+}
+
+#[test]
+fn contradictions_of_files_are_warnings() {
+    let dir = fixtures().join("cases/15-gap-in-added-token-ids/model");
+    let said = run("tokenize --json {} --no-bos --model {}", &["Hello world", dir.to_str().unwrap()]);
+    assert_eq!(said.status, Some(0), "{}", said.err);
+    assert!(said.out.starts_with("{\"ids\":[502,286,1981,924],"), "{}", said.out);
+    let warning = "tokenizer.json: added_tokens: \"<|im_end|>\": id 2051 leaves a gap; it is 2049";
+    assert!(said.err.starts_with("warning: ") && said.err.contains(warning), "{}", said.err);
+}
