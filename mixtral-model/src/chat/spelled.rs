@@ -62,11 +62,14 @@ impl Spelled {
         let text = write(&replaced(chat, &stand_ins))?;
         let ids = tokenizer.encode(&text);
         let mut out = Vec::with_capacity(ids.len());
+        let mut missing: usize =
+            stand_ins.iter().map(|stand_in| text.matches(&stand_in.stand_in).count()).sum();
         let mut rest = &*ids;
         while let Some((&id, after)) = rest.split_first() {
             match stand_ins.iter().find(|stand_in| rest.starts_with(&stand_in.ids)) {
                 Some(stand_in) => {
                     out.extend(&stand_in.text);
+                    missing = missing.saturating_sub(1);
                     rest = &rest[stand_in.ids.len()..];
                 }
                 None => {
@@ -75,7 +78,11 @@ impl Spelled {
                 }
             }
         }
-        Ok(out)
+        // A vocabulary whose pieces grow over the stand-ins would lose what they stand for.
+        match stand_ins.first() {
+            Some(stand_in) if missing > 0 => Err(unwritable(&stand_in.token)),
+            _ => Ok(out),
+        }
     }
 }
 
