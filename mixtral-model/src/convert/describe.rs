@@ -29,7 +29,7 @@ pub(super) fn fields(
     let mut fields = match source.metadata() {
         Some(metadata) => {
             let requantised = *recipe != super::Recipe::default();
-            metadata.verbatim(|key| !is_of_the_file(key) && !(requantised && key.starts_with(IMPORTANCES)))?
+            metadata.verbatim(|key| !(is_of_the_file(key) || requantised && key.starts_with(IMPORTANCES)))?
         }
         None => {
             let mut fields = of_config(config, &source.short_name(), warnings)?;
