@@ -1,12 +1,11 @@
 //! Finding the texts of tokens in a text.
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use regex_syntax::is_word_character;
 
-use super::Reason;
+use super::{Reason, shorten};
 
-/// No texts to look for are longer together. Those of Mistral's tokenizers have some ten thousand bytes.
-const MAX_BYTES: usize = 1 << 22;
+/// No text to look for is longer, so that looking takes time linear in the text that is searched.
+const MAX_TOKEN_BYTES: usize = 512;
 
 /// A token that is recognised where its text is written.
 #[derive(Clone, Debug)]
@@ -22,11 +21,12 @@ pub(super) struct Token {
 }
 
 /// Tokens to look for, all at once: the leftmost longest ones are found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Finder {
-    automaton: Option<AhoCorasick>,
-    /// By number of the pattern.
+    /// By text.
     tokens: Vec<Token>,
+    /// Which of them begin with each byte: the first, and the one after the last.
+    by_first: Box<[(usize, usize); 256]>,
 }
 
 /// A stretch of a text.
@@ -44,23 +44,29 @@ impl Token {
     }
 }
 
+impl Default for Finder {
+    fn default() -> Self {
+        Self { tokens: Vec::new(), by_first: Box::new([(0, 0); 256]) }
+    }
+}
+
 impl Finder {
-    /// Fails if the texts are too long for a table of reasonable size.
-    pub(super) fn new(tokens: Vec<Token>) -> Reason<Self> {
-        if tokens.is_empty() {
-            return Ok(Self::default());
+    /// Fails if a text is too long.
+    pub(super) fn new(mut tokens: Vec<Token>) -> Reason<Self> {
+        if let Some(token) = tokens.iter().find(|token| token.text.len() > MAX_TOKEN_BYTES) {
+            let (id, text, len) = (token.id, shorten(&token.text), token.text.len());
+            return Err(format!(
+                "token {id} {text:?}: expected at most {MAX_TOKEN_BYTES} bytes, found {len}"
+            ));
         }
-        let bytes: usize = tokens.iter().map(|token| token.text.len()).sum();
-        if bytes > MAX_BYTES {
-            return Err(format!("expected at most {MAX_BYTES} bytes of tokens to look for, found {bytes}"));
+        tokens.retain(|token| !token.text.is_empty());
+        tokens.sort_by(|a, b| a.text.cmp(&b.text));
+        let Self { mut by_first, .. } = Self::default();
+        for (at, token) in tokens.iter().enumerate() {
+            let range = &mut by_first[usize::from(token.text.as_bytes()[0])];
+            *range = (if range.1 == 0 { at } else { range.0 }, at + 1);
         }
-        let automaton = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            // The other kind grows with the texts times the alphabet.
-            .kind(Some(AhoCorasickKind::ContiguousNFA))
-            .build(tokens.iter().map(|token| &token.text))
-            .map_err(|error| format!("tokens to look for: {error}"))?;
-        Ok(Self { automaton: Some(automaton), tokens })
+        Ok(Self { tokens, by_first })
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -76,9 +82,14 @@ impl Finder {
     pub(super) fn split<'t>(&self, text: &'t str, mut emit: impl FnMut(Part<'t>)) {
         // `stripped`: up to where white space was taken on the right of a token, which need not be walked again.
         let (mut done, mut stripped) = (0, 0);
-        for found in self.automaton.iter().flat_map(|automaton| automaton.find_iter(text)) {
-            let token = &self.tokens[found.pattern().as_usize()];
-            let (mut start, mut end) = (found.start(), found.end());
+        let mut at = 0;
+        while at < text.len() {
+            let Some(token) = self.longest(&text.as_bytes()[at..]) else {
+                at += 1;
+                continue;
+            };
+            let (mut start, mut end) = (at, at + token.text.len());
+            at = end;
             if token.single_word && (ends_with_word(&text[..start]) || starts_with_word(&text[end..])) {
                 continue;
             }
@@ -103,6 +114,27 @@ impl Finder {
             emit(Part::Text(&text[done..], done == 0));
         }
     }
+
+    /// The longest token that `bytes` begin with; of one text, the first.
+    fn longest(&self, bytes: &[u8]) -> Option<&Token> {
+        let (first, last) = self.by_first[usize::from(bytes[0])];
+        let mut candidates = &self.tokens[first..last];
+        let mut found = None;
+        for depth in 1.. {
+            // All that are left begin with `depth` bytes of the text; a token that ends there comes first.
+            let byte = |token: &Token| token.text.as_bytes().get(depth).copied();
+            match candidates.first() {
+                Some(token) if byte(token).is_none() => found = Some(token),
+                Some(_) => {}
+                None => break,
+            }
+            let Some(&next) = bytes.get(depth) else { break };
+            let from = candidates.partition_point(|token| byte(token) < Some(next));
+            let to = candidates.partition_point(|token| byte(token) <= Some(next));
+            candidates = &candidates[from..to];
+        }
+        found
+    }
 }
 
 fn ends_with_word(text: &str) -> bool {
@@ -125,10 +157,25 @@ mod tests {
 
     #[test]
     fn leftmost_longest() {
-        let tokens = [(1, "<s>"), (2, "<s>x"), (3, "é")].map(|(id, text)| Token::plain(id, text));
+        let tokens = [(1, "<s>"), (2, "<s>x"), (3, "é"), (4, "<s>xyz"), (5, "é")];
+        let tokens = tokens.map(|(id, text)| Token::plain(id, text));
         assert_eq!(
-            parts(tokens.into(), "a<s>xé<s>ü<s"),
-            [Part::Text("a", true), Part::Token(2), Part::Token(3), Part::Token(1), Part::Text("ü<s", false)]
+            parts(tokens.into(), "a<s>xyé<s>ü<s"),
+            [
+                Part::Text("a", true),
+                Part::Token(2),
+                Part::Text("y", false),
+                Part::Token(3),
+                Part::Token(1),
+                Part::Text("ü<s", false)
+            ]
+        );
+        assert_eq!(parts(Vec::new(), "a<s>"), [Part::Text("a<s>", true)]);
+        let long = |len: usize| Finder::new(vec![Token::plain(7, &"a".repeat(len))]).map(|_| ());
+        assert_eq!(long(512), Ok(()));
+        assert_eq!(
+            long(513),
+            Err(format!("token 7 {:?}: expected at most 512 bytes, found 513", "a".repeat(32)))
         );
     }
 
