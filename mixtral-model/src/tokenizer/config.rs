@@ -45,7 +45,7 @@ struct Said {
 
 /// The kind of file that a draft was read from.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum From {
+pub(super) enum Origin {
     Json,
     Sentencepiece,
 }
@@ -94,7 +94,7 @@ impl Config {
     }
 
     /// Lets the files have their say, in the order in which Transformers hears them.
-    pub(super) fn apply(self, draft: &mut Draft, from: From) -> Reason<()> {
+    pub(super) fn apply(self, draft: &mut Draft, from: Origin) -> Reason<()> {
         draft.warnings.extend(self.warnings);
         for (&said, token) in &self.added.tokens {
             // Of an id that `tokenizer.json` gives to a token, `added_tokens.json` is not heard.
@@ -127,7 +127,7 @@ impl Config {
         }
         let path = self.path.display();
         match (&mut draft.around, from) {
-            (Surrounds::Ids(around), From::Json) => {
+            (Surrounds::Ids(around), Origin::Json) => {
                 for (key, said, ids) in [
                     ("add_bos_token", self.add_bos, &around.before),
                     ("add_eos_token", self.add_eos, &around.after),
@@ -147,7 +147,7 @@ impl Config {
                 };
             }
         }
-        if from == From::Sentencepiece && self.legacy == Some(false) && draft.space_in_front {
+        if from == Origin::Sentencepiece && self.legacy == Some(false) && draft.space_in_front {
             let metaspace = Some(Metaspace { scheme: Scheme::First, split: false });
             let isolated = std::mem::take(&mut draft.layout.isolated);
             draft.layout =
@@ -295,10 +295,10 @@ fn specials(
 }
 
 /// Adds a token of which `place` says that its id is `said`.
-fn add(draft: &mut Draft, from: From, place: &str, said: u32, token: &AddedToken) -> Reason<()> {
+fn add(draft: &mut Draft, from: Origin, place: &str, said: u32, token: &AddedToken) -> Reason<()> {
     let content = &token.content;
     let mut token = token.clone();
-    if from == From::Sentencepiece {
+    if from == Origin::Sentencepiece {
         let other = draft.table.get(said).filter(|piece| *piece.text != **content);
         let other = other.filter(|_| said < draft.table.own()).map(|piece| piece.text.clone());
         if let Some(old) = other

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, From};
+use super::config::{Config, Origin};
 use super::draft::Draft;
 use super::find::Token;
 use super::vocabulary::Kind;
@@ -34,9 +34,9 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
             if let Some((other, model)) = model {
                 compare(&mut draft, &model, &path, &other);
             }
-            (draft, path, From::Json)
+            (draft, path, Origin::Json)
         }
-        (None, Some((path, draft))) => (draft, path, From::Sentencepiece),
+        (None, Some((path, draft))) => (draft, path, Origin::Sentencepiece),
         (None, None) => return Err(nothing(dir)),
     };
     let built = config.apply(&mut draft, from).and_then(|()| draft.finish(&path));
@@ -69,10 +69,13 @@ fn nothing(dir: &Path) -> Error {
 /// user-defined only the latter tells.
 fn compare(draft: &mut Draft, model: &Draft, path: &Path, other: &Path) {
     let (path, other) = (path.display(), other.display());
-    let own = |draft: &Draft| draft.table.pieces().filter(|(_, piece)| piece.kind != Kind::Added).count();
-    let (expected, found) = (own(model), own(draft));
-    if expected != found {
-        draft.warnings.push(format!("{other}: {expected} pieces, and {found} in {path}, which counts"));
+    let missing = model.table.pieces().filter(|(id, _)| draft.table.get(*id).is_none()).count();
+    let unheard = |id: u32| model.table.get(id).is_none() && draft.table.added(id).is_none();
+    let further = draft.table.pieces().filter(|(id, _)| unheard(*id)).count();
+    if missing + further > 0 {
+        draft.warnings.push(format!(
+            "{other}: {missing} of its pieces are not in {path}, which counts, and {further} more are"
+        ));
     }
     let mut differing = model.table.pieces().filter_map(|(id, piece)| {
         let found = draft.table.get(id)?;

@@ -9,6 +9,9 @@ use super::vocabulary::{Kind, Special, Vocabulary};
 use super::written::{Layout, Written};
 use super::{Around, Reason, Tokenizer};
 
+/// No more is said against a tokenizer, for who reads it is a person.
+const MAX_WARNINGS: usize = 16;
+
 /// All that a tokenizer is made of.
 pub(super) struct Draft {
     pub(super) table: Table,
@@ -64,6 +67,11 @@ impl Draft {
     }
 
     pub(super) fn finish(mut self, path: &Path) -> Reason<Tokenizer> {
+        let more = self.warnings.len().saturating_sub(MAX_WARNINGS);
+        if more > 0 {
+            self.warnings.truncate(MAX_WARNINGS);
+            self.warnings.push(format!("{}: {more} more contradictions like these", path.display()));
+        }
         let find = |begins: &Begins, key: &str| match begins {
             Begins::Id(id) => Ok(*id),
             Begins::Text(text) => {

@@ -121,6 +121,9 @@ impl Finder {
         let mut candidates = &self.tokens[first..last];
         let mut found = None;
         for depth in 1.. {
+            if let [only] = candidates {
+                return Some(only).filter(|token| bytes.starts_with(token.text.as_bytes())).or(found);
+            }
             // All that are left begin with `depth` bytes of the text; a token that ends there comes first.
             let byte = |token: &Token| token.text.as_bytes().get(depth).copied();
             match candidates.first() {

@@ -186,6 +186,17 @@ fn tokens_that_play_a_part() {
 }
 
 #[test]
+fn warnings_are_few() {
+    let tokens: Vec<String> = (0..100).map(|n| format!("<{n}>")).collect();
+    let dir = Dir::new(JSON).with("tokenizer_config.json", json!({ "additional_special_tokens": tokens }));
+    assert_eq!(dir.open().unwrap().id_of("<99>"), Some(2147));
+    assert_eq!(
+        (dir.warnings().len(), &*dir.warnings()[16]),
+        (17, "tokenizer.json: 84 more contradictions like these")
+    );
+}
+
+#[test]
 fn tokenizer_json_counts_before_tokenizer_model() {
     let mut file: Value = serde_json::from_slice(DEMO_JSON).unwrap();
     let vocab = file["model"]["vocab"].as_object_mut().unwrap();
@@ -201,6 +212,26 @@ fn tokenizer_json_counts_before_tokenizer_model() {
         [format!(
             "tokenizer.model: piece {id} is \"q\", and \"Ω\" in tokenizer.json, which counts (1 such pieces)"
         )]
+    );
+}
+
+#[test]
+fn pieces_that_only_one_file_has() {
+    let mut file: Value = serde_json::from_slice(DEMO_JSON).unwrap();
+    // An added token may be among the pieces.
+    file["model"]["vocab"]["<a>"] = json!(2048);
+    let mut token = special("<a>");
+    token["id"] = json!(2048);
+    file["added_tokens"].as_array_mut().unwrap().push(token);
+    let dir = Dir::new(BOTH).with("tokenizer.json", file.clone());
+    assert_eq!(dir.warnings(), [""; 0]);
+
+    file["model"]["vocab"]["<b>"] = json!(2049);
+    let dir = Dir::new(BOTH).with("tokenizer.json", file);
+    assert_eq!(dir.open().unwrap().vocab_size(), 2050);
+    assert_eq!(
+        dir.warnings(),
+        ["tokenizer.model: 0 of its pieces are not in tokenizer.json, which counts, and 1 more are"]
     );
 }
 
