@@ -75,8 +75,10 @@ pub(crate) fn chat_format(
     let mut evidence = source.chat_evidence()?;
     let format = match asked {
         Some(FormatName::Mistral(version)) => ChatFormat::mistral(*version, tokenizer)?,
-        Some(FormatName::File(path)) => {
-            evidence.templates = vec![Template::from_file(path)?];
+        Some(FormatName::Template(name)) => {
+            let own = evidence.templates.iter().find(|template| template.name == *name);
+            let template = own.cloned().map_or_else(|| Template::from_file(Path::new(name)), Ok)?;
+            evidence.templates = vec![Template { name: "default".to_owned(), ..template }];
             ChatFormat::choose(&evidence, tokenizer)?
         }
         None => ChatFormat::choose(&evidence, tokenizer)?,

@@ -77,7 +77,8 @@ impl ChatFormat {
     /// Chooses by the evidence.
     ///
     /// 1. The template `default`, and `tool_use` for chats with tools, if there are templates: as one of Mistral's formats if they
-    ///    write the same but for spaces, else as they are.
+    ///    write the same but for spaces, else as they are. What such a template refuses or leaves out, a system message or tools,
+    ///    is then written as Mistral does.
     /// 2. Without one, the newest of Mistral's formats whose control pieces the vocabulary holds.
     /// 3. Without these, Mistral's first format, [assumed](Self::is_assumed).
     ///
@@ -210,7 +211,7 @@ impl ChatFormat {
         }
     }
 
-    /// The same, where the ids of some answers are known by their message's number. Templates write their texts all the same.
+    /// The ids of a chat where those of some answers are known by their message's number. Templates write their texts all the same.
     fn encode_with<'a>(
         &self,
         tokenizer: &Tokenizer,

@@ -1,6 +1,5 @@
 //! What `mixtral chat` takes, and all commands that write chats.
 
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use mixtral_model::MistralVersion;
@@ -30,7 +29,8 @@ pub(crate) struct Chat {
 /// How chats are written.
 #[derive(Debug, clap::Args)]
 pub(crate) struct FormatArgs {
-    /// The format of chats: v1, v2, v3 or v7 of Mistral's, or a file with a chat template [default: what the model's files say]
+    /// The format of chats: v1, v2, v3 or v7 of Mistral's, the name of one of the model's templates, or a file with a template
+    /// [default: what the model's files say]
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) chat_format: Option<FormatName>,
 }
@@ -39,13 +39,14 @@ pub(crate) struct FormatArgs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum FormatName {
     Mistral(MistralVersion),
-    File(PathBuf),
+    /// The name of one of the model's templates, or a file.
+    Template(String),
 }
 
 impl FromStr for FormatName {
     type Err = std::convert::Infallible;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Ok(name.parse().map_or_else(|_| Self::File(name.into()), Self::Mistral))
+        Ok(name.parse().map_or_else(|_| Self::Template(name.to_owned()), Self::Mistral))
     }
 }

@@ -107,6 +107,10 @@ fn the_template_of_a_model_writes_its_chats() {
     fs::write(template.path(), "<s>[INST] {{ messages[0].content }} [/INST]").unwrap();
     let found = ids(line, &[dir, template.path().to_str().unwrap(), path]);
     assert_eq!(found, ids("tokenize --json {}", &["[INST] Hello [/INST]"]));
+    fs::create_dir(format!("{dir}/additional_chat_templates")).unwrap();
+    fs::write(format!("{dir}/additional_chat_templates/short.jinja"), "<s>Hello").unwrap();
+    fs::write(format!("{dir}/chat_template.jinja"), "<s>Hello world").unwrap();
+    assert_eq!(ids(line, &[dir, "short", path]), ids("tokenize --json {}", &["Hello"]));
 }
 
 #[test]
