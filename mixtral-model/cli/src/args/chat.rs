@@ -8,8 +8,9 @@ use super::SamplingArgs;
 
 /// Talk to an instruct model, one line a turn.
 ///
-/// Lines come from standard input until it ends; answers go to standard output. The model reads each turn once: its keys and
-/// values are kept from turn to turn. Ctrl-C ends an answer, and between answers the chat.
+/// Lines come from standard input until it ends; answers go to standard output. The model reads each turn once, for keys and
+/// values are kept from turn to turn, unless the format changes what was said before. Ctrl-C ends an answer, and between
+/// answers the chat.
 ///
 /// The demo model was not taught to answer: it continues the conversation as a novel would.
 #[derive(Debug, clap::Args)]
