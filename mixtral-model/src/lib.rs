@@ -46,6 +46,6 @@ pub use products::Products;
 pub use sampling::{Length, LengthDecay, Rules, Sampler, Sampling, Span, argmax};
 pub use session::{Session, SessionOptions};
 pub use source::{Embedded, Source};
-pub use tokenizer::{SentencePieces, StreamDecoder, Tokenizer};
+pub use tokenizer::{BytePieces, SentencePieces, StreamDecoder, Tokenizer};
 pub use trace::{Choices, Trace};
 pub use workspace::Workspace;

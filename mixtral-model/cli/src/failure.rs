@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
@@ -23,6 +24,9 @@ pub(crate) enum Failure {
     NotAsExpected { name: String, reason: String },
     #[error("--ids without --print-ids")]
     NoTextOfIds(#[source] Box<Failure>),
+    /// What a model did when it ran, with where it is from.
+    #[error("{name}: {source}")]
+    OfModel { name: String, source: Box<mixtral_model::Error> },
     #[error("standard output")]
     Output(#[from] io::Error),
     #[error("the conversation does not fit into its context")]
@@ -39,6 +43,17 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn not_as_expected(name: impl ToString, reason: impl ToString) -> Self {
         Self::NotAsExpected { name: name.to_string(), reason: reason.to_string() }
+    }
+
+    /// The same, told of the model where it says nothing of a file itself.
+    pub(crate) fn of_model(self, name: Option<&Path>) -> Self {
+        use mixtral_model::Error::{Layer, NotFinite, Weights};
+        match (self, name) {
+            (Self::Model(source @ (NotFinite { .. } | Layer { .. } | Weights { .. })), Some(name)) => {
+                Self::OfModel { name: name.display().to_string(), source: Box::new(source) }
+            }
+            (other, _) => other,
+        }
     }
 
     /// Writes the error and its sources to standard error, and gives the exit status.

@@ -43,7 +43,7 @@ fn run(args: &Args) -> Result<()> {
     // Passes enter this pool from a thread outside it, which may wait where no worker may.
     let threads = common.threads.unwrap_or_else(threads::default);
     rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
-    match command {
+    let done = match command {
         Command::Generate(args) => generate::run(common, args, &interrupt),
         Command::Chat(args) => chat::run(common, args, &interrupt),
         Command::Inspect(args) => inspect::run(common, args),
@@ -54,5 +54,6 @@ fn run(args: &Args) -> Result<()> {
         Command::Bench(args) => bench::run(common, args, &interrupt),
         Command::Quantize(args) => convert::quantise(common, args, &interrupt),
         Command::Convert(args) => convert::convert(common, args, &interrupt),
-    }
+    };
+    done.map_err(|failure| failure.of_model(common.model.as_deref()))
 }

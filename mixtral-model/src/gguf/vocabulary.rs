@@ -1,74 +1,121 @@
 //! The vocabulary of a GGUF file as a tokenizer.
 
 use super::{Header, Metadata, Value};
-use crate::tokenizer::SentencePieces;
-use crate::{ChatEvidence, Result, Template, Tokenizer};
+use crate::tokenizer::{BytePieces, SentencePieces};
+use crate::{ChatEvidence, Error, Result, Template, Tokenizer};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
+const SCORES: &str = "tokenizer.ggml.scores";
+const MERGES: &str = "tokenizer.ggml.merges";
+const WORDS: &str = "tokenizer.ggml.pre";
+
 impl Header {
-    /// The tokenizer that the metadata describe: sentencepiece's, which is called `llama` there.
+    /// The tokenizer that the metadata describe: sentencepiece's, which is called `llama` there, or byte-level BPE, `gpt2`.
     ///
     /// # Errors
     ///
-    /// Those of [`Metadata::pieces`] and [`Tokenizer::from_pieces`].
+    /// Those of [`Metadata::pieces`], [`Tokenizer::from_pieces`] and [`Tokenizer::from_byte_pieces`].
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
-        Tokenizer::from_pieces(self.metadata.pieces()?, self.metadata.path())
+        match self.metadata.text(MODEL)? {
+            Some("gpt2") => Tokenizer::from_byte_pieces(&self.metadata.byte_pieces()?, self.metadata.path()),
+            _ => Tokenizer::from_pieces(self.metadata.pieces()?, self.metadata.path()),
+        }
     }
 }
 
 impl Metadata {
-    /// The pieces of the tokenizer.
+    /// The pieces of a sentencepiece vocabulary.
     ///
     /// # Errors
     ///
     /// [`Error::Config`](crate::Error::Config), naming the key, for another kind of tokenizer and where a key is missing or
     /// impossible.
     pub(crate) fn pieces(&self) -> Result<SentencePieces> {
-        let metadata = self;
-        let expected = "\"llama\", a sentencepiece vocabulary";
-        match metadata.text(MODEL)? {
-            Some("llama") => {}
-            Some("gpt2") => {
-                return Err(metadata.error(
-                    MODEL,
-                    format!("{expected}, as byte-level BPE (GPT-2, Llama 3) is not supported"),
-                ));
-            }
-            _ => return Err(metadata.error(MODEL, expected)),
+        if self.text(MODEL)? != Some("llama") {
+            return Err(self.error(MODEL, "\"llama\", a sentencepiece vocabulary"));
         }
-        let missing = |key: &str| metadata.error(key, "an array, without which text cannot be encoded");
-        let texts = metadata.list(TOKENS, "strings", Value::text)?.ok_or_else(|| missing(TOKENS))?;
-        let scores =
-            numbers(metadata, "scores", texts.len())?.ok_or_else(|| missing("tokenizer.ggml.scores"))?;
-        let types =
-            metadata.list("tokenizer.ggml.token_type", "types", |item| u32::try_from(item.size()?).ok())?;
-        require_len(metadata, "token_type", types.as_ref().map(Vec::len), texts.len())?;
-        let token = |name: &str| -> Result<Option<u32>> {
-            let key = format!("tokenizer.ggml.{name}");
-            match metadata.token(&key)? {
-                Some(id) if id as usize >= texts.len() => {
-                    Err(metadata.error(&key, format!("an id of the {} tokens", texts.len())))
-                }
-                id => Ok(id),
-            }
-        };
-        let flag = |name: &str| metadata.flag(&format!("tokenizer.ggml.{name}"));
+        let texts = self.texts()?;
+        let scores = self.list(SCORES, "numbers", |item| item.number().map(|number| number as f32))?;
+        let scores = scores.ok_or_else(|| self.missing(SCORES))?;
+        self.require_len(SCORES, scores.len(), texts.len())?;
         for (name, neutral) in [("remove_extra_whitespaces", false), ("escape_whitespaces", true)] {
-            if flag(name)?.is_some_and(|found| found != neutral) {
-                return Err(metadata.error(&format!("tokenizer.ggml.{name}"), neutral.to_string()));
+            if self.flag_of_tokenizer(name)?.is_some_and(|found| found != neutral) {
+                return Err(self.error(&format!("tokenizer.ggml.{name}"), neutral.to_string()));
             }
         }
-        let mut pieces = SentencePieces::new(texts.iter().map(|&text| text.to_owned()).collect(), scores);
-        pieces.types = types.unwrap_or_default();
-        pieces.bos = token("bos_token_id")?;
-        pieces.eos = token("eos_token_id")?;
-        pieces.unk = token("unknown_token_id")?;
-        pieces.add_bos = flag("add_bos_token")?;
-        pieces.add_eos = flag("add_eos_token")?;
-        pieces.space_in_front = flag("add_space_prefix")?.unwrap_or(true);
+        let len = texts.len();
+        let mut pieces = SentencePieces::new(texts, scores);
+        pieces.types = self.types(len)?;
+        pieces.bos = self.special("bos_token_id", len)?;
+        pieces.eos = self.special("eos_token_id", len)?;
+        pieces.unk = self.special("unknown_token_id", len)?;
+        pieces.add_bos = self.flag_of_tokenizer("add_bos_token")?;
+        pieces.add_eos = self.flag_of_tokenizer("add_eos_token")?;
+        pieces.space_in_front = self.flag_of_tokenizer("add_space_prefix")?.unwrap_or(true);
         Ok(pieces)
+    }
+
+    /// The pieces of a byte-level vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// As [`pieces`](Self::pieces).
+    fn byte_pieces(&self) -> Result<BytePieces> {
+        let texts = self.texts()?;
+        let merges = self.list(MERGES, "strings", |item| item.text().map(str::to_owned))?;
+        let merges = merges.ok_or_else(|| self.missing(MERGES))?;
+        let words =
+            self.text(WORDS)?.ok_or_else(|| self.error(WORDS, "a name of what cuts a text into words"))?;
+        let len = texts.len();
+        let required = |name: &str| {
+            let missing = || self.error(&format!("tokenizer.ggml.{name}"), "a token id");
+            self.special(name, len)?.ok_or_else(missing)
+        };
+        let (bos, eos) = (required("bos_token_id")?, required("eos_token_id")?);
+        let mut pieces = BytePieces::new(texts, merges, words, bos, eos);
+        pieces.types = self.types(len)?;
+        pieces.add_bos = self.flag_of_tokenizer("add_bos_token")?;
+        pieces.add_eos = self.flag_of_tokenizer("add_eos_token")?;
+        Ok(pieces)
+    }
+
+    fn texts(&self) -> Result<Vec<String>> {
+        let texts = self.list(TOKENS, "strings", |item| item.text().map(str::to_owned))?;
+        texts.ok_or_else(|| self.missing(TOKENS))
+    }
+
+    /// A type for each of so many pieces, or none at all.
+    fn types(&self, pieces: usize) -> Result<Vec<u32>> {
+        const TYPES: &str = "tokenizer.ggml.token_type";
+        let types = self.list(TYPES, "types", |item| u32::try_from(item.size()?).ok())?;
+        let Some(types) = types else { return Ok(Vec::new()) };
+        self.require_len(TYPES, types.len(), pieces)?;
+        Ok(types)
+    }
+
+    /// The id of one of so many pieces.
+    fn special(&self, name: &str, pieces: usize) -> Result<Option<u32>> {
+        let key = format!("tokenizer.ggml.{name}");
+        match self.token(&key)? {
+            Some(id) if id as usize >= pieces => {
+                Err(self.error(&key, format!("an id of the {pieces} tokens")))
+            }
+            id => Ok(id),
+        }
+    }
+
+    fn flag_of_tokenizer(&self, name: &str) -> Result<Option<bool>> {
+        self.flag(&format!("tokenizer.ggml.{name}"))
+    }
+
+    fn missing(&self, key: &str) -> Error {
+        self.error(key, "an array, without which text cannot be encoded")
+    }
+
+    fn require_len(&self, key: &str, found: usize, pieces: usize) -> Result<()> {
+        if found == pieces { Ok(()) } else { Err(self.error(key, format!("{pieces} items, one a token"))) }
     }
 }
 
@@ -106,22 +153,5 @@ impl Header {
             }
         }
         Ok(evidence)
-    }
-}
-
-/// An array of a number for each token.
-fn numbers(metadata: &Metadata, name: &str, tokens: usize) -> Result<Option<Vec<f32>>> {
-    let key = format!("tokenizer.ggml.{name}");
-    let numbers = metadata.list(&key, "numbers", |item| item.number().map(|number| number as f32))?;
-    require_len(metadata, name, numbers.as_ref().map(Vec::len), tokens)?;
-    Ok(numbers)
-}
-
-fn require_len(metadata: &Metadata, name: &str, found: Option<usize>, tokens: usize) -> Result<()> {
-    match found {
-        Some(found) if found != tokens => {
-            Err(metadata.error(&format!("tokenizer.ggml.{name}"), format!("{tokens} items, one a token")))
-        }
-        _ => Ok(()),
     }
 }

@@ -31,6 +31,7 @@
 
 mod bpe;
 mod byte_level;
+mod byte_pieces;
 mod config;
 mod directory;
 mod draft;
@@ -50,6 +51,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use self::bpe::Bpe;
+pub use self::byte_pieces::BytePieces;
 use self::draft::Draft;
 use self::find::Finder;
 pub use self::pieces::SentencePieces;
@@ -134,6 +136,19 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the lists are of different lengths, an id is not below that, a text is empty or occurs twice,
     /// a score is NaN, a type unknown, some but not all byte pieces are there, or a character of a piece is not itself a piece.
     pub fn from_pieces(pieces: SentencePieces, path: &Path) -> Result<Self> {
+        let built = pieces.draft().and_then(|draft| draft.warning_of(path).finish(path));
+        built.map_err(|reason| unusable(path, reason))
+    }
+
+    /// Takes a byte-level BPE vocabulary that is spelled out, as in a GGUF file; `path` serves messages alone.
+    ///
+    /// Control pieces and user-defined ones are recognised where they are written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`] if lists are of different lengths, an id is not below that, a text is empty or occurs twice, a type is
+    /// unknown, a merge is not of pieces, or words are cut in a way that is not known.
+    pub fn from_byte_pieces(pieces: &BytePieces, path: &Path) -> Result<Self> {
         let built = pieces.draft().and_then(|draft| draft.warning_of(path).finish(path));
         built.map_err(|reason| unusable(path, reason))
     }

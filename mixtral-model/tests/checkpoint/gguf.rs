@@ -227,11 +227,7 @@ fn metadata_that_lie() {
         ("few scores", set("tokenizer.ggml.scores", Value::Floats(vec![0.0])), &["tokenizer.ggml.scores"]),
         ("no scores", healthy().without("tokenizer.ggml.scores"), &["tokenizer.ggml.scores"]),
         ("begin token", set("tokenizer.ggml.bos_token_id", Value::U32(10)), &["bos_token_id"]),
-        (
-            "byte-level",
-            set("tokenizer.ggml.model", Value::Text("gpt2")),
-            &["tokenizer.ggml.model", "byte-level BPE"],
-        ),
+        ("byte-level", set("tokenizer.ggml.model", Value::Text("gpt2")), &["tokenizer.ggml.merges"]),
         ("unknown", set("tokenizer.ggml.model", Value::Text("abacus")), &["tokenizer.ggml.model", "abacus"]),
         (
             "a scaling in a tensor",

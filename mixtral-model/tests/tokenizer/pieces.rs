@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use mixtral_model::{Result, SentencePieces, Tokenizer};
+use mixtral_model::{BytePieces, Result, SentencePieces, Tokenizer};
+use serde_json::Value;
 
 use crate::as_json::pieces;
 use crate::{Encoded, MODEL, Report, from_model, goldens};
@@ -149,4 +150,59 @@ fn pieces_that_do_not_fit_together_are_an_error() {
     );
     byte.types.clear();
     assert!(build(byte).is_err());
+}
+
+/// A byte-level vocabulary of a `tokenizer.json`, spelled out as llama.cpp's converter does, is the same tokenizer.
+#[test]
+fn a_byte_level_vocabulary_that_is_spelled_out() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/cases/17-byte-level-tokenizer-of-a-llama-3-merge/model");
+    let bytes = std::fs::read(dir.join("tokenizer.json")).unwrap();
+    let expected = Tokenizer::from_json(&bytes, &dir).unwrap();
+    let json: Value = serde_json::from_slice(&bytes).unwrap();
+    let model = &json["model"];
+    let mut texts = vec![String::new(); expected.vocab_size()];
+    let mut types = vec![1; texts.len()];
+    for (text, id) in model["vocab"].as_object().unwrap() {
+        texts[id.as_u64().unwrap() as usize] = text.clone();
+    }
+    for token in json["added_tokens"].as_array().unwrap() {
+        let id = token["id"].as_u64().unwrap() as usize;
+        texts[id] = token["content"].as_str().unwrap().to_owned();
+        types[id] = if token["special"] == true { 3 } else { 4 };
+    }
+    let merge = |pair: &Value| match pair {
+        Value::String(pair) => pair.clone(),
+        pair => format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()),
+    };
+    let merges: Vec<_> = model["merges"].as_array().unwrap().iter().map(merge).collect();
+    let words = if json["pre_tokenizer"].to_string().contains("{1,3}") { "llama-bpe" } else { "gpt-2" };
+    let mut spelled = BytePieces::new(texts, merges, words, expected.bos(), expected.eos());
+    spelled.types = types;
+    let build = |spelled: &BytePieces| Tokenizer::from_byte_pieces(spelled, Path::new("m.gguf"));
+    let tokenizer = build(&spelled).unwrap();
+    let special = expected.piece(expected.bos()).unwrap().to_owned();
+    for text in [
+        "",
+        " ",
+        "Hello world",
+        "  two  spaces\n\nand lines",
+        "don't WON'T 12345 é漢字 🦀",
+        &format!("a{special}b"),
+    ] {
+        let ids = expected.encode(text);
+        assert_eq!(tokenizer.encode(text), ids, "{text:?}");
+        assert_eq!(tokenizer.decode(&ids), expected.decode(&ids), "{text:?}");
+    }
+    let fails = |change: fn(&mut BytePieces)| {
+        let mut damaged = spelled.clone();
+        change(&mut damaged);
+        build(&damaged).unwrap_err().to_string()
+    };
+    assert!(fails(|pieces| pieces.words = "abacus".to_owned()).contains("abacus"));
+    assert!(fails(|pieces| pieces.merges.push("alone".to_owned())).contains("alone"));
+    assert!(fails(|pieces| pieces.merges.push("no such".to_owned())).contains("no such"));
+    assert!(fails(|pieces| pieces.types = vec![1]).contains("types"));
+    assert!(fails(|pieces| pieces.bos = u32::MAX).contains("bos"));
+    assert!(fails(|pieces| pieces.texts.clear()).contains("types"));
 }

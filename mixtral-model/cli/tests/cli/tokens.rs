@@ -60,6 +60,8 @@ fn reports() {
     {
         let mut found: Value = serde_json::from_str(&output(line, &[demo.to_str().unwrap()])).unwrap();
         assert_eq!(found["path"], demo.to_str().unwrap(), "{line}");
+        assert_eq!(found["source"], format!("directory {}", demo.display()), "{line}");
+        found["source"] = report["source"].clone();
         found["path"] = report["path"].clone();
         found["memory"] = report["memory"].clone();
         assert_eq!(found, report, "{line}");

@@ -101,7 +101,7 @@ fn what_is_not_done_is_named() {
         (json!({"num_beams": "x"}), "num_beams \"x\": beam search is not done"),
         (json!({"max_length": 9, "max_new_tokens": 3}), "max_length is not used, as max_new_tokens is there"),
         (json!({"a\u{1b}": 1}), "key \"a\\u{1b}\" is not known and not used"),
-        (json!({"b": 1, "a": [], "c": {}}), "3 keys are not known and not used, \"a\" the first of them"),
+        (json!({"b": 1, "a": [], "c": {}}), "3 keys are not known and not used, \"b\" the first of them"),
     ] {
         let found: Vec<String> = warnings(text);
         assert_eq!(found, [expected]);
