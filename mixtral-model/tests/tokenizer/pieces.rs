@@ -158,7 +158,7 @@ fn a_byte_level_vocabulary_that_is_spelled_out() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures/cases/17-byte-level-tokenizer-of-a-llama-3-merge/model");
     let bytes = std::fs::read(dir.join("tokenizer.json")).unwrap();
-    let expected = Tokenizer::from_json(&bytes, &dir).unwrap();
+    let expected = Tokenizer::from_dir(&dir).unwrap();
     let json: Value = serde_json::from_slice(&bytes).unwrap();
     let model = &json["model"];
     let mut texts = vec![String::new(); expected.vocab_size()];
