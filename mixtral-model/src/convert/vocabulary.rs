@@ -9,6 +9,7 @@ use crate::{Config, Error, Result, SentencePieces, Source, Tokenizer};
 const NEVER_MERGED: f32 = -1000.0;
 
 /// Types of pieces, by sentencepiece's numbers.
+const UNKNOWN: u32 = 2;
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 const UNUSED: u32 = 5;
@@ -69,11 +70,18 @@ pub(super) fn fields(
         put("ggml.add_eos_token", Field::Bool(pieces.add_eos.unwrap_or(false)));
         put("ggml.add_space_prefix", Field::Bool(pieces.space_in_front));
     }
+    let mut names = Vec::new();
     for template in source.chat_evidence()?.templates {
         match &*template.name {
             "default" => put("chat_template", Field::Text(template.text)),
-            name => put(&format!("chat_template.{name}"), Field::Text(template.text)),
+            name => {
+                put(&format!("chat_template.{name}"), Field::Text(template.text));
+                names.push(name.to_owned());
+            }
         }
+    }
+    if !names.is_empty() {
+        put("chat_templates", Field::Texts(names));
     }
     Ok(fields)
 }
@@ -91,35 +99,50 @@ fn pieces(source: &Source, config: &Config, warnings: &mut Vec<String>) -> Resul
     let mut pieces = SentencePieces::from_sentencepiece(&bytes, &path)?;
     let tokenizer = source.tokenizer()?.for_model(config.vocab_size)?;
     warnings.extend_from_slice(tokenizer.warnings());
-    add_others(&mut pieces, &tokenizer, config.vocab_size, &path)?;
+    fit(&mut pieces, &tokenizer, config.vocab_size, &path)?;
     Ok(Some(pieces))
 }
 
-/// Adds what the tokenizer has beyond the pieces of its sentencepiece model, from other files beside it, and for the ids of the model
-/// that nobody has a piece for one that stands for nothing.
-fn add_others(
-    pieces: &mut SentencePieces,
-    tokenizer: &Tokenizer,
-    vocab_size: usize,
-    path: &Path,
-) -> Result<()> {
-    for id in 0..vocab_size as u32 {
-        match (pieces.texts.get(id as usize), tokenizer.piece(id)) {
-            (Some(text), Some(found)) if text != found => {
-                let reason = format!("piece {id}: expected {text:?}, found {found:?} in the tokenizer");
-                return Err(Error::Tokenizer { path: path.to_path_buf(), reason });
+/// Makes of the pieces of a sentencepiece model those of the tokenizer that it is part of, which other files beside it have added
+/// to or changed: one for each of so many ids.
+fn fit(pieces: &mut SentencePieces, tokenizer: &Tokenizer, ids: usize, path: &Path) -> Result<()> {
+    pieces.texts.truncate(ids);
+    pieces.scores.truncate(ids);
+    pieces.types.truncate(ids);
+    for id in 0..ids {
+        let found =
+            u32::try_from(id).ok().and_then(|id| Some((tokenizer.piece(id)?, tokenizer.is_control(id))));
+        let known = pieces.texts.get(id).cloned();
+        match (known, found) {
+            (Some(known), Some((text, control))) => {
+                let kind = &mut pieces.types[id];
+                if control {
+                    *kind = CONTROL;
+                }
+                if known != text && !matches!(*kind, UNKNOWN | CONTROL | USER_DEFINED) {
+                    let reason = format!("piece {id}: expected {known:?}, found {text:?} in the tokenizer");
+                    return Err(Error::Tokenizer { path: path.to_path_buf(), reason });
+                }
+                pieces.texts[id] = text.to_owned();
             }
-            (Some(_), _) => {}
+            (Some(_), None) => {}
             (None, found) => {
-                pieces.types.push(match found {
-                    Some(_) if tokenizer.is_control(id) => CONTROL,
-                    Some(_) => USER_DEFINED,
-                    None => UNUSED,
-                });
-                pieces.texts.push(found.map_or_else(|| format!("[PAD{id}]"), str::to_owned));
+                let (text, kind) = match found {
+                    Some((text, true)) => (text.to_owned(), CONTROL),
+                    Some((text, false)) => (text.to_owned(), USER_DEFINED),
+                    None => (format!("[PAD{id}]"), UNUSED),
+                };
+                pieces.texts.push(text);
                 pieces.scores.push(NEVER_MERGED);
+                pieces.types.push(kind);
             }
         }
     }
+    let of_model = |id: u32| Some(id).filter(|&id| (id as usize) < ids);
+    pieces.unk = tokenizer.unk().and_then(of_model);
+    (pieces.bos, pieces.eos) = (of_model(tokenizer.bos()), of_model(tokenizer.eos()));
+    let around = tokenizer.encode_prompt("")?;
+    pieces.add_bos = Some(around.first() == Some(&tokenizer.bos()));
+    pieces.add_eos = Some(around.last() == Some(&tokenizer.eos()));
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod importances;
 mod sources;
 mod there_and_back;
+mod tokenizers;
 mod trouble;
 mod types;
 

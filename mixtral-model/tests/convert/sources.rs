@@ -10,12 +10,12 @@ use serde_json::json;
 
 use crate::{Conversion, fixtures, logits, model, recipe, tensors, to_directory, to_gguf};
 
-type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
+pub(crate) type Tensors = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
 
-fn save(dir: &Path, tensors: &Tensors) {
+pub(crate) fn save(dir: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, (format, shape, bytes))| {
-        assert_eq!(format, "f32");
-        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap())
+        let dtype = if format == "bf16" { Dtype::BF16 } else { Dtype::F32 };
+        (name, TensorView::new(dtype, shape.clone(), bytes).unwrap())
     });
     fs::write(dir.join("model.safetensors"), serialize(views, None).unwrap()).unwrap();
 }
