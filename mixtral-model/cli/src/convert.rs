@@ -1,22 +1,31 @@
 //! `mixtral convert` and `mixtral quantize`.
 
+use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use mixtral_model::Error;
-use mixtral_model::convert::{Conversion, Importance, Plan, Recipe};
+use mixtral_model::convert::{Calibration, Conversion, Importance, Plan, Recipe};
+use mixtral_model::{Error, Source};
 
 use crate::args::{Common, Convert, Quantize};
 use crate::failure::{Failure, Result, warn};
+use crate::input;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::progress::Bar;
+use crate::summary::aside;
+
+/// Tokens that are read together when importances are measured.
+const WINDOW: usize = 512;
 
 pub(crate) fn quantise(common: &Common, args: &Quantize, interrupt: &Interrupt) -> Result<()> {
     let source = common.source()?;
     let mut conversion = Conversion::new(&source, common.access(), Recipe::new(args.dtype.clone()))?;
     if let Some(path) = &args.imatrix {
         conversion = conversion.with_importance(Importance::read(path)?)?;
+    } else if let Some(path) = &args.calibrate {
+        let importance = measure(common, &source, &conversion, path, interrupt)?;
+        conversion = conversion.with_importance(importance)?;
     }
     write(&conversion.gguf()?, &args.out, args.json, interrupt)
 }
@@ -28,6 +37,43 @@ pub(crate) fn convert(common: &Common, args: &Convert, interrupt: &Interrupt) ->
     let is_gguf = args.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let plan = if is_gguf { conversion.gguf()? } else { conversion.directory()? };
     write(&plan, &args.out, args.json, interrupt)
+}
+
+/// Measures importances on a text, and says how many tokens each expert saw.
+fn measure(
+    common: &Common,
+    source: &Source,
+    conversion: &Conversion<'_>,
+    path: &Path,
+    interrupt: &Interrupt,
+) -> Result<Importance> {
+    let config = source.config()?;
+    let ids = source.tokenizer()?.for_model(config.vocab_size)?.encode_prompt(&input::file(path)?)?;
+    let context = common.context.map_or(config.max_positions, NonZeroUsize::get);
+    let text = Calibration {
+        ids: &ids,
+        window: WINDOW.min(context),
+        backend: common.backend.unwrap_or_default(),
+        name: path,
+    };
+    let mut bar = Bar::new(ids.len() as u64, format!("reading {} tokens", ids.len()));
+    let progress = |tokens: usize| {
+        bar.set(tokens as u64);
+        if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let measured = interrupt.during(|| Importance::measure(conversion, text, progress));
+    drop(bar);
+    let importance = match measured {
+        Err(Error::Stopped) => return Err(Failure::Interrupted),
+        other => other?,
+    };
+    aside(&format!("measured on {} tokens; how many came to each expert:", ids.len()));
+    for layer in 0..config.layers {
+        let tokens = importance.tokens_of_experts(layer, &config).unwrap_or_default();
+        let tokens: Vec<_> = tokens.iter().map(u64::to_string).collect();
+        aside(&format!("layer {layer}: {}", tokens.join(" ")));
+    }
+    Ok(importance)
 }
 
 /// Writes it, with a bar, and says what was written.

@@ -8,24 +8,26 @@ use moe_kernels::{Dtype, WeightFormat};
 use crate::checkpoint::{TensorView, tensor_error};
 use crate::gguf::Header;
 use crate::layout::Layout;
-use crate::manifest::{Kind, LayerPart, Manifest, TensorKey};
+use crate::manifest::{ExpertMatrix, Kind, LayerPart, Manifest, TensorKey, TensorSpec};
 use crate::{Access, Checkpoint, Config, ExpertStorage, Result};
 
 /// The mean square of what each column of a matrix is multiplied with, of each expert by itself: what
 /// [`quantise_row`](moe_kernels::BlockType::quantise_row) weighs errors with.
 #[derive(Clone, Debug)]
 pub struct Importance {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// By llama.cpp's names of tensors, in its present layout.
-    tensors: HashMap<String, OfTensor>,
+    pub(super) tensors: HashMap<String, OfTensor>,
 }
 
 /// Of each expert, or of the one matrix that a tensor is.
 #[derive(Clone, Debug)]
-struct OfTensor {
-    columns: usize,
+pub(super) struct OfTensor {
+    pub(super) columns: usize,
     /// `None` where no token came by.
-    means: Vec<Option<Vec<f32>>>,
+    pub(super) means: Vec<Option<Vec<f32>>>,
+    /// How many tokens did.
+    pub(super) tokens: Vec<f32>,
 }
 
 const SUMS: &str = ".in_sum2";
@@ -64,10 +66,21 @@ impl Importance {
         (self.path.display().to_string(), self.tensors.len() as u32)
     }
 
-    /// The importances of a tensor's columns, if they are known.
+    /// The importances of the columns of a tensor of a model of this config, if they are known.
+    pub fn columns(&self, spec: &TensorSpec, config: &Config) -> Option<&[f32]> {
+        self.of(spec.key, &spec.shape, config)
+    }
+
     pub(super) fn of(&self, key: TensorKey, shape: &[usize], config: &Config) -> Option<&[f32]> {
         let (name, expert) = place(key, shape, config);
         self.tensors.get(&name)?.means.get(expert)?.as_deref()
+    }
+
+    /// How many tokens came by at each expert of a layer; `None` if that is not known.
+    pub fn tokens_of_experts(&self, layer: usize, config: &Config) -> Option<Vec<u64>> {
+        let spec = Manifest::new(config).layer(layer).expert(0, ExpertMatrix::W1);
+        let (name, _) = place(spec.key, &spec.shape, config);
+        Some(self.tensors.get(&name)?.tokens.iter().map(|&tokens| tokens as u64).collect())
     }
 
     /// Checks that these are of a model of this config; what a user should know of what they lack.
@@ -133,7 +146,8 @@ impl OfTensor {
         let mean = |(sums, &tokens): (&[f32], &f32)| {
             (tokens > 0.0).then(|| sums.iter().map(|sum| sum / tokens).collect())
         };
-        Ok(Self { columns, means: sums_of.chunks_exact(columns.max(1)).zip(&tokens_of).map(mean).collect() })
+        let means = sums_of.chunks_exact(columns.max(1)).zip(&tokens_of).map(mean).collect();
+        Ok(Self { columns, means, tokens: tokens_of })
     }
 }
 
@@ -142,7 +156,7 @@ fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
 }
 
 /// llama.cpp's name of the tensor that has the importances, and which expert of it.
-fn place(key: TensorKey, shape: &[usize], config: &Config) -> (String, usize) {
+pub(super) fn place(key: TensorKey, shape: &[usize], config: &Config) -> (String, usize) {
     let expert = match key {
         TensorKey::Layer { part: LayerPart::Expert { expert, .. }, .. } => expert,
         _ => 0,

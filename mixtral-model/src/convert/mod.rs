@@ -19,6 +19,7 @@
 //! # }
 //! ```
 
+mod calibrate;
 mod describe;
 mod hub;
 mod importance;
@@ -32,6 +33,7 @@ mod vocabulary;
 
 use moe_kernels::{Dtype, WeightFormat, WeightMatrix};
 
+pub use calibrate::Calibration;
 pub use importance::Importance;
 pub use mix::Mix;
 pub use plan::Plan;

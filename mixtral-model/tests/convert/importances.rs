@@ -1,9 +1,11 @@
 //! Importances of columns.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
-use mixtral_model::convert::{Conversion, Importance};
-use mixtral_model::{Access, Source};
+use mixtral_model::convert::{Calibration, Conversion, Importance};
+use mixtral_model::{Access, Error, ExpertMatrix, Manifest, Source, TensorSpec};
+use moe_kernels::{Backend, WeightMatrix};
 
 use crate::{demo, fixtures, recipe, tensors, write};
 
@@ -98,7 +100,7 @@ fn columns_that_count_more_are_closer() {
     let source = Source::find(&demo()).unwrap();
     let file = dir.path().join("m.gguf");
     let config = source.config().unwrap();
-    let spec = mixtral_model::Manifest::new(&config).layer(2).expert(5, mixtral_model::ExpertMatrix::W1);
+    let spec = Manifest::new(&config).layer(2).expert(5, ExpertMatrix::W1);
     let wide = |source: &Source| {
         let checkpoint = source.checkpoint(Access::Map).unwrap();
         let matrix = checkpoint.matrix(&checkpoint.place(&spec, &config).unwrap()).unwrap();
@@ -154,4 +156,104 @@ fn what_are_no_importances() {
     assert!(
         Importance::read(&fixtures().join("gguf/Q8_0.gguf")).unwrap_err().to_string().contains("imatrix")
     );
+}
+
+/// Where something was measured, it is what Transformers' own inputs of the layer's experts say.
+#[test]
+fn measured_are_the_mean_squares_of_inputs() {
+    let dir = fixtures().join("models/f32-single");
+    let goldens = std::fs::read(dir.join("goldens.safetensors")).unwrap();
+    let goldens = safetensors::SafeTensors::deserialize(&goldens).unwrap();
+    let words = |name: &str| goldens.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
+    let ids: Vec<u32> = words("input_ids").into_iter().map(u32::from_le_bytes).collect();
+    let source = Source::find(&dir).unwrap();
+    let config = source.config().unwrap();
+    let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
+    let text =
+        Calibration { ids: &ids, window: ids.len(), backend: Backend::best(), name: Path::new("text") };
+    let mut told = Vec::new();
+    let importance = Importance::measure(&conversion, text, |tokens| {
+        told.push(tokens);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(told.last(), Some(&ids.len()));
+
+    let width = config.hidden_size;
+    let x: Vec<f64> = words("moe_in.0").into_iter().map(|word| f64::from(f32::from_le_bytes(word))).collect();
+    let chosen: Vec<u32> = words("experts.0").into_iter().map(u32::from_le_bytes).collect();
+    let chosen: Vec<_> = chosen.chunks(config.experts_per_token).collect();
+    let tokens = importance.tokens_of_experts(0, &config).unwrap();
+    let layer = Manifest::new(&config).layer(0);
+    let checkpoint = source.checkpoint(Access::Map).unwrap();
+    let matrix = |spec| checkpoint.matrix(&checkpoint.place(&spec, &config).unwrap()).unwrap();
+    let times = |matrix: &WeightMatrix, x: &[f64]| -> Vec<f64> {
+        let mut row = vec![0.0; matrix.columns()];
+        let mut product = |n| {
+            matrix.widen_row(n, &mut row);
+            row.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()
+        };
+        (0..matrix.rows()).map(&mut product).collect()
+    };
+    for expert in 0..config.experts {
+        let came: Vec<&[f64]> = (0..ids.len())
+            .filter(|&t| chosen[t].contains(&(expert as u32)))
+            .map(|t| &x[t * width..(t + 1) * width])
+            .collect();
+        assert_eq!(tokens[expert], came.len() as u64);
+        let [w1, w2, w3] = ExpertMatrix::ALL.map(|m| layer.expert(expert, m));
+        let near = |spec: &TensorSpec, inputs: &[Vec<f64>]| {
+            let found = importance.columns(spec, &config);
+            assert_eq!(found.is_some(), !inputs.is_empty(), "{}", spec.key);
+            for (column, found) in found.unwrap_or_default().iter().enumerate() {
+                let mean = inputs.iter().map(|x| x[column].powi(2)).sum::<f64>() / inputs.len() as f64;
+                assert!((f64::from(*found) - mean).abs() < 1e-4 * mean + 1e-9, "{} {found} {mean}", spec.key);
+            }
+        };
+        let inputs: Vec<Vec<f64>> = came.iter().map(|x| x.to_vec()).collect();
+        near(&w1, &inputs);
+        near(&w3, &inputs);
+        let (gate, up) = (matrix(w1), matrix(w3));
+        let hidden = inputs.iter().map(|x| {
+            let silu = times(&gate, x).into_iter().map(|g| g / (1.0 + (-g).exp()));
+            silu.zip(times(&up, x)).map(|(gate, up)| gate * up).collect()
+        });
+        near(&w2, &hidden.collect::<Vec<_>>());
+    }
+    // The first layer's queries see the embedding's norm.
+    let norm = matrix(layer.input_norm());
+    let (embedding, mut weight) = (matrix(Manifest::new(&config).embedding()), vec![0.0; width]);
+    norm.widen_row(0, &mut weight);
+    let mut mean = vec![0.0; width];
+    for &id in &ids {
+        let mut row = vec![0.0; width];
+        embedding.widen_row(id as usize, &mut row);
+        let square = row.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / width as f64;
+        let scale = 1.0 / (square + f64::from(config.rms_norm_eps)).sqrt();
+        for column in 0..width {
+            let value = f64::from(row[column]) * scale * f64::from(weight[column]);
+            mean[column] += value.powi(2) / ids.len() as f64;
+        }
+    }
+    let found = importance.columns(&layer.q_proj(), &config).unwrap();
+    for (found, mean) in found.iter().zip(mean) {
+        assert!((f64::from(*found) - mean).abs() < 1e-4 * mean + 1e-9, "{found} {mean}");
+    }
+    assert!(importance.columns(&layer.o_proj(), &config).is_none());
+}
+
+#[test]
+fn measuring_can_be_ended_and_has_limits() {
+    let source = Source::find(&demo()).unwrap();
+    let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
+    let text = Calibration { ids: &[1, 2, 3], window: 2, backend: Backend::best(), name: Path::new("text") };
+    let go_on = |_| ControlFlow::Continue(());
+    let measure = |text| Importance::measure(&conversion, text, go_on).map(|_| ());
+    measure(text).unwrap();
+    let stopped = Importance::measure(&conversion, text, |_| ControlFlow::Break(()));
+    assert!(matches!(stopped, Err(Error::Stopped)));
+    assert!(matches!(measure(Calibration { window: 0, ..text }), Err(Error::Setting { .. })));
+    assert!(matches!(measure(Calibration { window: 4097, ..text }), Err(Error::Setting { .. })));
+    assert!(matches!(measure(Calibration { ids: &[], ..text }), Err(Error::TextTooShort { .. })));
+    assert!(matches!(measure(Calibration { ids: &[2048], ..text }), Err(Error::TokenOutOfRange { .. })));
 }

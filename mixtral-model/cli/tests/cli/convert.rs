@@ -103,6 +103,31 @@ fn what_is_refused() {
 }
 
 #[test]
+fn importances_measured_on_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let [words, alike, weighted] =
+        ["words.txt", "alike.gguf", "weighted.gguf"].map(|name| dir.path().join(name));
+    let heldout = std::fs::read_to_string(demo().join("heldout.txt")).unwrap();
+    std::fs::write(&words, &heldout[..6000]).unwrap();
+    output("quantize --dtype q4_0 --out {}", &[text(&alike)]);
+    let values = [text(&words), text(&weighted)];
+    let said = run("quantize --dtype q4_0 --calibrate {} --out {}", &values);
+    assert_eq!(said.status, Some(0), "{}", said.err);
+    let layers: Vec<_> = said.err.lines().filter(|line| line.contains("layer ")).collect();
+    let counts = said.err.lines().find(|line| line.contains("measured on ")).unwrap();
+    let tokens: u64 = counts.split(' ').find_map(|word| word.parse().ok()).unwrap();
+    let of_layer = |line: &&str| -> u64 {
+        let (_, counts) = line.split_once(": ").unwrap();
+        counts.split(' ').map(|count| count.trim_end_matches("\u{1b}[0m").parse::<u64>().unwrap()).sum()
+    };
+    let sums: Vec<_> = layers.iter().filter(|line| line.starts_with("layer")).map(of_layer).collect();
+    assert_eq!(sums, [2 * tokens; 4], "{}", said.err);
+    assert!(said.err.contains("for 4 matrices there are no importances"), "{}", said.err);
+    let [alike, weighted] = [alike, weighted].map(|path| std::fs::read(path).unwrap());
+    assert_ne!(alike, weighted);
+}
+
+#[test]
 fn the_help_has_every_type() {
     let help = output("help quantize", &[]);
     assert!(help.lines().all(|line| line.len() <= 100), "{help}");
