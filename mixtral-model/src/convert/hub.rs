@@ -8,10 +8,10 @@ use moe_kernels::{Dtype, WeightFormat};
 use serde_json::{Value, json};
 
 use super::Conversion;
-use crate::gguf::{Metadata, Value as Field};
+use crate::gguf::Metadata;
 use crate::input::json_object;
 use crate::save::replace;
-use crate::{Config, Error, Result, RopeScaling};
+use crate::{Config, Error, Result, RopeScaling, Template};
 
 /// Files that are taken over as they are.
 const COPIED: [&str; 8] = [
@@ -24,6 +24,9 @@ const COPIED: [&str; 8] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+
+/// The folder of chat templates for special purposes.
+const TEMPLATES: &str = "additional_chat_templates/";
 
 /// A file beside the weights: its name and contents.
 pub(super) type Beside = (String, Vec<u8>);
@@ -48,9 +51,13 @@ pub(super) fn files(
     for name in COPIED {
         files.extend(source.file(name)?.map(|(_, bytes)| (name.to_owned(), bytes)));
     }
+    let templates = source.chat_evidence()?.templates;
+    for template in templates.iter().filter(|template| template.origin.starts_with(TEMPLATES)) {
+        files.push((template.origin.clone(), template.text.clone().into_bytes()));
+    }
     match source.metadata() {
         Some(metadata) if metadata.get("tokenizer.ggml.tokens").is_some() => {
-            files.extend(tokenizer(metadata)?)
+            files.extend(tokenizer(metadata, &templates)?)
         }
         _ if files.iter().any(|(name, _)| name.starts_with("tokenizer.")) => {}
         _ => warnings.push("the model has no tokenizer: the directory has none either".to_owned()),
@@ -139,7 +146,7 @@ fn of_scaling(scaling: RopeScaling) -> Value {
 }
 
 /// The tokenizer's files from the metadata of a GGUF file.
-fn tokenizer(metadata: &Metadata) -> Result<Vec<Beside>> {
+fn tokenizer(metadata: &Metadata, templates: &[Template]) -> Result<Vec<Beside>> {
     let pieces = metadata.pieces()?;
     let piece = |id: Option<u32>, usual: u32| pieces.texts.get(id.unwrap_or(usual) as usize).cloned();
     let mut config = json!({
@@ -151,8 +158,13 @@ fn tokenizer(metadata: &Metadata) -> Result<Vec<Beside>> {
         "add_eos_token": pieces.add_eos.unwrap_or(false),
         "add_prefix_space": pieces.space_in_front,
     });
-    if let Some(Field::Text(template)) = metadata.get("tokenizer.chat_template") {
-        config["chat_template"] = template.as_str().into();
+    match &templates[..] {
+        [] => {}
+        [only] if only.name == "default" => config["chat_template"] = only.text.as_str().into(),
+        several => {
+            let template = |template: &Template| json!({ "name": template.name, "template": template.text });
+            config["chat_template"] = several.iter().map(template).collect();
+        }
     }
     Ok(vec![
         ("tokenizer.model".to_owned(), pieces.to_sentencepiece()),
@@ -200,6 +212,9 @@ pub(super) fn replace_directory<T>(dir: &Path, fill: impl FnOnce(&Path) -> Resul
 pub(super) fn write_beside(dir: &Path, files: &[Beside]) -> Result<()> {
     for (name, bytes) in files {
         let path = dir.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.to_path_buf(), source })?;
+        }
         replace(&path, |out| {
             io::Write::write_all(out, bytes).map_err(|source| Error::Io { path: path.clone(), source })
         })?;

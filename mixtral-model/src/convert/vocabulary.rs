@@ -1,6 +1,6 @@
 //! The keys of a GGUF file that a tokenizer becomes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::gguf::Field;
 use crate::{Config, Error, Result, SentencePieces, Source, Tokenizer};
@@ -88,19 +88,48 @@ pub(super) fn fields(
 
 /// The pieces of the source's tokenizer, one for every id of the model.
 fn pieces(source: &Source, config: &Config, warnings: &mut Vec<String>) -> Result<Option<SentencePieces>> {
-    let Some((path, bytes)) = source.file("tokenizer.model")? else {
-        let Some((path, _)) = source.file("tokenizer.json")? else {
-            warnings.push("the model has no tokenizer: the file has none either".to_owned());
-            return Ok(None);
-        };
-        let reason = "expected tokenizer.model beside it: a GGUF file has a score for each piece, which this file lacks";
-        return Err(Error::Tokenizer { path, reason: reason.to_owned() });
-    };
-    let mut pieces = SentencePieces::from_sentencepiece(&bytes, &path)?;
+    let (model, json) = (source.file("tokenizer.model")?, source.file("tokenizer.json")?);
+    if model.is_none() && json.is_none() {
+        warnings.push("the model has no tokenizer: the file has none either".to_owned());
+        return Ok(None);
+    }
     let tokenizer = source.tokenizer()?.for_model(config.vocab_size)?;
     warnings.extend_from_slice(tokenizer.warnings());
+    let (mut pieces, path) = match model {
+        Some((path, bytes)) => (SentencePieces::from_sentencepiece(&bytes, &path)?, path),
+        None => {
+            warnings.push(
+                "the scores of pieces are made from the order of merges, for want of tokenizer.model"
+                    .to_owned(),
+            );
+            (tokenizer.spell()?, json.map_or_else(PathBuf::new, |(path, _)| path))
+        }
+    };
     fit(&mut pieces, &tokenizer, config.vocab_size, &path)?;
+    let written = Tokenizer::from_pieces(pieces.clone(), &path)?;
+    if let Some(text) = first_difference(&tokenizer, &written) {
+        warnings.push(format!("a GGUF file cannot say all of this tokenizer: {text:?} is encoded otherwise"));
+    }
     Ok(Some(pieces))
+}
+
+/// Of some texts that show what tokenizers differ in, the first that two encode differently.
+fn first_difference(one: &Tokenizer, other: &Tokenizer) -> Option<String> {
+    let special = (0..one.vocab_size() as u32).rev().filter(|&id| one.is_control(id)).take(8);
+    let around =
+        special.filter_map(|id| one.piece(id)).map(|token| format!("Hello {token}you {token} there"));
+    let plain = [
+        "Hello, world",
+        "  two  spaces ",
+        "a\n\n\tb",
+        "3.14 = 2\u{b2}",
+        "caf\u{e9} \u{65e5}\u{672c} \u{1f600}",
+    ];
+    let differ = |text: &String| {
+        let [ids, others] = [one, other].map(|tokenizer| tokenizer.encode_prompt(text).ok());
+        ids != others || one.encode_ordinary(text) != other.encode_ordinary(text)
+    };
+    plain.map(str::to_owned).into_iter().chain(around).find(differ)
 }
 
 /// Makes of the pieces of a sentencepiece model those of the tokenizer that it is part of, which other files beside it have added

@@ -71,6 +71,11 @@ impl Bpe {
         Self { characters, merges, unused, fuse_unknown, ignore_merges }
     }
 
+    /// What each pair of neighbours becomes, where that is all there is to encoding.
+    pub(super) fn merges(&self) -> Option<&Merges> {
+        (!self.ignore_merges).then_some(&self.merges)
+    }
+
     /// Appends the pieces of `text` to `out`.
     ///
     /// The text is taken as it is: a space is not turned into `▁`, and no text is special.

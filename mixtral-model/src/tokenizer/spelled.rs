@@ -1,9 +1,11 @@
 //! A sentencepiece model, spelled out piece by piece, and back.
 
+use std::collections::HashMap;
 use std::path::Path;
 
-use super::vocabulary::parse_byte;
-use super::{SentencePieces, sentencepiece, unusable};
+use super::bpe::{Merge, Merges};
+use super::vocabulary::{Kind, parse_byte};
+use super::{Reason, SentencePieces, Tokenizer, sentencepiece, unusable};
 use crate::Result;
 
 impl SentencePieces {
@@ -65,6 +67,64 @@ impl SentencePieces {
         }
         put_bytes(&mut model, 3, &normalizer);
         model
+    }
+}
+
+impl Tokenizer {
+    /// The pieces of this tokenizer with scores that say what its merges do. Pieces that no merge makes have the least; ids without
+    /// a piece have one that stands for nothing.
+    ///
+    /// Of two ways to merge one piece, scores prefer the first in the text, where merges have an order of their own. Tokenizers that
+    /// were converted from sentencepiece's took theirs from scores.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tokenizer`](crate::Error::Tokenizer) for byte-level BPE, and for merges that are not those of scores: some but not all
+    /// that make a piece, or those of two pieces mixed.
+    pub(crate) fn spell(&self) -> Result<SentencePieces> {
+        self.scored().map_err(|reason| unusable(&self.path, reason))
+    }
+
+    fn scored(&self) -> Reason<SentencePieces> {
+        let expected = "expected merges that scores can stand for, as a GGUF file has them";
+        let Some(merges) = self.bpe.merges().filter(|_| !self.is_byte_level()) else {
+            return Err(format!("{expected}, found byte-level BPE, or pieces that are not merged"));
+        };
+        // Of each piece, the ranks of the first and the last merge that makes it.
+        let mut ranks: HashMap<u32, (u32, u32)> = HashMap::new();
+        for merge in merges.values() {
+            let (first, last) = ranks.entry(merge.piece).or_insert((merge.rank, merge.rank));
+            (*first, *last) = (merge.rank.min(*first), merge.rank.max(*last));
+        }
+        let mut order: Vec<_> = ranks.into_iter().map(|(id, (first, last))| (first, last, id)).collect();
+        order.sort_unstable();
+        if let Some(pair) = order.windows(2).find(|pair| pair[0].1 >= pair[1].0) {
+            let [a, b] = [pair[0].2, pair[1].2].map(|id| self.spelled(id));
+            return Err(format!("{expected}, found merges of {a} and {b} in one another"));
+        }
+        let end = self.vocab_size();
+        let mut pieces = SentencePieces::new(Vec::with_capacity(end), vec![-(order.len() as f32); end]);
+        for id in 0..end as u32 {
+            let piece = self.vocabulary.get(id);
+            pieces.texts.push(piece.map_or_else(|| format!("[PAD{id}]"), |piece| piece.text.to_string()));
+            pieces.types.push(piece.map_or(Kind::Unused, |piece| piece.kind).number());
+        }
+        for (place, (.., id)) in order.iter().enumerate() {
+            pieces.scores[*id as usize] = -(place as f32);
+        }
+        (pieces.unk, pieces.bos, pieces.eos) = (self.unk(), Some(self.bos()), Some(self.eos()));
+        pieces.space_in_front = self.space_in_front;
+        let found = pieces.draft()?.merges;
+        let differ = |(pair, merge): (&(u32, u32), &Merge), other: &Merges| {
+            (other.get(pair).map(|other| other.piece) != Some(merge.piece)).then_some(merge.piece)
+        };
+        let missing = merges.iter().filter_map(|merge| differ(merge, &found));
+        match missing.chain(found.iter().filter_map(|merge| differ(merge, merges))).min() {
+            Some(id) => {
+                Err(format!("{expected}, found other merges of {} than its text allows", self.spelled(id)))
+            }
+            None => Ok(pieces),
+        }
     }
 }
 

@@ -107,15 +107,3 @@ fn what_cannot_be_a_directory() {
     assert!(matches!(refused, Err(Error::Checkpoint { .. })));
     assert_eq!(names(dir.path()), ["there"]);
 }
-
-#[test]
-fn a_tokenizer_without_scores() {
-    let dir = tempfile::tempdir().unwrap();
-    let copy = copy_of_the_demo(dir.path());
-    fs::remove_file(copy.join("tokenizer.model")).unwrap();
-    fs::copy(demo().join("tokenizer.json"), copy.join("tokenizer.json")).unwrap();
-    let source = Source::find(&copy).unwrap();
-    let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
-    let refused = conversion.gguf().map(|_| ()).unwrap_err().to_string();
-    assert!(refused.contains("tokenizer.json: expected tokenizer.model beside it"), "{refused}");
-}
