@@ -158,7 +158,7 @@ fn tokenizer(metadata: &Metadata, templates: &[Template]) -> Result<Vec<Beside>>
         "add_eos_token": pieces.add_eos.unwrap_or(false),
         "add_prefix_space": pieces.space_in_front,
     });
-    match &templates[..] {
+    match templates {
         [] => {}
         [only] if only.name == "default" => config["chat_template"] = only.text.as_str().into(),
         several => {
