@@ -15,7 +15,6 @@ import numpy as np
 import layer_files
 import model_files
 import model_report
-import random_gguf
 from model_files import Geometry
 from rounds import Contestant, Failure, Round, Watch, machine, quiet_rounds, say
 
@@ -23,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", HERE / "target"))
 # Ours, by the type to which it rounds activations. The first is always there: it measures the machine's limits, and logits
 # are compared with its own.
-OURS = {"ours": "f32", "ours-bf16-activations": "bf16", "ours-int8-activations": "int8"}
+OURS = {"ours": "f32", "ours-bf16-activations": "bf16"}
 # Least correlation of logits with those of exact products that is let pass, by the type that weights or activations have.
 # A token of which a rounding changes an expert has quite other logits, and there are some in every prompt.
 CORRELATION = {"f32": 0.9999, "f16": 0.99, "bf16": 0.99}
@@ -38,9 +37,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
     option("--types", type=several, default="bf16", help=f"llama.cpp's types of weights, of {', '.join(types)}; ours are bf16")
-    option("--ours", type=several, default="ours-bf16-activations", help=f"beside ours, of {', '.join(list(OURS)[1:])}")
-    option("--file", choices=model_files.QUANTISED, help="give ours llama.cpp's file of this type, in place of bf16 weights")
-    option("--random", action="store_true", help="write a file of Q4_K_M with random quants and give it to all")
+    option("--ours", type=several, default=",".join(list(OURS)[1:]), help=f"beside ours, of {', '.join(list(OURS)[1:])}")
     option("--prompt", type=int, default=512, help="tokens of the prompt")
     option("--decode", type=int, default=32, help="tokens after it, read one at a time")
     option("--layers", type=int, default=2, help="layers")
@@ -55,20 +52,13 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def gguf_file(directory: Path, type: str, args: argparse.Namespace) -> Path:
-    if args.random:
-        return directory / "random.gguf"
-    return model_files.write_gguf(directory, type)
-
-
 def start_ours(name: str, directory: Path, args: argparse.Namespace) -> Contestant:
-    source = gguf_file(directory, args.file, args) if args.file else directory
-    command = [TARGET / "release/ours_model", source, directory / "ids", str(args.prompt), OURS[name]]
+    command = [TARGET / "release/ours_model", directory, directory / "ids", str(args.prompt), OURS[name]]
     return Contestant(name, command, directory / f"{name}.log", args.threads)
 
 
 def start_llama_cpp(type: str, directory: Path, args: argparse.Namespace) -> Contestant:
-    path = gguf_file(directory, type, args)
+    path = model_files.write_gguf(directory, type)
     command = [sys.executable, HERE / "llama_cpp_model.py", path, directory / "ids", str(args.prompt), str(args.threads)]
     return Contestant(f"llama.cpp {type}", command, directory / f"llama.cpp-{type}.log", args.threads)
 
@@ -101,14 +91,9 @@ def compare(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
     """Who took part, how far their logits agree, and the samples."""
     directory = args.data / f"{geometry.layers}x{geometry.dim}x{geometry.hidden}x{geometry.experts}"
     say(f"{directory.name}: weights")
-    if args.random:
-        directory.mkdir(parents=True, exist_ok=True)
-        if not gguf_file(directory, "", args).exists():
-            random_gguf.write(gguf_file(directory, "", args), geometry)
-    else:
-        model_files.write_model(directory, geometry)
+    model_files.write_model(directory, geometry)
     model_files.write_ids(directory / "ids", args.prompt + args.decode)
-    kept = None if args.random else layer_files.keep_in_memory(directory / "model.safetensors")
+    kept = layer_files.keep_in_memory(directory / "model.safetensors")
 
     contestants = [start_ours("ours", directory, args)]
     left_out: dict[str, str] = {}
@@ -130,8 +115,7 @@ def compare(geometry: Geometry, args: argparse.Namespace) -> dict[str, Any]:
     rounds = quiet_rounds(lambda before: play(len(before), contestants, args), args.rounds, args.seconds)
     for contestant in contestants:
         contestant.end()
-    if kept:
-        kept.close()
+    kept.close()
     return {
         "contestants": {c.name: c.description for c in contestants},
         "left_out": left_out,
@@ -161,8 +145,6 @@ def play(turn: int, contestants: list[Contestant], args: argparse.Namespace) -> 
 
 def main() -> None:
     args = arguments()
-    if args.random:
-        args.types, args.file = ["Q4_K_M"], "Q4_K_M"
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     geometry = Geometry(args.layers, args.dim, args.hidden, args.experts, args.chosen)
     results = {
