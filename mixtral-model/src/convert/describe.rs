@@ -10,14 +10,21 @@ use crate::{Config, Error, Result, RopeScaling};
 /// Version of ggml's block types.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// Whether a key of a GGUF file tells of the file itself: a copy has its own.
-fn is_of_the_file(key: &str) -> bool {
-    matches!(key, "general.alignment" | "general.file_type" | "general.quantization_version")
-        || key.starts_with("split.")
-}
+const QUANTIZATION_VERSION_KEY: &str = "general.quantization_version";
+const FILE_TYPE_KEY: &str = "general.file_type";
 
 /// What the keys begin with that tell which importances weights were quantised with.
 const IMPORTANCES: &str = "quantize.imatrix.";
+
+/// Whether a key of a GGUF file tells how its tensors lie in it.
+fn is_of_the_file(key: &str) -> bool {
+    key == "general.alignment" || key.starts_with("split.")
+}
+
+/// Whether a key tells of the types of its tensors.
+fn is_of_types(key: &str) -> bool {
+    key == QUANTIZATION_VERSION_KEY || key == FILE_TYPE_KEY || key.starts_with(IMPORTANCES)
+}
 
 /// All keys. What a GGUF file says of its model is copied as it stands.
 pub(super) fn fields(
@@ -28,8 +35,8 @@ pub(super) fn fields(
     let Conversion { source, config, recipe, importance, .. } = conversion;
     let mut fields = match source.metadata() {
         Some(metadata) => {
-            let requantised = *recipe != super::Recipe::default();
-            metadata.verbatim(|key| !(is_of_the_file(key) || requantised && key.starts_with(IMPORTANCES)))?
+            let kept = *recipe == super::Recipe::default();
+            metadata.verbatim(|key| !is_of_the_file(key) && (kept || !is_of_types(key)))?
         }
         None => {
             let mut fields = of_config(config, &source.short_name(), warnings)?;
@@ -50,8 +57,11 @@ pub(super) fn fields(
         fields.push((format!("{IMPORTANCES}file"), Field::Text(file)));
         fields.push((format!("{IMPORTANCES}entries_count"), Field::U32(tensors)));
     }
-    fields.push(("general.quantization_version".to_owned(), Field::U32(QUANTIZATION_VERSION)));
-    fields.push(("general.file_type".to_owned(), Field::U32(file_type)));
+    for (key, number) in [(QUANTIZATION_VERSION_KEY, QUANTIZATION_VERSION), (FILE_TYPE_KEY, file_type)] {
+        if !fields.iter().any(|(there, _)| there == key) {
+            fields.push((key.to_owned(), Field::U32(number)));
+        }
+    }
     Ok(fields)
 }
 

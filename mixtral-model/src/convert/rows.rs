@@ -75,7 +75,8 @@ impl Rows<'_> {
                     || [vec![0.0; columns], vec![0.0; columns]],
                     |buffers, (row, to)| {
                         let from = (from, row_of(row));
-                        one(from, format, importance, to, buffers).map_err(|found| (first + row, found))
+                        let source = first + from.1;
+                        one(from, format, importance, to, buffers).map_err(|found| (source, found))
                     },
                 );
                 // In the order of rows, so that sums do not depend on threads.

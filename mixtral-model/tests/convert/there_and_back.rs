@@ -129,11 +129,17 @@ fn keys_are_copied_as_they_are() {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (fixtures().join("gguf/Q4_K_M.gguf"), dir.path().join("m.gguf"));
     to_gguf(&from, &[], &to);
-    // From the first key to the one that is the file's own, bytes are the same; so is the number of keys.
-    let [from, to] = [&from, &to].map(|path| fs::read(path).unwrap());
-    let end = from.windows(28).position(|bytes| bytes == b"general.quantization_version").unwrap();
-    assert!(end > 40_000);
-    assert_eq!(from[16..end], to[16..end]);
+    let (again, before) = (dir.path().join("again.gguf"), fs::read(&from).unwrap());
+    // From the number of keys to the end of the last, its type and number included.
+    let last = before.windows(17).position(|bytes| bytes == b"general.file_type").unwrap();
+    assert!(last > 40_000);
+    let keys = 16..last + 17 + 8;
+    assert_eq!(fs::read(&to).unwrap()[keys.clone()], before[keys.clone()]);
+    // Of other types, the file has another number.
+    to_gguf(&from, &["q8_0"], &again);
+    let after = fs::read(&again).unwrap();
+    assert_eq!(after[16..keys.end - 4], before[16..keys.end - 4]);
+    assert_eq!(after[keys.end - 4..keys.end], 7u32.to_le_bytes());
 }
 
 fn same_tokenizers(tokenizers: &[Tokenizer]) {
