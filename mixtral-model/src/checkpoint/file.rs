@@ -18,6 +18,7 @@ use crate::{Error, Result};
 pub(super) struct WeightFile {
     path: PathBuf,
     len: u64,
+    container: Container,
     /// Where the data begins.
     data: u64,
     source: Source,
@@ -57,7 +58,7 @@ impl WeightFile {
             }
             Access::Read => Source::File(Mutex::new(file)),
         };
-        Ok((Self { path, len, data, source }, entries))
+        Ok((Self { path, len, container, data, source }, entries))
     }
 
     /// The same from bytes in memory.
@@ -65,7 +66,7 @@ impl WeightFile {
         let len = bytes.len() as u64;
         let container = if bytes.starts_with(gguf::MAGIC) { Container::Gguf } else { Container::Safetensors };
         let Header { data, entries } = Header::read(&mut &*bytes, len, container, &path)?;
-        Ok((Self { path, len, data, source: Source::Shared(bytes) }, entries))
+        Ok((Self { path, len, container, data, source: Source::Shared(bytes) }, entries))
     }
 
     /// The data from `begin` to `end`, a range that the header's check has found to be inside the file.
@@ -87,6 +88,10 @@ impl WeightFile {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn container(&self) -> Container {
+        self.container
     }
 
     pub(super) fn len(&self) -> u64 {

@@ -32,7 +32,9 @@ pub(super) fn refuse<'a>(
             return error(plain, format!("{kind} ({})", brief(name)));
         }
     }
-    if let Some(name) = names.clone().find(|name| name.contains(".lora_A.")) {
+    if let Some(name) =
+        names.clone().find(|name| name.contains(".lora_A.") || name.contains("lora_embedding_A"))
+    {
         return error("a model", format!("a LoRA adapter ({}), which changes a model", brief(name)));
     }
     if layout.experts() != ExpertStorage::PerExpert

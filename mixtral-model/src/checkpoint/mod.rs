@@ -243,7 +243,10 @@ impl Checkpoint {
 
     fn finish(mut self) -> Result<Self> {
         let names = self.tensors.iter().map(|stored| &*stored.name);
-        self.layout = Layout::of(names.clone());
+        self.layout = match self.files.first().map(WeightFile::container) {
+            Some(Container::Gguf) => Layout::of_gguf(names.clone()),
+            _ => Layout::of(names.clone()),
+        };
         foreign::refuse(names, &self.layout, &self.root)?;
         Ok(self)
     }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use moe_kernels::{WeightFormat, WeightMatrix};
 
 use super::{Checkpoint, tensor_error};
-use crate::layout::RowOrder;
-use crate::manifest::{TensorKey, TensorSpec};
+use crate::layout::{ExpertStorage, RowOrder};
+use crate::manifest::{ExpertMatrix, LayerPart, TensorKey, TensorSpec};
 use crate::{Config, Result};
 
 /// Where a tensor of the model lies, so that it can be read from its file by whoever wants to.
@@ -56,6 +56,7 @@ impl Checkpoint {
                 slot.name = head;
             }
         }
+        self.refuse_transposed(spec, &slot.name, config)?;
         let stored = self.find(&slot.name, Some(&slot.shape))?;
         let file = &self.files[stored.file];
         let (rows, columns) = match spec.shape[..] {
@@ -81,6 +82,30 @@ impl Checkpoint {
             file: stored.file,
             begin,
         })
+    }
+
+    /// Refuses w2 of concatenated experts where each is, or may be, transposed: `[E · H, D]`, as in the files of December 2023.
+    fn refuse_transposed(&self, spec: &TensorSpec, name: &str, config: &Config) -> Result<()> {
+        let is_w2 = matches!(
+            spec.key,
+            TensorKey::Layer { part: LayerPart::Expert { matrix: ExpertMatrix::W2, .. }, .. }
+        );
+        if self.layout.experts() != ExpertStorage::Concatenated || !is_w2 {
+            return Ok(());
+        }
+        let transposed = [config.experts.saturating_mul(config.intermediate_size), config.hidden_size];
+        match self.entry(name) {
+            Some(entry) if entry.shape == transposed => {
+                let expected = format!(
+                    "w2 of each expert with rows of {}, which the conversion to the hub's layout gives them",
+                    config.intermediate_size
+                );
+                let found =
+                    format!("{transposed:?}: each transposed, as in the first files, or not to be told");
+                Err(tensor_error(entry.path, name, expected, found))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The bytes at a place of this checkpoint: a slice of the map, or read now.

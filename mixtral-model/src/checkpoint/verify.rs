@@ -7,8 +7,12 @@ use crate::layout::{ExpertStorage, Spelling};
 use crate::manifest::{Manifest, TensorKey};
 use crate::{Config, Result};
 
-/// What the tensors of GGUF files with a scaling of their own for each frequency begin with.
-const SCALED_ROPE: &str = "rope_";
+/// What the tensors of GGUF files with a scaling of their own for each frequency are called.
+const SCALED_ROPE: &str = "rope_f";
+
+/// Parts of the names of tensors that other models have beside the layers, and that change what is computed.
+const OTHER_TENSORS: [&str; 5] =
+    [SCALED_ROPE, "token_embd_norm.", "position_embd.", "embed_norm.", "embed_positions."];
 
 impl Checkpoint {
     /// Checks that every tensor that `config` implies is there, with its shape and an element type of weights, and
@@ -30,12 +34,21 @@ impl Checkpoint {
             used.insert(self.place(&spec, config)?.name);
         }
         let mut unused = Vec::new();
-        let (layers, head) = (self.layout.layers(), self.layout.name(TensorKey::Head));
-        let of_head = head.strip_suffix("weight").unwrap_or(&head);
+        let head = self.layout.name(TensorKey::Head);
+        // What these begin with is part of the model.
+        let stems = [TensorKey::Embedding, TensorKey::FinalNorm, TensorKey::Head].map(|key| {
+            let name = self.layout.name(key);
+            name.strip_suffix("weight").map(str::to_owned).unwrap_or(name)
+        });
+        let of_model = |name: &str| {
+            name.starts_with(&self.layout.layers())
+                || stems.iter().any(|stem| name.starts_with(stem))
+                || OTHER_TENSORS.iter().any(|part| name.contains(part))
+        };
         for entry in self.entries().filter(|entry| !used.contains(entry.name)) {
             if entry.name == head {
                 self.require_tied_head(&manifest, config)?;
-            } else if [&*layers, of_head, SCALED_ROPE].iter().any(|part| entry.name.starts_with(part)) {
+            } else if of_model(entry.name) {
                 if !entry.name.ends_with(".rotary_emb.inv_freq") {
                     return Err(self.unexpected(&entry, config));
                 }
@@ -79,7 +92,7 @@ impl Checkpoint {
                 let key = if gguf { "expert_count" } else { "num_local_experts" };
                 format!("{key} {} experts", config.experts)
             }
-            _ if entry.name.starts_with(SCALED_ROPE) => {
+            _ if entry.name.contains(SCALED_ROPE) => {
                 "no factors of RoPE's frequencies, as those of a file are not done".to_owned()
             }
             _ => "only tensors of the Mixtral architecture".to_owned(),

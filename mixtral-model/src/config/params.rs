@@ -67,6 +67,12 @@ impl Config {
             ));
         };
         let moe = Fields { map: moe, path, prefix: "moe." };
+        let known = ["num_experts", "num_experts_per_tok"];
+        if let Some(unknown) =
+            moe.map.keys().find(|key| !known.contains(&key.as_str()) && moe.get(key).is_some())
+        {
+            return Err(moe.error(unknown, "nothing, as it is not known what it does"));
+        }
         let (width, heads) = (fields.required_size("dim")?, fields.required_size("n_heads")?);
         let head_dim = match fields.size("head_dim")? {
             Some(head_dim) => head_dim,
@@ -93,12 +99,21 @@ impl Config {
             rms_norm_eps: eps as f32,
             rope_theta: fields.number("rope_theta")?.unwrap_or(DEFAULT_ROPE_THETA),
             rope_scaling: RopeScaling::None,
-            sliding_window: fields.size("sliding_window")?,
+            sliding_window: window(&fields)?,
             tie_embeddings: fields.flag("tied_embeddings")?.unwrap_or(false),
             bos: Some(1).filter(exists),
             eos: Some(2).filter(exists).into_iter().collect(),
         };
         config.validate(path)?;
         Ok(config)
+    }
+}
+
+/// The window, which some files spell as a string.
+fn window(fields: &Fields<'_>) -> Result<Option<usize>> {
+    const KEY: &str = "sliding_window";
+    match fields.get(KEY).and_then(|value| value.as_str()) {
+        Some(text) => text.parse().map(Some).map_err(|_| fields.error(KEY, "a positive integer")),
+        None => fields.size(KEY),
     }
 }

@@ -1,11 +1,13 @@
 //! The keys of a GGUF file that a model becomes, as llama.cpp's converter chooses them.
 
+use std::path::Path;
+
 use moe_kernels::{BlockType, Dtype, WeightFormat};
 
 use super::plan::Output;
 use super::{Conversion, vocabulary};
 use crate::gguf::Field;
-use crate::{Config, Error, Result, RopeScaling};
+use crate::{Config, Error, GenerationFile, Result, RopeScaling, Sampling, Source};
 
 /// Version of ggml's block types.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -40,6 +42,7 @@ pub(super) fn fields(
         }
         None => {
             let mut fields = of_config(config, &source.short_name(), warnings)?;
+            fields.extend(of_sampling(source, warnings)?);
             fields.extend(vocabulary::fields(source, config, warnings)?);
             fields
         }
@@ -109,6 +112,35 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
     Ok(fields)
 }
 
+/// How tokens should be chosen, as far as there are keys for it.
+fn of_sampling(source: &Source, warnings: &mut Vec<String>) -> Result<Vec<(String, Field)>> {
+    let wishes = source.generation()?.read()?.sampling;
+    // What a file says that says nothing.
+    let neutral = GenerationFile::from_json(b"{}", Path::new(""))?.read()?.sampling;
+    let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, .. } = wishes;
+    let said = Sampling { temperature, top_k, top_p, min_p, repetition_penalty, ..neutral.clone() };
+    if wishes != said {
+        warnings.push(
+            "of generation_config.json, temperature, top_k, top_p, min_p and repetition_penalty are written: a GGUF file has no keys for the rest"
+                .to_owned(),
+        );
+    }
+    let mut fields = Vec::new();
+    let numbers = [
+        ("temp", temperature, neutral.temperature),
+        ("top_p", top_p, neutral.top_p),
+        ("min_p", min_p, neutral.min_p),
+        ("penalty_repeat", repetition_penalty, neutral.repetition_penalty),
+    ];
+    for (key, value, _) in numbers.into_iter().filter(|(_, value, neutral)| value != neutral) {
+        fields.push((format!("general.sampling.{key}"), Field::F32(value)));
+    }
+    if let Some(k) = top_k.and_then(|k| u32::try_from(k).ok()) {
+        fields.push(("general.sampling.top_k".to_owned(), Field::U32(k)));
+    }
+    Ok(fields)
+}
+
 /// How the rotary embedding is scaled.
 fn of_scaling(scaling: RopeScaling, warnings: &mut Vec<String>) -> Result<Vec<(String, Field)>> {
     let refused = |expected: &str| Error::Setting {
@@ -123,6 +155,11 @@ fn of_scaling(scaling: RopeScaling, warnings: &mut Vec<String>) -> Result<Vec<(S
         RopeScaling::Yarn {
             factor, attention_factor, beta_fast, beta_slow, original_max_positions, ..
         } => {
+            if (beta_fast, beta_slow) != (32.0, 1.0) {
+                warnings.push(format!(
+                    "yarn's betas {beta_fast} and {beta_slow} are written, and llama.cpp takes 32 and 1 for this architecture all the same"
+                ));
+            }
             // The key is what the usual factor is multiplied by.
             let of_key = attention_factor / (1.0 + 0.1 * libm::log(factor));
             let betas = [("yarn_beta_fast", beta_fast), ("yarn_beta_slow", beta_slow)];

@@ -51,6 +51,11 @@ pub(super) fn files(
     for name in COPIED {
         files.extend(source.file(name)?.map(|(_, bytes)| (name.to_owned(), bytes)));
     }
+    if source.metadata().is_some()
+        && let Some(map) = source.generation()?.map()
+    {
+        files.push(("generation_config.json".to_owned(), pretty(&Value::Object(map.clone()))?));
+    }
     let templates = source.chat_evidence()?.templates;
     for template in templates.iter().filter(|template| template.origin.starts_with(TEMPLATES)) {
         files.push((template.origin.clone(), template.text.clone().into_bytes()));

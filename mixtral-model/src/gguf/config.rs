@@ -7,7 +7,8 @@ use crate::{Config, Error, GenerationFile, Result, RopeScaling};
 /// What may stand in `general.architecture`; the keys of the sizes begin with it.
 const ARCHITECTURES: [&str; 2] = ["llama", "mixtral"];
 
-/// Keys of the architecture that are read, or say nothing that changes a result. Others are warned about.
+/// Keys of the architecture that are read, or say nothing that changes a result. Others are warned about or, if they are in
+/// [`NEUTRAL`], refused.
 const KNOWN: [&str; 26] = [
     "attention.causal",
     "attention.head_count",
@@ -57,8 +58,9 @@ const SPELLINGS: [(&str, &str); 16] = [
     ("rope_scaling.original_max_position_embeddings", "rope.scaling.original_context_length"),
 ];
 
-/// Keys of other models of this architecture, each of which changes what a layer computes, with the value that does not; 0 never does.
-const UNLESS_NEUTRAL: [(&str, f64); 13] = [
+/// Keys of other models of this architecture, each of which changes what a layer computes, with the value, beside 0, that does
+/// not.
+const NEUTRAL: [(&str, f64); 13] = [
     ("expert_shared_count", 0.0),
     ("expert_group_count", 0.0),
     ("expert_gating_func", 1.0),
@@ -126,10 +128,14 @@ impl Header {
                 None => return Err(metadata.error(&key("vocab_size"), "a positive integer")),
             },
         };
-        let exists = |token: &u32| (*token as usize) < vocab_size;
-        let token =
-            |name: &str| metadata.token(&format!("tokenizer.ggml.{name}")).map(|token| token.filter(exists));
-        let mut eos: Vec<u32> = token("eos_token_id")?.into_iter().collect();
+        // The largest number is how some say that there is none.
+        let token = |name: &str| {
+            metadata.token(&format!("tokenizer.ggml.{name}")).map(|token| token.filter(|&id| id != u32::MAX))
+        };
+        // Sentencepiece's own, where there are such tokens and a file does not say.
+        let is_sentencepiece = metadata.text("tokenizer.ggml.model")? == Some("llama");
+        let usual = |id: u32| Some(id).filter(|&id| is_sentencepiece && (id as usize) < vocab_size);
+        let mut eos: Vec<u32> = token("eos_token_id")?.or(usual(2)).into_iter().collect();
         for also in [token("eot_token_id")?, token("eom_token_id")?].into_iter().flatten() {
             if !eos.contains(&also) {
                 eos.push(also);
@@ -158,7 +164,7 @@ impl Header {
             rope_scaling: rope_scaling(metadata, architecture)?,
             sliding_window: metadata.size(&key("attention.sliding_window"))?.filter(|&window| window > 0),
             tie_embeddings: !has_head,
-            bos: token("bos_token_id")?,
+            bos: token("bos_token_id")?.or(usual(1)),
             eos,
         };
         config.validate(metadata.path()).map_err(|error| respelt(error, architecture))?;
@@ -175,14 +181,22 @@ impl Header {
         for (key, name) in SAMPLING {
             match self.metadata.get(&format!("general.sampling.{key}")) {
                 None => {}
+                // No limit, in this key.
+                Some(&Value::Signed(..=0) | &Value::Unsigned(0)) if key == "top_k" => {}
                 Some(&Value::Unsigned(n)) => drop(wishes.insert(name.to_owned(), n.into())),
                 Some(&Value::Signed(n)) => drop(wishes.insert(name.to_owned(), n.into())),
                 Some(Value::Float(value)) => drop(wishes.insert(name.to_owned(), (*value).into())),
                 Some(_) => return Err(self.metadata.error(&format!("general.sampling.{key}"), "a number")),
             }
         }
-        if !wishes.is_empty() {
+        // A temperature of 0 or less is greedy choice; so is a file that speaks of no draw.
+        let temperature = wishes.get("temperature").and_then(serde_json::Value::as_f64);
+        let of_draws = ["temperature", "top_k", "top_p", "min_p"];
+        if temperature.is_none_or(|t| t > 0.0) && of_draws.iter().any(|name| wishes.contains_key(*name)) {
             wishes.insert("do_sample".to_owned(), true.into());
+        }
+        if let Some(ids) = self.metadata.list("tokenizer.ggml.suppress_tokens", "token ids", Value::size)? {
+            wishes.insert("suppress_tokens".to_owned(), ids.into());
         }
         GenerationFile::from_json(
             serde_json::Value::from(wishes).to_string().as_bytes(),
@@ -192,9 +206,8 @@ impl Header {
 
     /// Whether the file has an output head.
     pub(crate) fn has_head(&self) -> bool {
-        let layout = crate::Layout::of(self.entries.iter().map(|entry| entry.name.as_str()));
-        let name = layout.name(TensorKey::Head);
-        self.entries.iter().any(|entry| entry.name == name)
+        let head = crate::Layout::gguf(crate::ExpertStorage::Stacked).name(TensorKey::Head);
+        self.entries.iter().any(|entry| entry.name == head)
     }
 }
 
@@ -208,13 +221,22 @@ fn rope_scaling(metadata: &Metadata, architecture: &str) -> Result<RopeScaling> 
         // As older files have it.
         None => number("scale_linear")?.filter(|&factor| factor != 1.0),
     };
+    // 0, too, is how a file says that there is none.
+    let factor = factor.filter(|&factor| factor != 0.0);
     let kind = metadata.text(&key("scaling.type"))?.or(factor.map(|_| "linear"));
-    let required = || factor.ok_or_else(|| metadata.error(&key("scaling.factor"), "a number"));
+    let of_yarn = key("scaling.attn_factor");
+    if kind != Some("yarn") && metadata.number(&of_yarn)?.is_some_and(|found| found != 1.0) {
+        return Err(metadata.error(&of_yarn, "1, as it is done with rope.scaling.type yarn alone"));
+    }
     match kind {
         None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: required()? }),
+        Some("linear") => Ok(factor.map_or(RopeScaling::None, |factor| RopeScaling::Linear { factor })),
         Some("yarn") => {
-            let (factor, original) = (required()?, key("scaling.original_context_length"));
+            let factor = factor.ok_or_else(|| metadata.error(&key("scaling.factor"), "a number"))?;
+            let original = match metadata.size(&key("scaling.original_context_length"))? {
+                Some(original) => original,
+                None => metadata.required_size(&format!("{architecture}.context_length"))?,
+            };
             Ok(RopeScaling::Yarn {
                 factor,
                 attention_factor: number("scaling.attn_factor")?.unwrap_or(1.0)
@@ -222,7 +244,7 @@ fn rope_scaling(metadata: &Metadata, architecture: &str) -> Result<RopeScaling> 
                 beta_fast: number("scaling.yarn_beta_fast")?.unwrap_or(32.0),
                 beta_slow: number("scaling.yarn_beta_slow")?.unwrap_or(1.0),
                 truncate: true,
-                original_max_positions: metadata.required_size(&original)?,
+                original_max_positions: original,
             })
         }
         Some(_) => Err(metadata.error(&key("scaling.type"), "none, linear or yarn")),
@@ -230,6 +252,11 @@ fn rope_scaling(metadata: &Metadata, architecture: &str) -> Result<RopeScaling> 
 }
 
 fn architecture(metadata: &Metadata) -> Result<&'static str> {
+    const TYPE: &str = "general.type";
+    if !matches!(metadata.text(TYPE)?, None | Some("model")) {
+        // An adapter, or importances for a quantiser.
+        return Err(metadata.error(TYPE, "\"model\""));
+    }
     const KEY: &str = "general.architecture";
     let expected = "\"llama\" with experts";
     let found = metadata.text(KEY)?.ok_or_else(|| metadata.error(KEY, expected))?;
@@ -248,7 +275,7 @@ fn refuse(metadata: &Metadata, architecture: &str) -> Result<()> {
     if metadata.flag(&causal)? == Some(false) {
         return Err(metadata.error(&causal, "true"));
     }
-    for (name, neutral) in UNLESS_NEUTRAL {
+    for (name, neutral) in NEUTRAL {
         let key = key(name);
         let found = metadata.number(&key)?;
         if found.is_some_and(|found| found != neutral && found != 0.0) {
@@ -285,9 +312,11 @@ fn warnings(metadata: &Metadata, architecture: &str) -> Vec<String> {
         let known = |own: &str| {
             own == "use_parallel_residual"
                 || KNOWN.contains(&own)
-                || UNLESS_NEUTRAL.iter().any(|(name, _)| *name == own)
+                || NEUTRAL.iter().any(|(name, _)| *name == own)
         };
-        if own.is_some_and(|own| !known(own)) {
+        let sampling = key.strip_prefix("general.sampling.");
+        let is_other_sampling = sampling.is_some_and(|own| SAMPLING.iter().all(|(name, _)| *name != own));
+        if own.is_some_and(|own| !known(own)) || is_other_sampling {
             warnings.push(format!(
                 "{}: {} is not understood and has no effect",
                 metadata.path().display(),

@@ -135,7 +135,7 @@ impl Header {
                 Some(name) => name,
                 None => continue,
             };
-            let Some(text) = metadata.text(key)? else { continue };
+            let Some(text) = metadata.text(key)?.filter(|text| !text.is_empty()) else { continue };
             let origin = format!("{file}: {}", key.escape_debug());
             templates.push(Template { name: name.to_owned(), text: text.to_owned(), origin });
         }

@@ -6,24 +6,27 @@ use super::{ExpertStorage, Layout, Spelling};
 const MODULES: [&str; 3] = ["block_sparse_moe", "mlp", "feed_forward"];
 
 impl Layout {
-    /// The layout that the names show. Where they show none, it is taken for the most usual one of the spelling, so that the first
+    /// The layout that the names of a GGUF file show, which are GGUF's whatever they are.
+    pub(crate) fn of_gguf<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
+        let has = |part: &str| names.clone().any(|name| name.contains(part));
+        let experts = if has(".ffn_gate_up_exps.") {
+            ExpertStorage::Fused
+        } else if ["gate", "up", "down"].iter().any(|part| has(&format!(".ffn_{part}_exps.")))
+            || !has(".ffn_gate.0.")
+        {
+            ExpertStorage::Stacked
+        } else {
+            ExpertStorage::PerExpert
+        };
+        let (body, outer, module) = (String::new(), String::new(), String::new());
+        Self { spelling: Spelling::Gguf, experts, body, outer, module, suffix: ".weight" }
+    }
+
+    /// The layout that the names of safetensors show. Where they show none, it is taken for the most usual one, so that the first
     /// tensor that is missing is what gets reported.
     pub(crate) fn of<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Self {
         let has = |part: &str| names.clone().any(|name| name.contains(part));
         let starts = |part: &str| names.clone().any(|name| name.starts_with(part));
-        if starts("blk.") || starts("token_embd.") {
-            let experts = if has(".ffn_gate_up_exps.") {
-                ExpertStorage::Fused
-            } else if ["gate", "up", "down"].iter().any(|part| has(&format!(".ffn_{part}_exps.")))
-                || !has(".ffn_gate.0.")
-            {
-                ExpertStorage::Stacked
-            } else {
-                ExpertStorage::PerExpert
-            };
-            let (body, outer, module) = (String::new(), String::new(), String::new());
-            return Self { spelling: Spelling::Gguf, experts, body, outer, module, suffix: ".weight" };
-        }
         let consolidated = before(names.clone(), "layers.0.attention_norm.weight", "tok_embeddings.weight");
         let hub = before(names.clone(), "layers.0.input_layernorm.weight", "embed_tokens.weight");
         let (spelling, body) = match (consolidated, hub) {
@@ -58,12 +61,13 @@ impl Layout {
     }
 }
 
-/// What stands before `of_layer` in a name that ends so; of several, the one before which `beside` stands too.
+/// What stands before `of_layer` in a name that ends so. Of several models in a file it is the one with an embedding, `beside`, and of
+/// several such the one with the least before its names.
 fn before<'a>(names: impl Iterator<Item = &'a str> + Clone, of_layer: &str, beside: &str) -> Option<&'a str> {
     let mut bodies: Vec<&str> = names.clone().filter_map(|name| name.strip_suffix(of_layer)).collect();
     // A name may end so by chance, as in `sub_layers.0...`.
     bodies.retain(|body| body.is_empty() || body.ends_with('.'));
-    bodies.sort_unstable();
+    bodies.sort_unstable_by_key(|body| (body.len(), *body));
     let has_embedding = |body: &&&str| names.clone().any(|name| name.strip_prefix(**body) == Some(beside));
     bodies.iter().find(has_embedding).or(bodies.first()).copied()
 }
@@ -75,7 +79,10 @@ mod tests {
     use crate::{Config, RowOrder};
 
     fn layout(names: &[&str]) -> Layout {
-        Layout::of(names.iter().copied())
+        match names[0].starts_with("blk.") {
+            true => Layout::of_gguf(names.iter().copied()),
+            false => Layout::of(names.iter().copied()),
+        }
     }
 
     fn place(layout: &Layout, part: LayerPart) -> (String, Vec<usize>, usize) {
@@ -176,6 +183,11 @@ mod tests {
                 ],
                 "b.",
                 "b.lm_head.weight",
+            ),
+            (
+                &["a.model.layers.0.input_layernorm.weight", "model.layers.0.input_layernorm.weight"],
+                "model.",
+                "lm_head.weight",
             ),
             (&["x.weight"], "model.", "lm_head.weight"),
         ] {

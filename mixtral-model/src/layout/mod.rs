@@ -8,11 +8,11 @@
 //! | `hub-per-expert` | `model.layers.N.block_sparse_moe.experts.e.w1.weight` `[H, D]` | the published checkpoints, Transformers 4 |
 //! | `hub-fused` | `model.layers.N.mlp.experts.gate_up_proj` `[E, 2H, D]`: of each expert the rows of w1, then those of w3; `down_proj` `[E, D, H]` | Transformers 5, mergekit |
 //! | `hub-stacked` | `model.layers.N.block_sparse_moe.switch_mlp.gate_proj.weight` `[E, H, D]` is w1, `up_proj` w3, `down_proj` w2 | MLX |
-//! | `hub-concatenated` | `model.layers.N.block_sparse_moe.w1` `[E·H, D]` | conversions of December 2023 |
+//! | `hub-concatenated` | `model.layers.N.block_sparse_moe.w1` `[E·H, D]` | conversions of December 2023; w2 `[E·D, H]`, or refused |
 //! | `consolidated-per-expert` | `layers.N.feed_forward.experts.e.w1.weight` | Mistral's own files |
 //! | `gguf-per-expert` | `blk.N.ffn_gate.e.weight` is w1, `ffn_up` w3, `ffn_down` w2 | llama.cpp until April 2024 |
 //! | `gguf-stacked` | `blk.N.ffn_gate_exps.weight` `[E, H, D]` | llama.cpp since |
-//! | `gguf-fused` | `blk.N.ffn_gate_up_exps.weight` `[E, 2H, D]`, w1 first | llama.cpp of 2026 |
+//! | `gguf-fused` | `blk.N.ffn_gate_up_exps.weight` `[E, 2H, D]`, w1 first | ik_llama.cpp |
 
 mod detect;
 
@@ -89,7 +89,7 @@ pub(crate) struct Slot {
 impl Layout {
     /// That of GGUF files.
     pub(crate) fn gguf(experts: ExpertStorage) -> Self {
-        Self { experts, ..Self::of(std::iter::once("blk.0.attn_norm.weight")) }
+        Self { experts, ..Self::of_gguf(std::iter::empty()) }
     }
 
     /// That of the published checkpoints: the hub's names, a tensor for each matrix of an expert.

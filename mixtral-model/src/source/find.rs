@@ -29,7 +29,11 @@ pub(super) fn find(name: &Path) -> Result<Source> {
 
 fn in_directory(dir: &Path) -> Result<Source> {
     if ["config.json", "params.json"].into_iter().any(|name| is_there(dir, name)) {
-        return Ok(Source::directory(dir));
+        // Repositories of GGUF files often have the config of the model that they were made from.
+        return match &gguf_files(dir)?[..] {
+            [file] if !has_safetensors(dir) => Source::gguf(&dir.join(file)),
+            _ => Ok(Source::directory(dir)),
+        };
     }
     if let Some(snapshot) = hub::snapshot(dir)? {
         return in_directory(&snapshot);
@@ -46,11 +50,16 @@ fn in_directory(dir: &Path) -> Result<Source> {
     }
 }
 
-/// Whether there are weights that a config is missing for.
+/// Whether there are weights or a tokenizer that a config is missing for.
 fn has_weights(dir: &Path) -> bool {
-    ["model.safetensors", "model.safetensors.index.json", "tokenizer.model", "tokenizer.json"]
-        .into_iter()
-        .any(|name| is_there(dir, name))
+    has_safetensors(dir) || ["tokenizer.model", "tokenizer.json"].into_iter().any(|name| is_there(dir, name))
+}
+
+fn has_safetensors(dir: &Path) -> bool {
+    ["model", "consolidated"].into_iter().any(|name| {
+        is_there(dir, &format!("{name}.safetensors"))
+            || is_there(dir, &format!("{name}.safetensors.index.json"))
+    })
 }
 
 fn of_file(path: &Path) -> Result<Source> {

@@ -66,6 +66,40 @@ fn a_folder_of_the_hub_cache() {
     assert_eq!(text, format!("directory {}", snapshot.display()));
 }
 
+/// Mistral's own hyperparameters: keys that are not known are refused, those of the experts too.
+#[test]
+fn params_of_mistrals_own_files() {
+    let params = serde_json::json!({
+        "dim": 16, "n_layers": 2, "head_dim": 4, "hidden_dim": 24, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 2048,
+        "sliding_window": "4096", "moe": {"num_experts_per_tok": 2, "num_experts": 4},
+    });
+    let read = |params: &serde_json::Value| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), params.to_string()).unwrap();
+        mixtral_model::Config::from_params(file.path()).map_err(|error| error.to_string())
+    };
+    let config = read(&params).unwrap();
+    assert_eq!((config.sliding_window, config.rope_theta, config.experts), (Some(4096), 1e6, 4));
+    for (pointer, key) in [("", "yarn"), ("/moe", "num_shared_experts")] {
+        let mut changed = params.clone();
+        changed.pointer_mut(pointer).unwrap()[key] = 1.into();
+        let error = read(&changed).unwrap_err();
+        assert!(error.contains(key) && error.contains("not known"), "{error}");
+    }
+}
+
+/// Repositories of GGUF files often have the config of the model that they were made from.
+#[test]
+fn a_config_beside_a_gguf_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), "{}").unwrap();
+    let gguf = case("..").join("gguf/Q2_K.gguf");
+    std::fs::copy(gguf, dir.path().join("m.gguf")).unwrap();
+    assert!(Source::find(dir.path()).unwrap().to_string().starts_with("GGUF file"));
+    std::fs::write(dir.path().join("model.safetensors"), "").unwrap();
+    assert!(Source::find(dir.path()).unwrap().to_string().starts_with("directory"));
+}
+
 #[test]
 fn what_is_no_model() {
     let dir = tempfile::tempdir().unwrap();

@@ -107,6 +107,15 @@ fn what_may_vary() {
         .set("llama.rope.scaling.type", Value::Text("linear"))
         .set("llama.rope.scaling.factor", Value::F32(4.0));
     assert_eq!(vary(linear).unwrap().rope_scaling, RopeScaling::Linear { factor: 4.0 });
+    let linear = healthy().set("llama.rope.scaling.type", Value::Text("linear"));
+    assert_eq!(vary(linear).unwrap().rope_scaling, RopeScaling::None);
+    let yarn = healthy()
+        .set("llama.rope.scaling.type", Value::Text("yarn"))
+        .set("llama.rope.scaling.factor", Value::F32(4.0));
+    let yarn = vary(yarn).unwrap().rope_scaling;
+    assert!(matches!(yarn, RopeScaling::Yarn { original_max_positions: 16, .. }), "{yarn}");
+    let ends = vary(healthy().without("tokenizer.ggml.eos_token_id").without("tokenizer.ggml.bos_token_id"));
+    assert_eq!(ends.unwrap(), plain, "sentencepiece's own tokens");
     let base = vary(healthy().without("llama.rope.freq_base")).unwrap();
     assert_eq!(base.rope_theta, 10_000.0);
     let unknown = healthy().set("llama.attention.sinks", Value::U32(4));
@@ -206,6 +215,12 @@ fn metadata_that_lie() {
             set("llama.rope.scaling.type", Value::Text("yarn")),
             &["rope.scaling.factor"],
         ),
+        (
+            "yarn's factor without yarn",
+            set("llama.rope.scaling.attn_factor", Value::F32(1.5)),
+            &["rope.scaling.attn_factor"],
+        ),
+        ("importances", set("general.type", Value::Text("imatrix")), &["general.type", "imatrix"]),
         ("shared experts", set("llama.expert_shared_count", Value::U32(1)), &["expert_shared_count"]),
         ("a scale", set("llama.logit_scale", Value::F32(0.5)), &["logit_scale"]),
         ("no causality", set("llama.attention.causal", Value::Bool(false)), &["causal"]),
@@ -303,6 +318,53 @@ fn random_damage() {
         accepted += 1;
     }
     assert!(accepted > 100, "{accepted}");
+}
+
+/// Settings of sampling become those of a generation_config.json; what is not done is said.
+#[test]
+fn how_tokens_are_chosen() {
+    let wishes = |file: Gguf| {
+        let (_dir, path) = written(&file.bytes());
+        let source = Source::gguf(&path).unwrap();
+        (source.generation().unwrap().read().unwrap().sampling, source.warnings().unwrap())
+    };
+    let set = |key: &str, value| Gguf::healthy().set(&format!("general.sampling.{key}"), value);
+    let (greedy, none) = wishes(Gguf::healthy());
+    assert_eq!((greedy.temperature, none), (0.0, Vec::new()));
+    let (drawn, _) = wishes(set("temp", Value::F32(0.5)).set("general.sampling.top_k", Value::U32(9)));
+    assert_eq!((drawn.temperature, drawn.top_k), (0.5, Some(9)));
+    let (penalised, _) = wishes(set("penalty_repeat", Value::F32(1.5)));
+    assert_eq!((penalised.temperature, penalised.repetition_penalty), (0.0, 1.5));
+    let no_limit = Value::Raw(5, (-1i32).to_le_bytes().to_vec());
+    assert_eq!(wishes(set("top_k", no_limit)).0, greedy);
+    assert_eq!(wishes(set("temp", Value::F32(-1.0))).0, greedy);
+    let (_, warnings) = wishes(set("mirostat", Value::U32(2)));
+    assert!(matches!(&warnings[..], [one] if one.contains("general.sampling.mirostat")), "{warnings:?}");
+    let (suppressed, _) = wishes(Gguf::healthy().set("tokenizer.ggml.suppress_tokens", Value::Ints(vec![4])));
+    assert_ne!(suppressed, greedy);
+}
+
+/// A tensor that no layer has, but that changes what is computed, is refused as one of a layer is.
+#[test]
+fn tensors_of_other_models() {
+    refuse(["output_norm.bias", "token_embd_norm.weight", "position_embd.weight"].map(|name| {
+        let add = |file: &mut Gguf| {
+            let mut other = file.tensors[1].clone();
+            other.name = name.to_owned();
+            file.tensors.push(other);
+        };
+        (name, Gguf::healthy().change(add), &["only tensors of the Mixtral architecture"][..])
+    }));
+}
+
+/// The head may lie in a part that has nothing else of the model.
+#[test]
+fn a_head_in_a_part_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let order = |_: usize, part: Gguf| part;
+    let first = split(dir.path(), Gguf::healthy().tensors.len(), order);
+    let (config, _) = load(&first, Access::Map).unwrap();
+    assert!(!config.tie_embeddings);
 }
 
 /// The tensors of a healthy file in several.

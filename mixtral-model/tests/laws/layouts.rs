@@ -208,6 +208,27 @@ fn of_fused_experts_w1_comes_first() {
     assert_ne!(logits_of(&shape, file(["w3", "w1"])), expected);
 }
 
+/// The first files had w2 of each expert transposed. That cannot be multiplied where it lies, and where widths are equal it cannot
+/// be told.
+#[test]
+fn concatenated_experts_that_are_transposed() {
+    for (ffn, hidden) in [(24, 32), (32, 32)] {
+        let shape = Shape { ffn, hidden, ..shape() };
+        let (config, hub) = (shape.config(), shape.tensors(|_, _| ()));
+        let rows = MATRICES.map(|[w, _]| ([w], format!("block_sparse_moe.{w}")));
+        let into = rows.each_ref().map(|(w, name)| (&w[..], &**name));
+        let dimensions = |experts, rows, columns| vec![experts * rows, columns];
+        let mut all = gathered(&hub, config.layers, config.experts, &into, dimensions);
+        for tensor in all.iter_mut().filter(|tensor| tensor.name.ends_with("w2")) {
+            tensor.shape = vec![config.experts * ffn, hidden];
+        }
+        let file = shape.safetensors(&all);
+        let checkpoint = Checkpoint::from_bytes(Path::new("file"), file.into()).unwrap();
+        let error = checkpoint.verify(&config).unwrap_err().to_string();
+        assert!(error.contains("block_sparse_moe.w2") && error.contains("transposed"), "{error}");
+    }
+}
+
 #[test]
 fn of_tied_embeddings_either_name_will_do() {
     let shape = Shape { tied: true, ..shape() };

@@ -101,6 +101,11 @@ impl GenerationFile {
         Ok(Self { path: path.to_path_buf(), map: json_object(bytes, path)? })
     }
 
+    /// What it says, if anything.
+    pub(crate) fn map(&self) -> Option<&Map<String, Value>> {
+        Some(&self.map).filter(|map| !map.is_empty())
+    }
+
     /// The same without what it says of a key.
     pub fn without(mut self, key: &str) -> Self {
         self.map.remove(key);
