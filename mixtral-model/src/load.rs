@@ -245,7 +245,11 @@ impl<'a> Weights<'a> {
 
     /// A matrix that is multiplied with, as whoever loads wants it.
     fn factor(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
-        (self.map)(spec, self.stored(spec)?)
+        let weight = (self.map)(spec, self.stored(spec)?)?;
+        let mut products = self.products.get();
+        products.note(weight.format());
+        self.products.set(products);
+        Ok(weight)
     }
 
     fn stored(&self, spec: &TensorSpec) -> Result<WeightMatrix> {

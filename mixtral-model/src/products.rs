@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use moe_kernels::Activations;
+use moe_kernels::{Activations, WeightFormat};
 
 /// Matrices by what their products do to their activations. A rounded kind applies to the matrices whose type has it; the
 /// others, and the gates always, stay exact.
@@ -15,9 +15,18 @@ pub struct Products {
     pub bf16: usize,
     /// Products of activations rounded to int8.
     pub int8: usize,
+    /// Of all of these, matrices whose type has products with activations rounded to int8.
+    pub can_be_int8: usize,
 }
 
 impl Products {
+    /// Takes note of a matrix of this format.
+    pub(crate) fn note(&mut self, format: WeightFormat) {
+        if let WeightFormat::Blocks(block) = format {
+            self.can_be_int8 += usize::from(block.has_int8());
+        }
+    }
+
     /// Counts one more matrix.
     pub(crate) fn count(&mut self, activations: Activations) {
         match activations {

@@ -40,10 +40,17 @@ pub(crate) fn write(generated: &Generated, prompt: usize, session: &Session) {
     aside(&line);
 }
 
-/// Writes how the model's matrices were multiplied, if some with rounded activations.
+/// Writes how the model's matrices were multiplied, if some with rounded activations; and where most might have been, that this would
+/// have been faster.
 pub(crate) fn write_products(model: &Model) {
+    let products = model.products();
     if model.compute().activations != Activations::F32 {
-        aside(&format!("products: {}", model.products()));
+        aside(&format!("products: {products}"));
+    } else if products.can_be_int8 > products.exact / 2 {
+        aside(&format!(
+            "products: exact; --activations int8 rounds what {} of {} matrices are multiplied with, and is much faster",
+            products.can_be_int8, products.exact
+        ));
     }
 }
 

@@ -58,8 +58,16 @@ fn a_directory_there_and_back() {
     output("convert -m {} --out {}", &[text(&file), text(&directory)]);
     assert_eq!(
         names(&directory),
-        ["config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"]
+        [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.model",
+            "tokenizer_config.json"
+        ]
     );
+    let wishes = json(&directory.join("generation_config.json"));
+    assert_eq!(wishes["temperature"].as_f64().map(|t| t as f32), Some(0.8));
     assert_eq!(json(&directory.join("config.json"))["torch_dtype"], "bfloat16");
     let line = "logits -m {} --ids 1,5,9";
     assert_eq!(output(line, &[text(&directory)]), output(line, &[text(&demo())]));

@@ -220,3 +220,17 @@ fn routing_is_that_of_the_goldens() {
     let found = output("generate --model {} --ids 3,4 --print-ids -n 3 --show-routing=text", &[&dir]);
     assert_eq!(found, output("generate --model {} --ids 3,4 --print-ids -n 3", &[&dir]));
 }
+
+/// Block-quantised weights are multiplied exactly unless asked otherwise, and the closing line says what that costs.
+#[test]
+fn what_would_be_faster_is_said() {
+    let path = fixtures().join("gguf/Q4_0.gguf");
+    let path = path.to_str().unwrap();
+    let line = "generate -m {} --ids 1,300 --print-ids -n 2 -t 0";
+    let exact = run(line, &[path]);
+    let last = exact.err.lines().last().unwrap().to_owned();
+    assert!(last.starts_with("products: exact; --activations int8 rounds what 33 of 35 matrices"), "{last}");
+    let int8 = run(&format!("{line} --activations int8"), &[path]);
+    assert_eq!(int8.err.lines().last().unwrap(), "products: 33 matrices with int8 activations, 2 exact");
+    assert!(!run("generate x -n 1 -t 0", &[]).err.contains("int8"), "the demo's weights are bf16");
+}
