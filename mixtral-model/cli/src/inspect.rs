@@ -1,6 +1,7 @@
 //! `mixtral inspect`.
 
 use mixtral_model::Report;
+use mixtral_model::inspect::About;
 
 use crate::args::{Common, Inspect};
 use crate::failure::Result;
@@ -9,8 +10,10 @@ use crate::output::Output;
 
 pub(crate) fn run(common: &Common, args: &Inspect) -> Result<()> {
     let source = load::source(args.source.as_deref().or(common.model.as_deref()))?;
-    let report = Report::of(&source)?;
+    let config = source.config()?;
     let checkpoint = source.checkpoint(common.access())?;
+    let mut report = Report::new(&config, &checkpoint)?;
+    report.about = Some(About::of(&source)?);
     let mut out = Output::new();
     if args.json {
         if args.check_values {

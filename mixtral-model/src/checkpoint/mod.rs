@@ -16,6 +16,7 @@ mod verify;
 
 use std::collections::HashMap;
 use std::fs;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -148,7 +149,9 @@ impl Checkpoint {
     /// [`Error::Config`] for impossible metadata; [`Error::Tensor`] for an impossible tensor, or one that two parts have.
     pub fn open_gguf(path: &Path, access: Access) -> Result<Self> {
         let open = |part: PathBuf| WeightFile::open(part, Container::Gguf, access);
-        Self::from_files(path, gguf::parts(path)?.into_iter().map(open).collect::<Result<Vec<_>>>()?)
+        let others = gguf::parts(path)?.others.into_iter().map(|(part, _)| part);
+        let files = iter::once(path.to_path_buf()).chain(others).map(open);
+        Self::from_files(path, files.collect::<Result<Vec<_>>>()?)
     }
 
     /// The same of a single safetensors or GGUF file in memory; `name` is what errors and entries call it.
@@ -188,7 +191,7 @@ impl Checkpoint {
     fn empty(root: &Path) -> Self {
         Self {
             root: root.to_path_buf(),
-            layout: Layout::of(std::iter::empty()),
+            layout: Layout::of(iter::empty()),
             files: Vec::new(),
             tensors: Vec::new(),
             by_name: HashMap::new(),

@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use moe_core::{Dispatch, Experts, MoeLayer, Scratch};
+use moe_core::{Expert, MoeLayer, PerExpert};
 use moe_kernels::{Backend, Linear, LinearScratch, SwiGluWeights, WeightMatrix, vector};
 use moe_router::TopK;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::Conversion;
 use super::importance::{Importance, OfTensor, place};
@@ -119,82 +119,57 @@ struct OfLayer {
     hidden: Vec<Sums>,
 }
 
-/// A layer whose bank measures.
+/// A layer whose experts measure.
 fn layer(parts: &MoeParts<'_>, sums: &Arc<Mutex<OfLayer>>) -> Result<MoeLayer> {
-    let Config { experts, experts_per_token, hidden_size, .. } = *parts.config();
+    let Config { experts, experts_per_token, .. } = *parts.config();
     let backend = parts.compute().backend;
-    let expert = |e| {
-        let SwiGluWeights { w1, w2, w3 } = parts.expert(e)?;
-        Ok([w1, w2, w3].map(|weight: WeightMatrix| Linear::new(weight, backend)))
+    let expert = |index| {
+        let SwiGluWeights { w1, w2, w3 } = parts.expert(index)?;
+        let matrices = [w1, w2, w3].map(|weight: WeightMatrix| Linear::new(weight, backend));
+        Ok(Measuring { index, matrices, backend, sums: sums.clone() })
     };
     {
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.inputs = vec![Sums::default(); experts];
         sums.hidden = vec![Sums::default(); experts];
     }
-    let bank = Measuring {
-        experts: (0..experts).map(expert).collect::<Result<_>>()?,
-        dim: hidden_size,
-        backend,
-        sums: sums.clone(),
-    };
     let of_layer = |source| Error::Layer { layer: parts.index(), source };
+    let bank = PerExpert::new((0..experts).map(expert).collect::<Result<_>>()?).map_err(of_layer)?;
     let router = TopK::new(experts_per_token).map_err(of_layer)?;
     MoeLayer::new(Box::new(parts.gate()?), Box::new(router), Box::new(bank)).map_err(of_layer)
 }
 
-/// A bank that runs one expert after the other and keeps sums of what comes to each matrix.
+/// An expert that keeps sums of what comes to each matrix.
 struct Measuring {
+    index: usize,
     /// w1, w2, w3.
-    experts: Vec<[Linear; 3]>,
-    dim: usize,
+    matrices: [Linear; 3],
     backend: Backend,
     sums: Arc<Mutex<OfLayer>>,
 }
 
-impl Experts for Measuring {
-    fn experts(&self) -> usize {
-        self.experts.len()
-    }
-
+impl Expert for Measuring {
     fn dim(&self) -> usize {
-        self.dim
+        self.matrices[0].weight().columns()
     }
 
-    fn forward(
-        &self,
-        dispatch: Dispatch<'_>,
-        _: &mut Scratch,
-        mut out: ArrayViewMut2<'_, f32>,
-    ) -> moe_core::Result<()> {
-        dispatch.check(self, &out)?;
-        let mut scratch = LinearScratch::default();
-        for (e, [w1, w2, w3]) in self.experts.iter().enumerate() {
-            let range = dispatch.rows_of(e);
-            if range.is_empty() {
-                continue;
-            }
-            let mut x = Array2::zeros((range.len(), self.dim));
-            dispatch.gather(range.clone(), x.view_mut());
-            let hidden = w1.weight().rows();
-            let (mut gate, mut up) =
-                (Array2::zeros((range.len(), hidden)), Array2::zeros((range.len(), hidden)));
-            let failed = moe_core::Error::experts;
-            Linear::forward_each([w1, w3], x.view(), &mut scratch, [gate.view_mut(), up.view_mut()])
-                .map_err(failed)?;
-            if let Some(gate) = gate.as_slice_mut() {
-                vector::silu(self.backend, gate);
-            }
-            gate *= &up;
-            {
-                let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-                sums.inputs[e].add(x.view());
-                sums.hidden[e].add(gate.view());
-            }
-            let out = out.slice_axis_mut(Axis(0), Slice::from(range));
-            w2.forward(gate.view(), &mut scratch, out).map_err(failed)?;
+    fn forward(&self, rows: ArrayView2<'_, f32>, out: ArrayViewMut2<'_, f32>) -> moe_core::Result<()> {
+        let [w1, w2, w3] = &self.matrices;
+        let (failed, mut scratch) = (moe_core::Error::experts, LinearScratch::default());
+        let shape = (rows.nrows(), w1.weight().rows());
+        let (mut gate, mut up) = (Array2::zeros(shape), Array2::zeros(shape));
+        Linear::forward_each([w1, w3], rows, &mut scratch, [gate.view_mut(), up.view_mut()])
+            .map_err(failed)?;
+        if let Some(gate) = gate.as_slice_mut() {
+            vector::silu(self.backend, gate);
         }
-        Ok(())
+        gate *= &up;
+        {
+            let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+            sums.inputs[self.index].add(rows);
+            sums.hidden[self.index].add(gate.view());
+        }
+        w2.forward(gate.view(), &mut scratch, out).map_err(failed)
     }
 }
 

@@ -24,7 +24,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub(crate) use metadata::{Metadata, Value};
-pub(crate) use split::parts;
+pub(crate) use split::{Parts, parts};
 pub(crate) use write::{Field, Listed, header as write_header, padding};
 
 use crate::checkpoint::{Entry, StoredType, tensor_error};

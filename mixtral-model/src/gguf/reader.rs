@@ -41,8 +41,8 @@ impl<'p, R: Read> Reader<'p, R> {
         self.position
     }
 
-    /// The next `len` bytes; `what` they are is for errors.
-    fn bytes(&mut self, len: u64, what: &str) -> Result<Vec<u8>> {
+    /// Goes past the next `len` bytes if the file has them, before room is made for them; `what` they are is for errors.
+    fn advance(&mut self, len: u64, what: &str) -> Result<()> {
         let end = self.position.checked_add(len).filter(|&end| end <= self.len);
         let Some(end) = end else {
             let expected = format!("{what} of {len} bytes at offset {}", self.position);
@@ -52,16 +52,19 @@ impl<'p, R: Read> Reader<'p, R> {
             let expected = format!("a header of at most {MAX_HEADER_BYTES} bytes");
             return Err(damaged(self.path, &expected, &format!("{what} that ends at {end}")));
         }
-        let mut bytes = vec![0; len as usize];
-        let failed = |source: io::Error| Error::Io { path: self.path.to_path_buf(), source };
-        self.source.read_exact(&mut bytes).map_err(failed)?;
         self.position = end;
-        Ok(bytes)
+        Ok(())
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<()> {
+        let failed = |source: io::Error| Error::Io { path: self.path.to_path_buf(), source };
+        self.source.read_exact(bytes).map_err(failed)
     }
 
     pub(super) fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N]> {
+        self.advance(N as u64, what)?;
         let mut array = [0; N];
-        array.copy_from_slice(&self.bytes(N as u64, what)?);
+        self.fill(&mut array)?;
         Ok(array)
     }
 
@@ -96,7 +99,9 @@ impl<'p, R: Read> Reader<'p, R> {
             let expected = format!("{what} of at most {MAX_STRING_BYTES} bytes");
             return Err(damaged(self.path, &expected, &format!("{len} bytes")));
         }
-        String::from_utf8(self.bytes(len, what)?)
-            .map_err(|_| damaged(self.path, &format!("{what} in UTF-8"), "other bytes"))
+        self.advance(len, what)?;
+        let mut bytes = vec![0; len as usize];
+        self.fill(&mut bytes)?;
+        String::from_utf8(bytes).map_err(|_| damaged(self.path, &format!("{what} in UTF-8"), "other bytes"))
     }
 }

@@ -25,7 +25,15 @@ impl Header {
     }
 }
 
-/// The files of the model whose first or only part is at `path`, in order.
+/// The files of a model, with their headers.
+pub(crate) struct Parts {
+    /// The header of the first or only one.
+    pub(crate) first: Header,
+    /// The others, in order.
+    pub(crate) others: Vec<(PathBuf, Header)>,
+}
+
+/// The files of the model whose first or only part is at `path`.
 ///
 /// Parts are found by name, `NAME-00001-of-00003.gguf` and so on, and must be those that their metadata say they are.
 ///
@@ -34,11 +42,11 @@ impl Header {
 /// Those of reading each part's header; [`Error::Config`](crate::Error::Config) where one says that it is another part, or the
 /// first is not named as first parts are; [`Error::Checkpoint`](crate::Error::Checkpoint) where all parts together do not have the
 /// tensors that they should.
-pub(crate) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn parts(path: &Path) -> Result<Parts> {
     let first = Header::open(path)?;
     let count = first.metadata.size(COUNT)?.unwrap_or(1);
     if count <= 1 {
-        return Ok(vec![path.to_path_buf()]);
+        return Ok(Parts { first, others: Vec::new() });
     }
     if count > MAX_PARTS {
         return Err(first.metadata.error(COUNT, format!("at most {MAX_PARTS} files")));
@@ -49,7 +57,7 @@ pub(crate) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
     let Some(stem) = name.strip_suffix(&ending) else {
         return Err(first.metadata.error(COUNT, format!("1, or a file whose name ends in {ending}")));
     };
-    let (mut parts, mut tensors) = (vec![path.to_path_buf()], first.entries.len());
+    let (mut others, mut tensors) = (Vec::new(), first.entries.len());
     for number in 1..count {
         let part = path.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", number + 1));
         let header = Header::open(&part)?;
@@ -58,14 +66,14 @@ pub(crate) fn parts(path: &Path) -> Result<Vec<PathBuf>> {
             return Err(header.metadata.error(COUNT, format!("{count}, as in the first part")));
         }
         tensors += header.entries.len();
-        parts.push(part);
+        others.push((part, header));
     }
     match first.metadata.size(TENSORS)? {
         Some(expected) if expected != tensors => {
             let expected = format!("{expected} tensors in {count} parts, as {TENSORS} says");
             Err(damaged(path, &expected, &tensors.to_string()))
         }
-        _ => Ok(parts),
+        _ => Ok(Parts { first, others }),
     }
 }
 

@@ -79,12 +79,9 @@ impl Source {
     ///
     /// Those of [`Checkpoint::open_gguf`].
     pub fn gguf(path: &Path) -> Result<Self> {
-        let header = gguf::Header::open(path)?;
-        let mut has_head = header.has_head();
-        for part in gguf::parts(path)?.iter().skip(1) {
-            has_head |= gguf::Header::open(part)?.has_head();
-        }
-        Ok(Self(Origin::Gguf { path: path.to_path_buf(), header: Box::new(header), has_head }))
+        let gguf::Parts { first, others } = gguf::parts(path)?;
+        let has_head = first.has_head() || others.iter().any(|(_, header)| header.has_head());
+        Ok(Self(Origin::Gguf { path: path.to_path_buf(), header: Box::new(first), has_head }))
     }
 
     /// A model that is part of the program.

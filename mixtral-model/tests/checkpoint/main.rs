@@ -3,6 +3,7 @@
 
 mod broken;
 mod gguf;
+mod gguf_split;
 mod gguf_writer;
 mod large;
 mod writer;

@@ -9,13 +9,15 @@ mod damage;
 mod directory;
 mod layouts;
 mod pieces;
+#[path = "../common/report.rs"]
+mod report;
 
-use std::fmt::Debug;
 use std::path::Path;
 
 use as_json::{Layout, as_json};
 use mixtral_model::Tokenizer;
 use proptest::prelude::*;
+use report::Report;
 use serde::Deserialize;
 
 const MODEL: &[u8] = include_bytes!("../fixtures/tokenizer/tokenizer.model");
@@ -78,23 +80,6 @@ fn variants() -> Vec<Variant> {
 fn goldens() -> Goldens {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/goldens.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-/// Collects the cases that fail, so that one run shows them all.
-#[derive(Default)]
-struct Report(Vec<String>);
-
-impl Report {
-    fn check<T: PartialEq + Debug>(&mut self, case: impl FnOnce() -> String, found: T, expected: T) {
-        if found != expected {
-            self.0.push(format!("{}\n  expected {expected:?}\n     found {found:?}", case()));
-        }
-    }
-
-    #[track_caller]
-    fn finish(self) {
-        assert!(self.0.is_empty(), "{} cases fail:\n{}", self.0.len(), self.0.join("\n"));
-    }
 }
 
 #[test]
