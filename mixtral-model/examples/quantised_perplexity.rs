@@ -1,4 +1,5 @@
-//! What quantising the demo model does to its perplexity: every type, exactly and with int8 activations.
+//! What quantising the demo model (or that of a directory with its own `heldout.txt`) does to its perplexity: every type,
+//! exactly and with int8 activations.
 //!
 //! ```sh
 //! cargo run --release -p mixtral-model --example quantised_perplexity
@@ -9,7 +10,7 @@
 
 use std::error::Error;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mixtral_model::{
     Access, Checkpoint, Compute, Config, Loader, Model, PerplexityOptions, SessionOptions, Tokenizer,
@@ -19,6 +20,7 @@ use moe_kernels::{Activations, Backend, BlockType, WeightMatrix};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("cli/demo");
+    let demo = std::env::args_os().nth(1).map_or(demo, PathBuf::from);
     let tokenizer = Tokenizer::from_dir(&demo)?;
     let ids = tokenizer.encode_prompt(&std::fs::read_to_string(demo.join("heldout.txt"))?)?;
     let config = Config::from_dir(&demo)?;

@@ -32,7 +32,7 @@ mod workspace;
 pub use batch::{Step, Wanted};
 pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Place, TensorEntry, TensorView};
-pub use config::{Config, GenerationConfig, GenerationFile, RopeScaling};
+pub use config::{Config, GenerationConfig, GenerationFile, LayerExperts, RopeScaling};
 pub use error::{Error, Result};
 pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
 pub use inspect::{Report, available_memory};

@@ -130,6 +130,11 @@ impl MoeParts<'_> {
         self.weights.config
     }
 
+    /// Number of experts of the layer.
+    pub fn experts(&self) -> usize {
+        self.tensors.experts()
+    }
+
     /// How the model computes.
     pub fn compute(&self) -> Compute {
         self.weights.compute
@@ -142,8 +147,18 @@ impl MoeParts<'_> {
     /// Those of [`gate`](Self::gate) and [`bank`](Self::bank); [`Error::Layer`].
     pub fn layer(&self) -> Result<MoeLayer> {
         let of_layer = |source| Error::Layer { layer: self.index, source };
-        let router = TopK::new(self.config().experts_per_token).map_err(of_layer)?;
-        MoeLayer::new(Box::new(self.gate()?), Box::new(router), Box::new(self.bank()?)).map_err(of_layer)
+        MoeLayer::new(Box::new(self.gate()?), Box::new(self.router()?), Box::new(self.bank()?))
+            .map_err(of_layer)
+    }
+
+    /// The model's routing: the [`experts_per_token`](Config::experts_per_token) best, or all experts of a layer that has fewer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layer`] where that is no number of choices.
+    pub fn router(&self) -> Result<TopK> {
+        let chosen = self.config().experts_per_token.min(self.experts());
+        TopK::new(chosen).map_err(|source| Error::Layer { layer: self.index, source })
     }
 
     /// The gate.
@@ -163,10 +178,10 @@ impl MoeParts<'_> {
     ///
     /// Those of [`expert`](Self::expert); [`Error::Kernels`] where a closure has given an expert a matrix of another shape.
     pub fn bank(&self) -> Result<SwiGluExperts> {
-        let experts = (0..self.config().experts).map(|e| self.expert(e)).collect::<Result<Vec<_>>>()?;
+        let experts = (0..self.experts()).map(|e| self.expert(e)).collect::<Result<Vec<_>>>()?;
         let Compute { backend, activations } = self.compute();
         let bank = SwiGluExperts::new(experts, backend)?.with_input_precision(activations);
-        for e in 0..self.config().experts {
+        for e in 0..self.experts() {
             bank.bank().input_precision(e).into_iter().for_each(|kind| self.weights.count(kind));
         }
         Ok(bank)

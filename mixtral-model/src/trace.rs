@@ -93,7 +93,6 @@ pub struct Trace {
     tokens: usize,
     vocabulary: usize,
     dim: usize,
-    experts: usize,
     /// `[T, V]`.
     logits: Vec<f32>,
     layers: Vec<LayerTrace>,
@@ -101,6 +100,8 @@ pub struct Trace {
 
 #[derive(Clone, Debug, Default, PartialEq)]
 struct LayerTrace {
+    /// E.
+    experts: usize,
     /// `[T, D]`.
     hidden: Vec<f32>,
     /// `[T, E]`.
@@ -151,15 +152,15 @@ impl Trace {
             Ok::<_, Error>(values)
         };
         let mut layers = Vec::new();
-        for _ in 0..config.layers {
-            let (hidden, router_logits) = (room(config.hidden_size)?, room(config.experts)?);
-            layers.push(LayerTrace { hidden, router_logits, choices: Choices::new() });
+        for n in 0..config.layers {
+            let experts = config.experts.of(n);
+            let (hidden, router_logits) = (room(config.hidden_size)?, room(experts)?);
+            layers.push(LayerTrace { experts, hidden, router_logits, choices: Choices::new() });
         }
         Ok(Self {
             tokens,
             vocabulary: config.vocab_size,
             dim: config.hidden_size,
-            experts: config.experts,
             logits: room(config.vocab_size)?,
             layers,
         })
@@ -190,7 +191,8 @@ impl Trace {
     ///
     /// If there is no such layer.
     pub fn router_logits(&self, layer: usize) -> ArrayView2<'_, f32> {
-        matrix_of(&self.layers[layer].router_logits, self.tokens, self.experts)
+        let LayerTrace { router_logits, experts, .. } = &self.layers[layer];
+        matrix_of(router_logits, self.tokens, *experts)
     }
 
     /// What a layer's router chose.
@@ -224,7 +226,7 @@ impl Trace {
             tensors.push(floats(format!("hidden.{n}"), self.dim, (&layer.hidden[..]).into()));
             tensors.push(floats(
                 format!("router_logits.{n}"),
-                self.experts,
+                layer.experts,
                 (&layer.router_logits[..]).into(),
             ));
             tensors.push(Tensor {
@@ -294,9 +296,9 @@ mod tests {
     fn a_file_pads_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace.safetensors");
-        let layer = LayerTrace { hidden: vec![0.5; 8], router_logits: vec![0.0; 16], choices: ragged() };
-        let trace =
-            Trace { tokens: 4, vocabulary: 1, dim: 2, experts: 4, logits: vec![1.0; 4], layers: vec![layer] };
+        let layer =
+            LayerTrace { experts: 4, hidden: vec![0.5; 8], router_logits: vec![0.0; 16], choices: ragged() };
+        let trace = Trace { tokens: 4, vocabulary: 1, dim: 2, logits: vec![1.0; 4], layers: vec![layer] };
         trace.save(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard};
 
 use anstyle::{Ansi256Color, Style};
-use mixtral_model::{Choices, Config, Observer, Tokenizer};
+use mixtral_model::{Choices, Config, LayerExperts, Observer, Tokenizer};
 use moe_core::Routed;
 
 use crate::failure::Result;
@@ -27,7 +27,7 @@ fn style(expert: usize) -> Style {
 /// The experts of all tokens read.
 pub(crate) struct Routing {
     layers: Vec<Choices>,
-    experts: usize,
+    experts: LayerExperts,
     /// Characters that the experts of a token take in a list.
     column: usize,
 }
@@ -35,8 +35,9 @@ pub(crate) struct Routing {
 impl Routing {
     pub(crate) fn new(config: &Config) -> Self {
         let layers = vec![Choices::new(); config.layers];
-        let digits = config.experts.saturating_sub(1).to_string().len();
-        Self { layers, experts: config.experts, column: config.experts_per_token * (digits + 1) - 1 }
+        let experts = config.experts.clone();
+        let digits = experts.most().saturating_sub(1).to_string().len();
+        Self { layers, experts, column: config.experts_per_token * (digits + 1) - 1 }
     }
 
     /// Whether every layer has routed the token at this position.
@@ -127,7 +128,7 @@ impl Show for RoutedText<'_> {
         self.write(true)?;
         self.plain.end()?;
         let mut legend = format!("\ncoloured by first expert in layer {}: ", self.layer);
-        for e in 0..locked(self.waiting.routing).experts {
+        for e in 0..locked(self.waiting.routing).experts.of(self.layer) {
             let style = style(e);
             // Writing to a string cannot fail.
             let _ = write!(legend, " {style}■ {e}{style:#}");
@@ -214,15 +215,16 @@ pub(crate) fn write_shares(routing: &Routing) {
     let mut table = String::new();
     // Writing to a string cannot fail.
     let _ = write!(table, "\n{ASIDE}each expert's share of a layer's choices\nexpert{ASIDE:#}  ");
-    for e in 0..routing.experts {
+    for e in 0..routing.experts.most() {
         let _ = write!(table, "{0}{e:>5}{0:#}", style(e));
     }
     for (n, layer) in routing.layers.iter().enumerate() {
-        let load = layer.load(routing.experts);
+        let experts = routing.experts.of(n);
+        let load = layer.load(experts);
         let total = load.iter().sum::<usize>().max(1);
         let _ = write!(table, "\n{ASIDE}layer {n:<2}{ASIDE:#}");
         for (e, &rows) in load.iter().enumerate() {
-            let even = total as f64 / routing.experts as f64;
+            let even = total as f64 / experts as f64;
             let style = match rows as f64 / even {
                 0.0..0.5 => ASIDE,
                 0.5..2.0 => style(e),

@@ -310,11 +310,14 @@ impl Checkpoint {
             return Err(tensor_error(&self.root, name, expected(), "no such tensor".to_owned()));
         };
         let stored = &self.tensors[at];
-        if stored.stored.format().is_none() || shape.is_some_and(|shape| shape != stored.shape) {
-            let found = format!("{} {}", stored.stored, brief_shape(&stored.shape));
-            return Err(tensor_error(self.files[stored.file].path(), name, expected(), found));
+        let wrong =
+            |expected, found| Err(tensor_error(self.files[stored.file].path(), name, expected, found));
+        let found = brief_shape(&stored.shape);
+        match shape.filter(|shape| *shape != stored.shape) {
+            _ if stored.stored.format().is_none() => wrong(expected(), format!("{} {found}", stored.stored)),
+            Some(shape) => wrong(format!("shape {shape:?}"), found),
+            None => Ok(stored),
         }
-        Ok(stored)
     }
 
     fn view<'a>(&'a self, stored: &'a Stored) -> Result<TensorView<'a>> {

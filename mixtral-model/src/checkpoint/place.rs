@@ -86,14 +86,15 @@ impl Checkpoint {
 
     /// Refuses w2 of concatenated experts where each is, or may be, transposed: `[E · H, D]`, as in the files of December 2023.
     fn refuse_transposed(&self, spec: &TensorSpec, name: &str, config: &Config) -> Result<()> {
-        let is_w2 = matches!(
-            spec.key,
-            TensorKey::Layer { part: LayerPart::Expert { matrix: ExpertMatrix::W2, .. }, .. }
-        );
-        if self.layout.experts() != ExpertStorage::Concatenated || !is_w2 {
+        let TensorKey::Layer { layer, part: LayerPart::Expert { matrix: ExpertMatrix::W2, .. } } = spec.key
+        else {
+            return Ok(());
+        };
+        if self.layout.experts() != ExpertStorage::Concatenated {
             return Ok(());
         }
-        let transposed = [config.experts.saturating_mul(config.intermediate_size), config.hidden_size];
+        let transposed =
+            [config.experts.of(layer).saturating_mul(config.intermediate_size), config.hidden_size];
         match self.entry(name) {
             Some(entry) if entry.shape == transposed => {
                 let expected = format!(

@@ -83,14 +83,16 @@ impl Checkpoint {
             }
             _ => None,
         };
-        let expected = match (number(&self.layout.layers()), expert) {
+        let layer = number(&self.layout.layers());
+        let experts = layer.map_or(0, |layer| config.experts.of(layer));
+        let expected = match (layer, expert) {
             (Some(layer), _) if layer >= config.layers => {
                 let key = if gguf { "block_count" } else { "num_hidden_layers" };
                 format!("{key} {} layers", config.layers)
             }
-            (_, Some(expert)) if expert >= config.experts => {
+            (_, Some(expert)) if expert >= experts => {
                 let key = if gguf { "expert_count" } else { "num_local_experts" };
-                format!("{key} {} experts", config.experts)
+                format!("{key} {experts} experts")
             }
             _ if entry.name.contains(SCALED_ROPE) => {
                 "no factors of RoPE's frequencies, as those of a file are not done".to_owned()

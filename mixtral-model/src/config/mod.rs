@@ -13,6 +13,7 @@
 //! a guess at them would be a silent wrong answer. `null` means missing, except that `num_key_value_heads: null`
 //! means as many as heads, and a `null` token means none.
 
+mod experts;
 mod fields;
 mod generation;
 mod params;
@@ -29,6 +30,7 @@ use crate::manifest::{Manifest, elements};
 use crate::{Error, Result};
 use fields::Fields;
 
+pub use experts::LayerExperts;
 pub use generation::{GenerationConfig, GenerationFile};
 pub use rope::RopeScaling;
 
@@ -51,9 +53,9 @@ pub struct Config {
     pub kv_heads: usize,
     /// Width of one head, even. `heads * head_dim` need not equal `hidden_size`.
     pub head_dim: usize,
-    /// Experts E of a layer: `num_local_experts`.
-    pub experts: usize,
-    /// Experts k chosen for a token, at most `experts`: `num_experts_per_tok`.
+    /// Experts E of each layer: `num_local_experts`.
+    pub experts: LayerExperts,
+    /// Experts k chosen for a token: `num_experts_per_tok`. A layer that has fewer uses all it has.
     pub experts_per_token: usize,
     /// Number of token ids: `vocab_size`.
     pub vocab_size: usize,
@@ -85,7 +87,7 @@ impl Config {
             heads: 32,
             kv_heads: 8,
             head_dim: 128,
-            experts: 8,
+            experts: LayerExperts::Same(8),
             experts_per_token: 2,
             vocab_size: 32000,
             max_positions: 32768,
@@ -153,14 +155,15 @@ impl Config {
         };
         let max_positions = fields.required_size("max_position_embeddings")?;
         let (rope_theta, rope_scaling) = rope::read(&fields, max_positions)?;
+        let layers = fields.required_size("num_hidden_layers")?;
         let config = Self {
             hidden_size,
             intermediate_size: fields.required_size("intermediate_size")?,
-            layers: fields.required_size("num_hidden_layers")?,
+            layers,
             heads,
             kv_heads,
             head_dim,
-            experts: experts(&fields)?,
+            experts: experts(&fields, layers)?,
             experts_per_token: fields.required_size("num_experts_per_tok")?,
             vocab_size,
             max_positions,
@@ -179,7 +182,7 @@ impl Config {
     }
 
     /// Checks that the values can be those of a model: sizes of at least 1, `kv_heads` a divisor of `heads`,
-    /// `head_dim` even, `experts_per_token` at most `experts`, a window of at least 1, positive finite `rms_norm_eps`
+    /// `head_dim` even, a number of experts for each layer, `experts_per_token` at most the largest, a window of at least 1, positive finite `rms_norm_eps`
     /// and `rope_theta`, tokens below `vocab_size`, and no count of bytes beyond what the machine can address.
     ///
     /// # Errors
@@ -204,7 +207,6 @@ impl Config {
             ("num_attention_heads", self.heads),
             ("num_key_value_heads", self.kv_heads),
             ("head_dim", self.head_dim),
-            ("num_local_experts", self.experts),
             ("num_experts_per_tok", self.experts_per_token),
             ("vocab_size", self.vocab_size),
             ("max_position_embeddings", self.max_positions),
@@ -216,8 +218,18 @@ impl Config {
         check(self.heads.is_multiple_of(self.kv_heads), "num_key_value_heads", &divisor, &self.kv_heads)?;
         let even = "an even number, as RoPE turns pairs";
         check(self.head_dim.is_multiple_of(2), "head_dim", even, &self.head_dim)?;
-        let most = format!("at most num_local_experts {}", self.experts);
-        check(self.experts_per_token <= self.experts, "num_experts_per_tok", &most, &self.experts_per_token)?;
+        if let LayerExperts::Each(experts) = &self.experts {
+            let expected = format!("a number for each of {} layers", self.layers);
+            check(experts.len() == self.layers, "num_local_experts", &expected, &experts.len())?;
+        }
+        let least = match &self.experts {
+            LayerExperts::Same(experts) => *experts,
+            LayerExperts::Each(experts) => experts.iter().copied().min().unwrap_or(0),
+        };
+        check(least > 0, "num_local_experts", "at least 1", &least)?;
+        let most = format!("at most num_local_experts {}", self.experts.most());
+        let chosen = self.experts_per_token;
+        check(chosen <= self.experts.most(), "num_experts_per_tok", &most, &chosen)?;
 
         let positive = "a positive finite number in f32";
         let eps = self.rms_norm_eps;
@@ -247,7 +259,11 @@ impl Config {
             ("vocab_size", self.vocab_size, elements(&[self.vocab_size, width])),
             ("head_dim", self.head_dim, elements(&[self.heads, self.head_dim, width])),
             ("intermediate_size", self.intermediate_size, elements(&[self.intermediate_size, width])),
-            ("num_local_experts", self.experts, elements(&[self.experts, self.intermediate_size, width])),
+            (
+                "num_local_experts",
+                self.experts.most(),
+                elements(&[self.experts.most(), self.intermediate_size, width]),
+            ),
             ("num_hidden_layers", self.layers, Manifest::new(self).parameters()),
         ] {
             check(elements <= isize::MAX as u64 / 4, field, "a model whose bytes can be counted", &size)?;
@@ -275,14 +291,23 @@ fn refuse_other_models(fields: &Fields<'_>) -> Result<()> {
             return Err(fields.error(bias, "false, as Mixtral has no biases"));
         }
     }
+    // Beside these, pruned models may have thresholds below which a token's second expert is left out.
+    let dynamic = fields.get("mode").is_none_or(|mode| mode != "static");
+    let is_threshold = |deltas: &Value| {
+        dynamic && deltas.as_array().is_none_or(|deltas| deltas.iter().any(|delta| !delta.is_null()))
+    };
+    if fields.get("layer_deltas").is_some_and(is_threshold) {
+        return Err(fields.error("layer_deltas", "null, as experts are not left out by a threshold"));
+    }
     if fields.get("quantization_config").is_some() {
         return Err(fields.error("quantization_config", "null, as weights are f32, f16 or bf16"));
     }
     Ok(())
 }
 
-fn experts(fields: &Fields<'_>) -> Result<usize> {
-    match (fields.size("num_local_experts")?, fields.size("num_experts")?) {
+fn experts(fields: &Fields<'_>, layers: usize) -> Result<LayerExperts> {
+    let read = |field| LayerExperts::read(fields, field, layers);
+    match (read("num_local_experts")?, read("num_experts")?) {
         (Some(local), Some(new)) if local != new => {
             Err(fields.error("num_experts", format!("{local}, as num_local_experts says")))
         }

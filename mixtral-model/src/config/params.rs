@@ -92,7 +92,7 @@ impl Config {
             heads,
             kv_heads: fields.size("n_kv_heads")?.unwrap_or(heads),
             head_dim,
-            experts: moe.required_size("num_experts")?,
+            experts: moe.required_size("num_experts")?.into(),
             experts_per_token: moe.required_size("num_experts_per_tok")?,
             vocab_size,
             max_positions: positions.unwrap_or(DEFAULT_POSITIONS),

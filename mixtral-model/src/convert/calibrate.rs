@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use moe_core::{Expert, MoeLayer, PerExpert};
 use moe_kernels::{Backend, Linear, LinearScratch, SwiGluWeights, WeightMatrix, vector};
-use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::Conversion;
@@ -121,7 +120,7 @@ struct OfLayer {
 
 /// A layer whose experts measure.
 fn layer(parts: &MoeParts<'_>, sums: &Arc<Mutex<OfLayer>>) -> Result<MoeLayer> {
-    let Config { experts, experts_per_token, .. } = *parts.config();
+    let experts = parts.experts();
     let backend = parts.compute().backend;
     let expert = |index| {
         let SwiGluWeights { w1, w2, w3 } = parts.expert(index)?;
@@ -135,8 +134,7 @@ fn layer(parts: &MoeParts<'_>, sums: &Arc<Mutex<OfLayer>>) -> Result<MoeLayer> {
     }
     let of_layer = |source| Error::Layer { layer: parts.index(), source };
     let bank = PerExpert::new((0..experts).map(expert).collect::<Result<_>>()?).map_err(of_layer)?;
-    let router = TopK::new(experts_per_token).map_err(of_layer)?;
-    MoeLayer::new(Box::new(parts.gate()?), Box::new(router), Box::new(bank)).map_err(of_layer)
+    MoeLayer::new(Box::new(parts.gate()?), Box::new(parts.router()?), Box::new(bank)).map_err(of_layer)
 }
 
 /// An expert that keeps sums of what comes to each matrix.

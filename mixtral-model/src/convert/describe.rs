@@ -7,7 +7,7 @@ use moe_kernels::{BlockType, Dtype, WeightFormat};
 use super::plan::Output;
 use super::{Conversion, vocabulary};
 use crate::gguf::Field;
-use crate::{Config, Error, GenerationFile, Result, RopeScaling, Sampling, Source};
+use crate::{Config, Error, GenerationFile, LayerExperts, Result, RopeScaling, Sampling, Source};
 
 /// Version of ggml's block types.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -80,7 +80,6 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
         ("feed_forward_length", config.intermediate_size),
         ("attention.head_count", config.heads),
         ("attention.head_count_kv", config.kv_heads),
-        ("expert_count", config.experts),
         ("expert_used_count", config.experts_per_token),
         ("vocab_size", config.vocab_size),
         ("rope.dimension_count", config.head_dim),
@@ -90,13 +89,19 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
         sizes.push(("attention.value_length", config.head_dim));
     }
     sizes.extend(config.sliding_window.map(|window| ("attention.sliding_window", window)));
-    for (key, size) in sizes {
-        let size = u32::try_from(size).map_err(|_| Error::Setting {
+    let fitting = |key: &str, size: usize| {
+        u32::try_from(size).map_err(|_| Error::Setting {
             setting: "size",
             expected: format!("at most {}, which llama.{key} of a GGUF file can be", u32::MAX),
             found: size.to_string(),
-        })?;
-        fields.push((format!("llama.{key}"), Field::U32(size)));
+        })
+    };
+    for (key, size) in sizes {
+        fields.push((format!("llama.{key}"), Field::U32(fitting(key, size)?)));
+        // Where llama.cpp's converter has it.
+        if key == "attention.head_count_kv" {
+            fields.push(("llama.expert_count".to_owned(), of_experts(&config.experts, &fitting, warnings)?));
+        }
     }
     let base = config.rope_theta as f32;
     if f64::from(base) != config.rope_theta {
@@ -110,6 +115,24 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
     let epsilon = Field::F32(config.rms_norm_eps);
     fields.push(("llama.attention.layer_norm_rms_epsilon".to_owned(), epsilon));
     Ok(fields)
+}
+
+/// The numbers of experts: one, or a list of one a layer.
+fn of_experts(
+    experts: &LayerExperts,
+    fitting: &impl Fn(&str, usize) -> Result<u32>,
+    warnings: &mut Vec<String>,
+) -> Result<Field> {
+    let fitting = |experts: &usize| fitting("expert_count", *experts);
+    match experts {
+        LayerExperts::Same(experts) => Ok(Field::U32(fitting(experts)?)),
+        LayerExperts::Each(experts) => {
+            warnings.push(
+                "layers have different numbers of experts: llama.cpp does not load such a file".to_owned(),
+            );
+            Ok(Field::U32s(experts.iter().map(fitting).collect::<Result<_>>()?))
+        }
+    }
 }
 
 /// How tokens should be chosen, as far as there are keys for it.

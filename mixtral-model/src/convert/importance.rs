@@ -95,7 +95,10 @@ impl Importance {
                 missing.push(spec.key);
                 continue;
             };
-            let experts = if spec.kind() == Kind::Experts { config.experts } else { 1 };
+            let experts = match spec.key {
+                TensorKey::Layer { layer, .. } if spec.kind() == Kind::Experts => config.experts.of(layer),
+                _ => 1,
+            };
             let (expected, found) = ((experts, spec.shape[1]), (tensor.means.len(), tensor.columns));
             if expected != found {
                 let (expected, found) = (format!("{expected:?} sums"), format!("{found:?}"));

@@ -65,7 +65,7 @@ impl Mix {
 
     /// The type of a tensor, before it is seen whether its rows are whole blocks.
     pub(crate) fn of(self, key: TensorKey, config: &Config, importances: bool) -> BlockType {
-        let eight = config.experts == 8;
+        let eight = config.experts.most() == 8;
         let queries_per_key = config.heads / config.kv_heads.max(1);
         match key {
             TensorKey::Head => self.head(config.hidden_size),
@@ -203,7 +203,7 @@ mod tests {
             let size = |name: &str| facts[name].as_u64().unwrap() as usize;
             let mut config = Config::mixtral_8x7b();
             (config.hidden_size, config.intermediate_size) = (256, size("hidden"));
-            (config.layers, config.experts) = (size("layers"), size("experts"));
+            (config.layers, config.experts) = (size("layers"), size("experts").into());
             (config.heads, config.kv_heads) = (size("heads"), size("kv_heads"));
             (config.head_dim, config.vocab_size) = (256 / config.heads, 32);
             config.tie_embeddings = facts["tied"].as_bool().unwrap();

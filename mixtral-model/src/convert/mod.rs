@@ -228,7 +228,7 @@ fn stack_by_stack(config: &Config) -> impl Iterator<Item = TensorSpec> {
     let layer = move |n: usize| {
         let layer = manifest.layer(n);
         let dense = layer.tensors().take_while(|spec| spec.kind() != Kind::Experts);
-        let stack = move |matrix| (0..config.experts).map(move |expert| layer.expert(expert, matrix));
+        let stack = move |matrix| (0..layer.experts()).map(move |expert| layer.expert(expert, matrix));
         dense.chain(ExpertMatrix::ALL.into_iter().flat_map(stack))
     };
     std::iter::once_with(move || manifest.embedding())

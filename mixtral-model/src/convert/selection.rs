@@ -81,8 +81,9 @@ impl Selection {
         if beyond(&self.layers, config.layers) {
             return Err(format!("layers below {}", config.layers));
         }
-        if beyond(&self.experts, config.experts) {
-            return Err(format!("experts below {}", config.experts));
+        let most = config.experts.most();
+        if beyond(&self.experts, most) {
+            return Err(format!("experts below {most}"));
         }
         if self.part == Part::Of(Kind::Head) && config.tie_embeddings {
             return Err("embedding, as the head of this model is its embedding".to_owned());

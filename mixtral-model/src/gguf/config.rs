@@ -2,7 +2,7 @@
 
 use super::{Header, Metadata, Value};
 use crate::manifest::TensorKey;
-use crate::{Config, Error, GenerationFile, Result, RopeScaling};
+use crate::{Config, Error, GenerationFile, LayerExperts, Result, RopeScaling};
 
 /// What may stand in `general.architecture`; the keys of the sizes begin with it.
 const ARCHITECTURES: [&str; 2] = ["llama", "mixtral"];
@@ -145,14 +145,15 @@ impl Header {
             Some(length) => length,
             None => metadata.required_size(&key("feed_forward_length"))?,
         };
+        let layers = metadata.required_size(&key("block_count"))?;
         let config = Config {
             hidden_size,
             intermediate_size: hidden,
-            layers: metadata.required_size(&key("block_count"))?,
+            layers,
             heads,
             kv_heads: metadata.size(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
-            experts: metadata.required_size(&key("expert_count"))?,
+            experts: experts(metadata, &key("expert_count"))?,
             experts_per_token: metadata.required_size(&key("expert_used_count"))?,
             vocab_size,
             max_positions: metadata.required_size(&key("context_length"))?,
@@ -208,6 +209,16 @@ impl Header {
     pub(crate) fn has_head(&self) -> bool {
         let head = crate::Layout::gguf(crate::ExpertStorage::Stacked).name(TensorKey::Head);
         self.entries.iter().any(|entry| entry.name == head)
+    }
+}
+
+/// A number, or one for each layer.
+fn experts(metadata: &Metadata, key: &str) -> Result<LayerExperts> {
+    match metadata.get(key) {
+        Some(Value::List(_)) => {
+            Ok(metadata.list(key, "positive integers", Value::size)?.map_or(0.into(), LayerExperts::each))
+        }
+        _ => Ok(metadata.required_size(key)?.into()),
     }
 }
 

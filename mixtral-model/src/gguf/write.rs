@@ -18,6 +18,7 @@ pub(crate) enum Field {
     Texts(Vec<String>),
     F32s(Vec<f32>),
     I32s(Vec<i32>),
+    U32s(Vec<u32>),
     /// Type and value as another file has them.
     Raw(Vec<u8>),
 }
@@ -109,6 +110,10 @@ impl Field {
             }
             Self::I32s(values) => {
                 array(out, 5, values.len());
+                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            }
+            Self::U32s(values) => {
+                array(out, 4, values.len());
                 values.iter().for_each(|value| out.extend(value.to_le_bytes()));
             }
             Self::Raw(bytes) => out.extend(bytes),

@@ -8,7 +8,7 @@ use serde::Serialize;
 mod display;
 
 use crate::manifest::{Kind, Manifest};
-use crate::{Access, ChatFormat, Checkpoint, Config, Layout, Result, RopeScaling, Source};
+use crate::{Access, ChatFormat, Checkpoint, Config, LayerExperts, Layout, Result, RopeScaling, Source};
 
 /// Facts about a model. [`Display`](std::fmt::Display) writes them for people, `serde` for programs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -128,7 +128,7 @@ pub struct Geometry {
     pub layers: usize,
     pub hidden_size: usize,
     pub intermediate_size: usize,
-    pub experts: usize,
+    pub experts: LayerExperts,
     pub experts_per_token: usize,
     pub heads: usize,
     pub kv_heads: usize,
@@ -282,7 +282,7 @@ impl Geometry {
             layers: config.layers,
             hidden_size: config.hidden_size,
             intermediate_size: config.intermediate_size,
-            experts: config.experts,
+            experts: config.experts.clone(),
             experts_per_token: config.experts_per_token,
             heads: config.heads,
             kv_heads: config.kv_heads,

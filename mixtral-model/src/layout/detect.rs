@@ -87,7 +87,7 @@ mod tests {
 
     fn place(layout: &Layout, part: LayerPart) -> (String, Vec<usize>, usize) {
         let mut config = Config::mixtral_8x7b();
-        (config.hidden_size, config.intermediate_size, config.experts) = (4, 6, 3);
+        (config.hidden_size, config.intermediate_size, config.experts) = (4, 6, 3.into());
         let shape = match part {
             LayerPart::Expert { matrix: ExpertMatrix::W2, .. } => [4, 6],
             _ => [6, 4],

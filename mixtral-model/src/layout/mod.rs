@@ -201,7 +201,7 @@ impl Layout {
             first_row,
             order: RowOrder::Halves,
         };
-        let experts = config.experts;
+        let experts = config.experts.of(layer);
         match self.experts {
             ExpertStorage::PerExpert => {
                 let key = TensorKey::Layer { layer, part: LayerPart::Expert { expert, matrix } };

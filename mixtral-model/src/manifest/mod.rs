@@ -40,7 +40,8 @@ pub(crate) fn elements(shape: &[usize]) -> u64 {
     shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))
 }
 
-/// The tensors of a model: `layers * (7 + 3 * experts) + 3` of them, one fewer with tied embeddings.
+/// The tensors of a model: `layers * (7 + 3 * experts) + 3` of them where all layers have as many experts, one fewer with tied
+/// embeddings.
 ///
 /// ```
 /// use mixtral_model::{Config, Manifest};
@@ -95,7 +96,7 @@ impl<'a> Manifest<'a> {
 
     /// Number of parameters, saturating.
     pub fn parameters(&self) -> u64 {
-        self.count(self.config.experts)
+        self.count(usize::MAX)
     }
 
     /// Number of parameters that act on one token: everything but the experts that were not chosen.
@@ -106,17 +107,23 @@ impl<'a> Manifest<'a> {
         self.count(self.config.experts_per_token)
     }
 
-    fn count(&self, experts: usize) -> u64 {
+    /// Without the experts of a layer beyond the first `at_most`.
+    fn count(&self, at_most: usize) -> u64 {
         let layer = self.layer(0);
         let sum = |specs: &mut dyn Iterator<Item = TensorSpec>| {
             specs.fold(0u64, |sum, spec| sum.saturating_add(spec.elements()))
         };
         let expert = sum(&mut ExpertMatrix::ALL.into_iter().map(|matrix| layer.expert(0, matrix)));
-        let per_layer =
-            sum(&mut layer.dense().into_iter()).saturating_add(expert.saturating_mul(experts as u64));
+        let Config { layers, experts, hidden_size, .. } = self.config;
+        let dense = layer.dense().into_iter().filter(|spec| spec.kind() != Kind::Gate);
+        let dense = sum(&mut { dense }).saturating_mul(*layers as u64);
+        let gates = experts.total(*layers, usize::MAX).saturating_mul(*hidden_size as u64);
+        let experts = experts.total(*layers, at_most).saturating_mul(expert);
         let outside = [Some(self.embedding()), Some(self.final_norm()), self.head()];
         sum(&mut outside.into_iter().flatten())
-            .saturating_add(per_layer.saturating_mul(self.config.layers as u64))
+            .saturating_add(dense)
+            .saturating_add(gates)
+            .saturating_add(experts)
     }
 }
 
@@ -150,7 +157,7 @@ impl<'a> LayerManifest<'a> {
 
     /// The router's projection, `[experts, hidden_size]`.
     pub fn gate(&self) -> TensorSpec {
-        let shape = [self.config.experts, self.config.hidden_size];
+        let shape = [self.experts(), self.config.hidden_size];
         self.spec(LayerPart::Gate, &shape)
     }
 
@@ -177,7 +184,7 @@ impl<'a> LayerManifest<'a> {
     /// The layer's tensors: those every token passes, then the experts one after the other.
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> + use<'a> {
         let this = *self;
-        let experts = (0..self.config.experts)
+        let experts = (0..self.experts())
             .flat_map(move |expert| ExpertMatrix::ALL.map(|matrix| this.expert(expert, matrix)));
         std::iter::once_with(move || this.dense()).flatten().chain(experts)
     }
@@ -193,6 +200,11 @@ impl<'a> LayerManifest<'a> {
             self.post_attention_norm(),
             self.gate(),
         ]
+    }
+
+    /// Number of experts.
+    pub fn experts(&self) -> usize {
+        self.config.experts.of(self.index)
     }
 
     fn queries(&self) -> usize {
@@ -228,7 +240,7 @@ mod tests {
     fn count_is_the_sum_of_all_tensors() {
         for tied in [false, true] {
             let mut config = Config::mixtral_8x7b();
-            (config.layers, config.experts, config.head_dim, config.tie_embeddings) = (3, 5, 24, tied);
+            (config.layers, config.experts, config.head_dim, config.tie_embeddings) = (3, 5.into(), 24, tied);
             let manifest = Manifest::new(&config);
             let sum: u64 = manifest.tensors().map(|spec| spec.elements()).sum();
             assert_eq!(manifest.parameters(), sum, "tied {tied}");
@@ -239,7 +251,7 @@ mod tests {
     #[test]
     fn absurd_claims_cost_nothing() {
         let mut config = Config::mixtral_8x7b();
-        (config.layers, config.experts) = (usize::MAX, usize::MAX);
+        (config.layers, config.experts) = (usize::MAX, usize::MAX.into());
         let manifest = Manifest::new(&config);
         assert_eq!(manifest.parameters(), u64::MAX);
         assert_eq!(manifest.tensors().take(1000).count(), 1000);

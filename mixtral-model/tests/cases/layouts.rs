@@ -79,7 +79,7 @@ fn params_of_mistrals_own_files() {
         mixtral_model::Config::from_params(file.path()).map_err(|error| error.to_string())
     };
     let config = read(&params).unwrap();
-    assert_eq!((config.sliding_window, config.rope_theta, config.experts), (Some(4096), 1e6, 4));
+    assert_eq!((config.sliding_window, config.rope_theta, config.experts), (Some(4096), 1e6, 4.into()));
     for (pointer, key) in [("", "yarn"), ("/moe", "num_shared_experts")] {
         let mut changed = params.clone();
         changed.pointer_mut(pointer).unwrap()[key] = 1.into();

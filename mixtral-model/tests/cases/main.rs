@@ -6,3 +6,4 @@ mod generation;
 mod layouts;
 mod rope;
 mod tiny;
+mod uneven;

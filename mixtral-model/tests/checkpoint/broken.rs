@@ -111,7 +111,7 @@ fn tensors_that_are_wrong() {
         (
             "transposed",
             change("model.layers.1.block_sparse_moe.experts.2.w2.weight", |t| t.shape.reverse()),
-            &["model.safetensors", "experts.2.w2", "[8, 6]", "found BF16 [6, 8]"],
+            &["model.safetensors", "experts.2.w2", "expected shape [8, 6], found [6, 8]"],
         ),
         ("integers", change(Q0, |t| t.dtype = Dtype::I16), &[Q0, "BF16", "I16"]),
         (

@@ -55,7 +55,7 @@ impl Gguf {
             size("feed_forward_length", config.intermediate_size),
             size("attention.head_count", config.heads),
             size("attention.head_count_kv", config.kv_heads),
-            size("expert_count", config.experts),
+            size("expert_count", config.experts.most()),
             size("expert_used_count", config.experts_per_token),
             ("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::F32(config.rms_norm_eps)),
             ("llama.rope.freq_base".to_owned(), Value::F32(1e6)),
@@ -79,7 +79,7 @@ impl Gguf {
         };
         let mut tensors = Vec::new();
         for spec in Manifest::new(&config).tensors() {
-            if let Some((name, shape)) = stored(spec.key, spec.shape, config.experts) {
+            if let Some((name, shape)) = stored(spec.key, spec.shape, config.experts.most()) {
                 tensors.push(tensor(name, shape));
             }
         }

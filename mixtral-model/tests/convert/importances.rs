@@ -195,7 +195,7 @@ fn measured_are_the_mean_squares_of_inputs() {
         };
         (0..matrix.rows()).map(&mut product).collect()
     };
-    for expert in 0..config.experts {
+    for expert in 0..config.experts.most() {
         let came: Vec<&[f64]> = (0..ids.len())
             .filter(|&t| chosen[t].contains(&(expert as u32)))
             .map(|t| &x[t * width..(t + 1) * width])

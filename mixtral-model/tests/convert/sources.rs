@@ -25,7 +25,7 @@ fn fuse(tensors: &mut Tensors, config: &Config) {
     for layer in 0..config.layers {
         let prefix = format!("model.layers.{layer}.block_sparse_moe");
         let (mut gate_up, mut down) = (Vec::new(), Vec::new());
-        for expert in 0..config.experts {
+        for expert in 0..config.experts.of(layer) {
             let mut take = |matrix: &str| {
                 tensors.remove(&format!("{prefix}.experts.{expert}.{matrix}.weight")).unwrap().2
             };
@@ -36,7 +36,8 @@ fn fuse(tensors: &mut Tensors, config: &Config) {
         let gate = tensors.remove(&format!("{prefix}.gate.weight")).unwrap();
         let module = format!("model.layers.{layer}.mlp");
         tensors.insert(format!("{module}.gate.weight"), gate);
-        let (experts, width, hidden) = (config.experts, config.hidden_size, config.intermediate_size);
+        let (experts, width, hidden) =
+            (config.experts.of(layer), config.hidden_size, config.intermediate_size);
         for (name, shape, bytes) in [
             ("gate_up_proj", vec![experts, 2 * hidden, width], gate_up),
             ("down_proj", vec![experts, width, hidden], down),
@@ -90,7 +91,7 @@ fn mistrals_own_files() {
             }
             Some(n) => {
                 let (layer, _) = name.split_once(".ffn_").unwrap();
-                for (expert, bytes) in bytes.chunks_exact(bytes.len() / config.experts).enumerate() {
+                for (expert, bytes) in bytes.chunks_exact(bytes.len() / config.experts.most()).enumerate() {
                     let name = format!("{layer}.feed_forward.experts.{expert}.w{}.weight", n + 1);
                     renamed.insert(name, (format.clone(), shape[1..].to_vec(), bytes.to_vec()));
                 }

@@ -22,7 +22,7 @@ const TINY: [&str; 8] = [
 #[test]
 fn directories_become_gguf_files_and_directories_again() {
     let tiny = TINY.map(|name| fixtures().join("models").join(name));
-    for from in tiny.into_iter().chain([demo()]) {
+    for from in tiny.into_iter().chain([demo(), fixtures().join("uneven")]) {
         let (there, label) = (tempfile::tempdir().unwrap(), from.display());
         let (file, back) = (there.path().join("m.gguf"), there.path().join("m"));
         let summary = to_gguf(&from, &[], &file);

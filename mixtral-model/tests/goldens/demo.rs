@@ -15,20 +15,20 @@ use crate::support::{Goldens, Recorder, compare, fixtures, greedy, logits, rows}
 const CONFIG: &[u8] = include_bytes!("../../cli/demo/config.json");
 const WEIGHTS: &[u8] = include_bytes!("../../cli/demo/model.safetensors");
 const TOKENIZER: &[u8] = include_bytes!("../../cli/demo/tokenizer.model");
-const HELDOUT: &str = include_str!("../../cli/demo/heldout.txt");
+pub(crate) const HELDOUT: &str = include_str!("../../cli/demo/heldout.txt");
 
 /// The size of f32's rounding in this model's logits and router logits, which are of order 10: the goldens of the tiny models
 /// state 1e-5 to 6e-5 for logits of that size at three layers.
 const TOLERANCE: f32 = 1e-4;
 
-fn demo(compute: impl Into<Compute>) -> Model {
+pub(crate) fn demo(compute: impl Into<Compute>) -> Model {
     let config = Config::from_json(CONFIG, Path::new("demo/config.json")).unwrap();
     let checkpoint =
         Checkpoint::from_bytes(Path::new("demo/model.safetensors"), Bytes::from_static(WEIGHTS)).unwrap();
     Model::load(config, &checkpoint, compute).unwrap()
 }
 
-fn tokenizer() -> Tokenizer {
+pub(crate) fn tokenizer() -> Tokenizer {
     Tokenizer::from_sentencepiece(TOKENIZER, Path::new("demo/tokenizer.model")).unwrap()
 }
 

@@ -121,7 +121,7 @@ fn moe_block(dir: &Path, config: &Config, backend: Backend) -> MoeLayer {
     let matrix = |spec: mixtral_model::TensorSpec| {
         checkpoint.matrix(&checkpoint.place(&spec, config).unwrap()).unwrap()
     };
-    let experts = (0..config.experts)
+    let experts = (0..config.experts.most())
         .map(|e| {
             let [w1, w2, w3] = mixtral_model::ExpertMatrix::ALL.map(|m| matrix(manifest.expert(e, m)));
             SwiGluWeights { w1, w2, w3 }

@@ -21,7 +21,7 @@ pub(crate) fn logits(config: &Config, checkpoint: &Checkpoint, ids: &[u32]) -> A
         let normed = norm(config, &x, &matrix(layer.post_attention_norm()));
         let scores = normed.dot(&matrix(layer.gate()).t());
         for t in 0..x.nrows() {
-            let mut order: Vec<usize> = (0..config.experts).collect();
+            let mut order: Vec<usize> = (0..config.experts.of(n)).collect();
             order.sort_by(|&a, &b| scores[(t, b)].total_cmp(&scores[(t, a)]));
             order.truncate(config.experts_per_token);
             let weights = softmax(order.iter().map(|&e| scores[(t, e)]).collect());

@@ -125,7 +125,7 @@ fn gguf(tensors: &[Stored], dtype: Dtype) -> Vec<u8> {
 fn layouts(shape: &Shape) -> Vec<(&'static str, Vec<u8>)> {
     let (config, hub) = (shape.config(), shape.tensors(|_, _| ()));
     let gather = |into: &[(&[&str], &str)], dimensions: fn(usize, usize, usize) -> Vec<usize>| {
-        gathered(&hub, config.layers, config.experts, into, dimensions)
+        gathered(&hub, config.layers, config.experts.most(), into, dimensions)
     };
     let stack = |experts, rows, columns| vec![experts, rows, columns];
     let moe = "block_sparse_moe";
@@ -146,13 +146,13 @@ fn layouts(shape: &Shape) -> Vec<(&'static str, Vec<u8>)> {
     let stacked = gathered(
         &pairs,
         config.layers,
-        config.experts,
+        config.experts.most(),
         &stacked.each_ref().map(|(w, name)| (&w[..], &**name)),
         stack,
     );
     let gate_up: [(&[&str], &str); 2] =
         [(&["w1", "w3"], "ffn_gate_up_exps.weight"), (&["w2"], "ffn_down_exps.weight")];
-    let gate_up = gathered(&pairs, config.layers, config.experts, &gate_up, stack);
+    let gate_up = gathered(&pairs, config.layers, config.experts.most(), &gate_up, stack);
     let of_gguf = |tensors: &[Stored]| gguf(&renamed(tensors, |name| Some(in_gguf(name))), shape.dtype);
 
     vec![
@@ -199,8 +199,9 @@ fn of_fused_experts_w1_comes_first() {
     let file = |order: [&str; 2]| {
         let into: [(&[&str], &str); 2] =
             [(&order, "mlp.experts.gate_up_proj"), (&["w2"], "mlp.experts.down_proj")];
-        let fused =
-            gathered(&hub, config.layers, config.experts, &into, |e, rows, columns| vec![e, rows, columns]);
+        let fused = gathered(&hub, config.layers, config.experts.most(), &into, |e, rows, columns| {
+            vec![e, rows, columns]
+        });
         shape.safetensors(&renamed(&fused, |name| Some(name.replace("block_sparse_moe.gate", "mlp.gate"))))
     };
     let expected = logits_of(&shape, shape.safetensors(&hub));
@@ -218,9 +219,9 @@ fn concatenated_experts_that_are_transposed() {
         let rows = MATRICES.map(|[w, _]| ([w], format!("block_sparse_moe.{w}")));
         let into = rows.each_ref().map(|(w, name)| (&w[..], &**name));
         let dimensions = |experts, rows, columns| vec![experts * rows, columns];
-        let mut all = gathered(&hub, config.layers, config.experts, &into, dimensions);
+        let mut all = gathered(&hub, config.layers, config.experts.most(), &into, dimensions);
         for tensor in all.iter_mut().filter(|tensor| tensor.name.ends_with("w2")) {
-            tensor.shape = vec![config.experts * ffn, hidden];
+            tensor.shape = vec![config.experts.most() * ffn, hidden];
         }
         let file = shape.safetensors(&all);
         let checkpoint = Checkpoint::from_bytes(Path::new("file"), file.into()).unwrap();

@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod circumstances;
-mod fingerprint;
 mod layouts;
 mod perplexity;
 mod sampling;

@@ -21,8 +21,8 @@ use report::Report;
 use serde::Deserialize;
 
 const MODEL: &[u8] = include_bytes!("../fixtures/tokenizer/tokenizer.model");
-const DEMO_MODEL: &[u8] = include_bytes!("../../cli/demo/tokenizer.model");
-const DEMO_JSON: &[u8] = include_bytes!("../../cli/demo/tokenizer.json");
+const DEMO_MODEL: &[u8] = include_bytes!("../fixtures/demo/tokenizer.model");
+const DEMO_JSON: &[u8] = include_bytes!("../fixtures/demo/tokenizer.json");
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -262,7 +262,7 @@ fn bos_stands_in_front_once() {
 
 #[test]
 fn both_demo_files_agree() {
-    let text = include_str!("../../cli/demo/heldout.txt");
+    let text = include_str!("../fixtures/demo/heldout.txt");
     let (model, json) = (from_model(DEMO_MODEL), from_json(DEMO_JSON));
     let ids = model.encode_prompt(text).unwrap();
     assert_eq!(ids, json.encode_prompt(text).unwrap());

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use mixtral_model::{
-    Access, Kind, Model, Observer, Report, Session, Step, Wanted, Workspace, available_memory,
+    Access, Config, Kind, Model, Observer, Report, Session, Step, Wanted, Workspace, available_memory,
 };
 use moe_core::Routed;
 use moe_core::numerics::uniform;
@@ -189,8 +189,8 @@ impl ModelBench<'_> {
     /// keys and values.
     fn flops(&self, sessions: usize, tokens: usize) -> f64 {
         let config = self.model.config();
-        let experts =
-            self.parameters(Kind::Experts) * config.experts_per_token as f64 / config.experts as f64;
+        let idle = self.report.parameters - self.report.active_parameters;
+        let experts = self.parameters(Kind::Experts) - idle as f64;
         let layer = (self.parameters(Kind::Attention) + experts) / config.layers as f64;
         let keys_and_values = (2 * config.kv_heads * config.head_dim * config.hidden_size) as f64;
         let head = (config.vocab_size * config.hidden_size) as f64;
@@ -200,8 +200,10 @@ impl ModelBench<'_> {
 
     /// Bytes of weights that a pass reads, where so many experts of a layer have tokens.
     fn bytes(&self, touched: f64) -> f64 {
+        let Config { layers, experts, .. } = self.model.config();
+        let all = (0..*layers).map(|n| experts.of(n)).sum::<usize>() as f64;
         let needed = |kind: Kind| match kind {
-            Kind::Experts => touched / self.model.config().experts as f64,
+            Kind::Experts => touched * *layers as f64 / all,
             // A token reads a row of it, but for a head that it is too.
             Kind::Embedding if !self.model.config().tie_embeddings => 0.0,
             _ => 1.0,
