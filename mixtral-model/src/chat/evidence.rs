@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::input::{brief, json_object, read_limited};
@@ -37,6 +38,8 @@ pub struct ChatEvidence {
     pub templates: Vec<Template>,
     /// Special tokens by the name under which templates know them, as `eos_token`.
     pub special_tokens: BTreeMap<String, String>,
+    /// Which of Mistral's formats a `tekken.json` is for, such as `v3`.
+    pub version: Option<String>,
 }
 
 impl ChatEvidence {
@@ -49,7 +52,8 @@ impl ChatEvidence {
     ///
     /// As in Transformers, `chat_template.jinja`, with `additional_chat_templates/*.jinja` beside it, comes before
     /// `chat_template` of `tokenizer_config.json`, a text or a list of `{"name", "template"}`. Where neither is there,
-    /// `chat_template.json` counts, which older processors wrote.
+    /// `chat_template.json` counts, which older processors wrote. Where there is none at all, `tekken.json` says which of Mistral's
+    /// formats it is for.
     ///
     /// # Errors
     ///
@@ -71,6 +75,9 @@ impl ChatEvidence {
         if evidence.templates.is_empty() {
             let path = dir.join("chat_template.json");
             evidence.templates = templates(&path, &object(&path)?.unwrap_or_default())?;
+        }
+        if evidence.templates.is_empty() {
+            evidence.version = version(&dir.join("tekken.json"))?;
         }
         Ok(evidence)
     }
@@ -164,6 +171,24 @@ fn templates(path: &Path, config: &Map<String, Value>) -> Result<Vec<Template>> 
         }
         Some(other) => Err(wrong("a text, or a list of templates with names", other)),
     }
+}
+
+/// What a `tekken.json` says of the format of chats, if there is one.
+fn version(path: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct File {
+        config: Config,
+    }
+    #[derive(Deserialize)]
+    struct Config {
+        version: Option<String>,
+    }
+    if !is_there(path) {
+        return Ok(None);
+    }
+    let file: File = serde_json::from_slice(&read_limited(path, MAX_CONFIG_BYTES)?)
+        .map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    Ok(file.config.version)
 }
 
 /// The text of a special token, `"</s>"` or `{"content": "</s>", ...}`, if the key is one's.

@@ -79,7 +79,7 @@ impl ChatFormat {
     /// 1. The template `default`, and `tool_use` for chats with tools, if there are templates: as one of Mistral's formats if they
     ///    write the same but for spaces, else as they are. What such a template refuses or leaves out, a system message or tools,
     ///    is then written as Mistral does.
-    /// 2. Without one, the newest of Mistral's formats whose control pieces the vocabulary holds.
+    /// 2. Without one, the format that `tekken.json` is for; where there is none, the newest of Mistral's formats whose control pieces the vocabulary holds.
     /// 3. Without these, Mistral's first format, [assumed](Self::is_assumed).
     ///
     /// # Errors
@@ -94,6 +94,10 @@ impl ChatFormat {
                 let names: Vec<_> = evidence.templates.iter().map(|template| &*template.name).collect();
                 let reason = format!("expected a template named default, found {}", names.join(", "));
                 return Err(Error::ChatTemplate { origin: first.origin.clone(), line: None, reason });
+            }
+            if let Some(said) = &evidence.version {
+                let found = format!("no template; tekken.json is for {said}: Mistral's {said}");
+                return Self::of_version(said.parse()?, tokenizer, found);
             }
             let found = match piece {
                 Some(piece) => format!("no template; {piece} in the vocabulary: Mistral's {version}"),

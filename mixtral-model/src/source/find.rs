@@ -52,7 +52,8 @@ fn in_directory(dir: &Path) -> Result<Source> {
 
 /// Whether there are weights or a tokenizer that a config is missing for.
 fn has_weights(dir: &Path) -> bool {
-    has_safetensors(dir) || ["tokenizer.model", "tokenizer.json"].into_iter().any(|name| is_there(dir, name))
+    has_safetensors(dir)
+        || ["tokenizer.model", "tokenizer.json", "tekken.json"].into_iter().any(|name| is_there(dir, name))
 }
 
 fn has_safetensors(dir: &Path) -> bool {

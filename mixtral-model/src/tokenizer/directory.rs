@@ -8,7 +8,7 @@ use super::config::{Config, Origin};
 use super::draft::Draft;
 use super::find::Token;
 use super::vocabulary::Kind;
-use super::{Tokenizer, json_draft, sentencepiece, shorten, unusable};
+use super::{Tokenizer, json_draft, sentencepiece, shorten, tekken_draft, unusable};
 use crate::{Error, Result};
 
 /// No tokenizer file is larger; Mixtral's are below 4 MB.
@@ -22,6 +22,9 @@ const MODELS: [&str; 5] = [
     "tokenizer.model.v3",
     "tokenizer.model.v7",
 ];
+
+/// The name of Mistral's own file of its byte-level BPE.
+const TEKKEN: &str = "tekken.json";
 
 /// Reads the tokenizer of a directory.
 pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
@@ -37,7 +40,11 @@ pub(super) fn open(dir: &Path) -> Result<Tokenizer> {
             (draft, path, Origin::Json)
         }
         (None, Some((path, draft))) => (draft, path, Origin::Sentencepiece),
-        (None, None) => return Err(nothing(dir)),
+        (None, None) => {
+            let path = dir.join(TEKKEN);
+            let Some(bytes) = read(&path)? else { return Err(nothing(dir)) };
+            (tekken_draft(&bytes, &path)?, path, Origin::Json)
+        }
     };
     let built = config.apply(&mut draft, from).and_then(|()| draft.finish(&path));
     built.map_err(|reason| unusable(&path, reason))
@@ -56,13 +63,7 @@ fn model(dir: &Path) -> Result<Option<(PathBuf, Draft)>> {
 }
 
 fn nothing(dir: &Path) -> Error {
-    let tekken = dir.join("tekken.json");
-    if tekken.exists() {
-        let reason =
-            "Mistral's tekken is not read in this format: expected tokenizer.json beside it, found none";
-        return unusable(&tekken, reason.to_owned());
-    }
-    unusable(dir, "expected tokenizer.model or tokenizer.json, found neither".to_owned())
+    unusable(dir, "expected tokenizer.model, tokenizer.json or tekken.json, found none".to_owned())
 }
 
 /// Notes where the model of `tokenizer.json` and that of `tokenizer.model` differ; the former counts, but which pieces are

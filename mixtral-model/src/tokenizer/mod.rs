@@ -5,7 +5,7 @@
 //! and `tokenizer.json` (of the `tokenizers` library), and spelled out in GGUF files; [`Tokenizer`] reads all three.
 //!
 //! Models merged of others have other tokenizers: of byte-level BPE, a `tokenizer.json` that cuts words as GPT-2, Llama 3, Qwen 2
-//! or Mistral's tekken is read too.
+//! or Mistral's tekken is read too, and so is `tekken.json`.
 //!
 //! [`encode`](Tokenizer::encode) is what the `tokenizers` library does: `<s>` in a text is the token.
 //! [`encode_ordinary`](Tokenizer::encode_ordinary) and [`decode`](Tokenizer::decode) are what sentencepiece does: `<s>` in a text is text.
@@ -21,7 +21,8 @@
 //! 1. `tokenizer.json` for pieces, merges, and what is put around a prompt, which is its `post_processor` and not `add_bos_token`.
 //!    Which pieces are user-defined only `tokenizer.model` tells. Without `tokenizer.json`, `tokenizer.model` counts for all of that,
 //!    with BOS in front of a prompt unless `add_bos_token` is false, EOS at its end if `add_eos_token` is true, and a space in
-//!    front of a text after a special token unless `legacy` is false.
+//!    front of a text after a special token unless `legacy` is false. Without either, `tekken.json` counts, with BOS in front of a
+//!    prompt.
 //! 2. `added_tokens_decoder` of `tokenizer_config.json` for how a token is recognised, and for what a piece of `tokenizer.model` is
 //!    called; if it is absent, `special_tokens_map.json` for the tokens that play a part, and `added_tokens.json` for further ones.
 //! 3. `bos_token`, `eos_token` and the like, and `additional_special_tokens`, for tokens that nobody told of before.
@@ -44,6 +45,7 @@ mod sentencepiece;
 mod spelled;
 mod stream;
 mod table;
+mod tekken;
 mod vocabulary;
 mod written;
 
@@ -106,7 +108,7 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::Tokenizer`] naming the directory if it holds neither `tokenizer.json` nor `tokenizer.model`; otherwise those of
+    /// [`Error::Tokenizer`] naming the directory if it holds no `tokenizer.json`, `tokenizer.model` or `tekken.json`; otherwise those of
     /// [`from_sentencepiece`](Self::from_sentencepiece) and [`from_json`](Self::from_json), [`Error::Config`] for a field of the
     /// files beside them, or [`Error::Io`]. A damaged file is an error even beside good ones.
     pub fn from_dir(dir: &Path) -> Result<Self> {
@@ -361,6 +363,13 @@ fn json_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
     let file: json::File =
         serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
     Ok(file.draft().map_err(|reason| unusable(path, reason))?.warning_of(path))
+}
+
+/// What a `tekken.json` tells.
+fn tekken_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
+    let file: tekken::File =
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    file.draft().map_err(|reason| unusable(path, reason))
 }
 
 fn unusable(path: &Path, reason: String) -> Error {

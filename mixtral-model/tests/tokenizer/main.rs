@@ -11,6 +11,7 @@ mod layouts;
 mod pieces;
 #[path = "../common/report.rs"]
 mod report;
+mod tekken;
 
 use std::path::Path;
 
