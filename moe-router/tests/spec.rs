@@ -252,7 +252,7 @@ fn every_router_is_in_the_catalogue() {
 /// The page has each router, and its table is what the example prints.
 #[test]
 fn the_page_is_of_this_catalogue() {
-    let page = include_str!("../../docs/routing.md");
+    let page = include_str!("routing.md");
     for entry in RouterSpec::catalogue() {
         assert!(page.contains(&format!("**`{}`**", entry.name)), "{} is missing", entry.name);
     }
