@@ -5,8 +5,8 @@
 //!
 //! | layout | experts of layer N | who writes it |
 //! |---|---|---|
-//! | `hub-per-expert` | `model.layers.N.block_sparse_moe.experts.e.w1.weight` `[H, D]` | the published checkpoints, Transformers 4 |
-//! | `hub-fused` | `model.layers.N.mlp.experts.gate_up_proj` `[E, 2H, D]`: of each expert the rows of w1, then those of w3; `down_proj` `[E, D, H]` | Transformers 5, mergekit |
+//! | `hub-per-expert` | `model.layers.N.block_sparse_moe.experts.e.w1.weight` `[H, D]` | the published checkpoints, Transformers |
+//! | `hub-fused` | `model.layers.N.mlp.experts.gate_up_proj` `[E, 2H, D]`: of each expert the rows of w1, then those of w3; `down_proj` `[E, D, H]` | Transformers 5 where `save_original_format` is false, mergekit |
 //! | `hub-stacked` | `model.layers.N.block_sparse_moe.switch_mlp.gate_proj.weight` `[E, H, D]` is w1, `up_proj` w3, `down_proj` w2 | MLX |
 //! | `hub-concatenated` | `model.layers.N.block_sparse_moe.w1` `[E·H, D]` | conversions of December 2023; w2 `[E·D, H]`, or refused |
 //! | `consolidated-per-expert` | `layers.N.feed_forward.experts.e.w1.weight` | Mistral's own files |
