@@ -90,8 +90,12 @@ fn describe(name: &str) -> Option<&'static str> {
         Some("a LoRA adapter, which changes a model and is none")
     } else if name.starts_with("consolidated.") {
         Some("the original release's weights in a form that is not read: convert them to safetensors")
+    } else if name.starts_with("pytorch_model_fsdp_") || name.ends_with(".distcp") {
+        Some("a distributed checkpoint: gather it into safetensors")
     } else if name.starts_with("pytorch_model") || name.ends_with(".pt") || name.ends_with(".pth") {
         Some("pickled weights, which are programs: convert them to safetensors")
+    } else if is_variant(name) {
+        Some("weights of a variant: give them or their index such a name")
     } else if name.ends_with(".safetensors") && !name.starts_with('.') {
         Some("safetensors that no index names")
     } else if name.ends_with(".incomplete") || name.ends_with(".part") {
@@ -99,4 +103,15 @@ fn describe(name: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Whether `save_pretrained(variant="fp16")` writes a file of such a name: `model.fp16.safetensors`, a shard
+/// `model.fp16-00001-of-00002.safetensors`, `model.safetensors.index.fp16.json`.
+fn is_variant(name: &str) -> bool {
+    let between = |begin: &str, end: &str| {
+        name.strip_prefix(begin)
+            .and_then(|rest| rest.strip_suffix(end))
+            .is_some_and(|variant| !variant.is_empty())
+    };
+    between("model.", ".safetensors") || between("model.safetensors.index.", ".json")
 }

@@ -189,6 +189,23 @@ fn files_of_other_kinds_and_layouts() {
     refuse([
         ("nothing", Model::with_config(), &[INDEX, "no weights"][..]),
         ("pickled", Model::with_config().file("pytorch_model.bin", b"PK"), &["pytorch_model.bin", "pickled"]),
+        (
+            "distributed",
+            Model::with_config().file("pytorch_model_fsdp_0", b"").file("__0_0.distcp", b"PK"),
+            &["distributed checkpoint"],
+        ),
+        (
+            "variant",
+            Model::with_config().file("model.fp16.safetensors", b""),
+            &["model.fp16.safetensors", "a variant"],
+        ),
+        (
+            "variant in shards",
+            Model::with_config()
+                .file("model.fp16-00001-of-00002.safetensors", b"")
+                .file("model.safetensors.index.fp16.json", b"{}"),
+            &["model.fp16-00001-of-00002.safetensors", "a variant"],
+        ),
         ("gguf beside", Model::with_config().file("m.gguf", b"GGUF"), &["m.gguf"]),
         ("no index", Model::sharded().without(INDEX), &["index.json", "a.safetensors"]),
         ("gguf inside", Model::with_config().file(name, b"GGUF\x03\0\0\0\0\0"), &["GGUF"]),
