@@ -4,12 +4,12 @@
 
 use moe_kernels::attention::{AttentionScratch, AttentionShape, attend};
 use moe_kernels::{Backend, Linear, LinearScratch};
-use ndarray::{ArrayViewMut2, Axis, Slice};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::batch::Batch;
 use crate::layout::RowOrder;
 use crate::rope::Rope;
-use crate::workspace::{flat, matrix};
+use crate::workspace::{flat, matrix, matrix_of};
 use crate::{Error, Result, Step};
 
 /// The weights of the block, and the shape of its heads.
@@ -119,5 +119,10 @@ impl Attention {
         let mut y = matrix(y, batch.rows(), x.ncols())?;
         self.o.forward(attended.view(), linear, y.view_mut()).map_err(at("o_proj"))?;
         Ok(y)
+    }
+
+    /// What the last pass gave its output projection, `[rows, heads · head_dim]`.
+    pub(crate) fn mixed<'b>(&self, buffers: &'b AttentionBuffers, rows: usize) -> ArrayView2<'b, f32> {
+        matrix_of(&buffers.attended, rows, self.shape.heads * self.shape.head_dim)
     }
 }

@@ -217,7 +217,7 @@ impl Model {
             }
             hidden += &delta;
             check_finite(hidden.view(), batch, Some(n), "attention")?;
-            observer.attended(n);
+            observer.attended(n, layer.attention.mixed(attention, batch.rows()));
 
             // hidden += moe(norm(hidden))
             let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;

@@ -18,9 +18,10 @@ pub trait Observer: Send {
         true
     }
 
-    /// A layer's attention is done: its output has joined the residual stream.
-    fn attended(&mut self, layer: usize) {
-        let _ = layer;
+    /// A layer's attention is done: its output has joined the residual stream. `mixed` is what came to the output projection,
+    /// the heads' weighted means of values, `[rows, heads · head_dim]`.
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
+        let _ = (layer, mixed);
     }
 
     /// A layer has routed its tokens; the context says which they are.
@@ -48,9 +49,9 @@ impl<O: Observer> Observer for Option<O> {
         self.as_ref().is_some_and(O::wants_all_rows)
     }
 
-    fn attended(&mut self, layer: usize) {
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
         if let Some(observer) = self {
-            observer.attended(layer);
+            observer.attended(layer, mixed);
         }
     }
 
@@ -71,9 +72,9 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         self.0.wants_all_rows() || self.1.wants_all_rows()
     }
 
-    fn attended(&mut self, layer: usize) {
-        self.0.attended(layer);
-        self.1.attended(layer);
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
+        self.0.attended(layer, mixed);
+        self.1.attended(layer, mixed);
     }
 
     fn routed(&mut self, routed: &Routed<'_>) {
@@ -92,8 +93,8 @@ impl<O: Observer + ?Sized> Observer for &mut O {
         (**self).wants_all_rows()
     }
 
-    fn attended(&mut self, layer: usize) {
-        (**self).attended(layer);
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
+        (**self).attended(layer, mixed);
     }
 
     fn routed(&mut self, routed: &Routed<'_>) {

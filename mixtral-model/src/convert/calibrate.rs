@@ -31,7 +31,7 @@ pub struct Calibration<'t> {
 
 impl Importance {
     /// Measures importances by running a model on a text with exact products: the mean square of every column's input, of each expert
-    /// over the tokens that were sent to it. Of the output projections of attention nothing is measured.
+    /// over the tokens that were sent to it.
     ///
     /// `progress` is told how many tokens have been read, layer by layer of a stretch in proportion, and may end the work.
     ///
@@ -73,11 +73,13 @@ impl Importance {
             let (name, _) = place(spec.key, &spec.shape, config);
             tensors.insert(name, OfTensor { columns, means, tokens });
         };
-        for (n, (bank, normed)) in banks.iter().zip(&observer.sums).enumerate() {
+        for (n, bank) in banks.iter().enumerate() {
             let layer = Manifest::new(config).layer(n);
+            let Inputs { normed, mixed, .. } = &observer;
             for spec in [layer.q_proj(), layer.k_proj(), layer.v_proj()] {
-                put(&spec, std::slice::from_ref(normed));
+                put(&spec, std::slice::from_ref(&normed[n]));
             }
+            put(&layer.o_proj(), std::slice::from_ref(&mixed[n]));
             let OfLayer { inputs, hidden } = &*bank.lock().unwrap_or_else(PoisonError::into_inner);
             put(&layer.expert(0, ExpertMatrix::W1), inputs);
             put(&layer.expert(0, ExpertMatrix::W3), inputs);
@@ -171,13 +173,15 @@ impl Expert for Measuring {
     }
 }
 
-/// Keeps sums of what comes to queries, keys and values: the norm of what the layer before hands on, or of the embedding.
+/// Keeps sums of what comes to queries, keys and values, which is the norm of what the layer before hands on, or of the
+/// embedding; and of what comes to the output projection.
 struct Inputs<P> {
     embedding: WeightMatrix,
     norms: Vec<Vec<f32>>,
     eps: f32,
     backend: Backend,
-    sums: Vec<Sums>,
+    normed: Vec<Sums>,
+    mixed: Vec<Sums>,
     progress: P,
     /// Tokens read before the stretch at hand, and in it.
     tokens: (usize, usize),
@@ -197,7 +201,8 @@ impl<P: FnMut(usize) -> ControlFlow<()> + Send> Inputs<P> {
             norms: (0..config.layers).map(norm).collect::<Result<_>>()?,
             eps: config.rms_norm_eps,
             backend,
-            sums: vec![Sums::default(); config.layers],
+            normed: vec![Sums::default(); config.layers],
+            mixed: vec![Sums::default(); config.layers],
             progress,
             tokens: (0, 0),
         })
@@ -223,11 +228,15 @@ impl<P: FnMut(usize) -> ControlFlow<()> + Send> Inputs<P> {
     fn add(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) {
         let mut normed = Array2::zeros(hidden.dim());
         vector::rms_norm(self.backend, hidden, &self.norms[layer], self.eps, normed.view_mut());
-        self.sums[layer].add(normed.view());
+        self.normed[layer].add(normed.view());
     }
 }
 
 impl<P: FnMut(usize) -> ControlFlow<()> + Send> Observer for Inputs<P> {
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
+        self.mixed[layer].add(mixed);
+    }
+
     fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
         let next = layer + 1;
         if next < self.norms.len() {

@@ -6,6 +6,7 @@ use std::path::Path;
 use mixtral_model::convert::{Calibration, Conversion, Importance};
 use mixtral_model::{Access, Error, ExpertMatrix, Manifest, Source, TensorSpec};
 use moe_kernels::{Backend, WeightMatrix};
+use ndarray::Array2;
 
 use crate::{demo, fixtures, recipe, tensors, write};
 
@@ -239,7 +240,45 @@ fn measured_are_the_mean_squares_of_inputs() {
     for (found, mean) in found.iter().zip(mean) {
         assert!((f64::from(*found) - mean).abs() < 1e-4 * mean + 1e-9, "{found} {mean}");
     }
-    assert!(importance.columns(&layer.o_proj(), &config).is_none());
+}
+
+/// Where a token sees itself alone, its values are what comes to the output projection.
+#[test]
+fn what_comes_to_the_output_projection() {
+    let source = Source::find(&demo()).unwrap();
+    let (config, checkpoint) = (source.config().unwrap(), source.checkpoint(Access::Map).unwrap());
+    let ids = [17, 300, 1900, 5, 17];
+    let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
+    let text = Calibration { ids: &ids, window: 1, backend: Backend::best(), name: Path::new("text") };
+    let importance = Importance::measure(&conversion, text, |_| ControlFlow::Continue(())).unwrap();
+    let wide = |spec: &TensorSpec| {
+        let weight = checkpoint.matrix(&checkpoint.place(spec, &config).unwrap()).unwrap();
+        let mut rows = Array2::<f32>::zeros((weight.rows(), weight.columns()));
+        for (n, mut row) in rows.rows_mut().into_iter().enumerate() {
+            weight.widen_row(n, row.as_slice_mut().unwrap());
+        }
+        rows.mapv(f64::from)
+    };
+    let manifest = Manifest::new(&config);
+    let layer = manifest.layer(0);
+    let (norm, values, embedding) =
+        (wide(&layer.input_norm()), wide(&layer.v_proj()), wide(&manifest.embedding()));
+    let mut mean = vec![0.0; config.heads * config.head_dim];
+    for id in ids {
+        let row = embedding.row(id as usize);
+        let square = row.mapv(|v| v * v).mean().unwrap() + f64::from(config.rms_norm_eps);
+        let v = values.dot(&(&row / square.sqrt() * norm.row(0)));
+        for (column, mean) in mean.iter_mut().enumerate() {
+            let (head, place) = (column / config.head_dim, column % config.head_dim);
+            let of = head / (config.heads / config.kv_heads) * config.head_dim + place;
+            *mean += v[of].powi(2) / ids.len() as f64;
+        }
+    }
+    let found = importance.columns(&layer.o_proj(), &config).unwrap();
+    assert_eq!(found.len(), mean.len());
+    for (found, mean) in found.iter().zip(mean) {
+        assert!((f64::from(*found) - mean).abs() < 1e-4 * mean + 1e-9, "{found} {mean}");
+    }
 }
 
 #[test]

@@ -49,8 +49,7 @@ pub(crate) struct Quantize {
     /// Importances of columns, a file of llama.cpp's imatrix tool in its GGUF form: errors count by them, each expert's by its own
     #[arg(long, value_name = "FILE")]
     pub(crate) imatrix: Option<PathBuf>,
-    /// Measure importances on a text: the model reads it, and each expert's columns count as much as what came to them. Of
-    /// attention's output projections nothing is measured
+    /// Measure importances on a text: the model reads it, and each expert's columns count as much as what came to them
     #[arg(long, value_name = "TEXTFILE", conflicts_with = "imatrix")]
     pub(crate) calibrate: Option<PathBuf>,
     /// Write the summary as JSON

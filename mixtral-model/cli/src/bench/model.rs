@@ -269,7 +269,7 @@ impl Observer for Clock {
         false
     }
 
-    fn attended(&mut self, _: usize) {
+    fn attended(&mut self, _: usize, _: ArrayView2<'_, f32>) {
         self.parts.attention += self.lap();
     }
 

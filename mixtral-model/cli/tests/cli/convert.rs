@@ -130,7 +130,7 @@ fn importances_measured_on_a_text() {
     };
     let sums: Vec<_> = layers.iter().filter(|line| line.starts_with("layer")).map(of_layer).collect();
     assert_eq!(sums, [2 * tokens; 4], "{}", said.err);
-    assert!(said.err.contains("for 4 matrices there are no importances"), "{}", said.err);
+    assert!(!said.err.contains("there are no importances"), "{}", said.err);
     let [alike, weighted] = [alike, weighted].map(|path| std::fs::read(path).unwrap());
     assert_ne!(alike, weighted);
 }
