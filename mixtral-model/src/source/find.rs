@@ -11,8 +11,9 @@ pub(super) fn find(name: &Path) -> Result<Source> {
     match fs::metadata(name) {
         Ok(metadata) if metadata.is_dir() => in_directory(name),
         Ok(_) => of_file(name),
-        Err(source) => match hub::repository(name) {
-            Some(folder) => in_directory(&folder),
+        Err(source) => match hub::within(name) {
+            Some(hub::Within { folder, part: None }) => in_directory(&folder),
+            Some(hub::Within { folder, part: Some(part) }) => in_repository(&folder, &part),
             None if fs::symlink_metadata(name).is_ok() => Err(Error::Io { path: name.to_path_buf(), source }),
             None => {
                 let found = match hub::is_repository_name(name) {
@@ -48,6 +49,52 @@ fn in_directory(dir: &Path) -> Result<Source> {
             Err(unexpected(dir, "config.json, params.json or one GGUF file", found))
         }
     }
+}
+
+/// What a user names of a repository in the cache.
+fn in_repository(folder: &Path, part: &hub::Part) -> Result<Source> {
+    let dir = hub::snapshot(folder)?.unwrap_or_else(|| folder.to_path_buf());
+    match part {
+        hub::Part::Path(path) => {
+            let path = dir.join(path);
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => in_directory(&path),
+                Ok(_) => of_file(&path),
+                Err(source) => Err(Error::Io { path, source }),
+            }
+        }
+        hub::Part::Type(wanted) => {
+            // Large ones have a folder each.
+            let mut files: Vec<_> = gguf_files(&dir)?.into_iter().map(|name| dir.join(name)).collect();
+            for entry in fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                if entry.is_dir() {
+                    files.extend(gguf_files(&entry)?.into_iter().map(|name| entry.join(name)));
+                }
+            }
+            let is_wanted = |path: &&PathBuf| {
+                path.file_name().is_some_and(|name| is_of_type(&name.to_string_lossy(), wanted))
+            };
+            let fitting: Vec<_> = files.iter().filter(is_wanted).collect();
+            match &fitting[..] {
+                [file] => Source::gguf(file),
+                _ => {
+                    let names: Vec<_> =
+                        files.iter().filter_map(|file| file.file_name()?.to_str()).take(20).collect();
+                    let found = format!("{} such among: {}", fitting.len(), names.join(", "));
+                    Err(unexpected(&dir, &format!("one GGUF file whose name says {wanted}"), found))
+                }
+            }
+        }
+    }
+}
+
+/// Whether the name of a GGUF file ends in a type, as `model.Q4_K_M.gguf` and `model-q4_k_m-00001-of-00002.gguf` do.
+fn is_of_type(name: &str, wanted: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let Some(stem) = name.strip_suffix(".gguf") else { return false };
+    let whole = stem.rsplit_once("-of-").and_then(|(part, _)| Some(part.rsplit_once('-')?.0));
+    let before = whole.unwrap_or(stem).strip_suffix(&wanted.to_ascii_lowercase());
+    before.is_some_and(|before| before.ends_with(['.', '-', '_']))
 }
 
 /// Whether there are weights or a tokenizer that a config is missing for.
@@ -117,6 +164,22 @@ mod tests {
             ("m-2-of-x.gguf", false),
         ] {
             assert_eq!(is_later_part(name), later, "{name}");
+        }
+    }
+
+    #[test]
+    fn types_in_names() {
+        for (name, wanted, is) in [
+            ("mixtral-8x7b-v0.1.Q4_K_M.gguf", "Q4_K_M", true),
+            ("mixtral-8x7b-v0.1.Q4_K_M.gguf", "q4_k_m", true),
+            ("Mixtral-q8_0-00001-of-00002.gguf", "Q8_0", true),
+            ("mixtral.Q4_K_M.gguf", "K_M", true),
+            ("mixtral.IQ4_XS.gguf", "Q4_XS", false),
+            ("mixtral.Q4_K_S.gguf", "Q4_K_M", false),
+            ("Q4_K_M.gguf", "Q4_K_M", false),
+            ("mixtral.Q4_K_M.bin", "Q4_K_M", false),
+        ] {
+            assert_eq!(is_of_type(name, wanted), is, "{name} {wanted}");
         }
     }
 }

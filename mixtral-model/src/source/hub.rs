@@ -18,8 +18,45 @@ pub(super) fn is_repository_name(name: &Path) -> bool {
     word() && word() && components.next().is_none()
 }
 
+/// What a name means of the cache.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Within {
+    /// The repository's folder.
+    pub(super) folder: PathBuf,
+    /// What of it; all, where nothing is said.
+    pub(super) part: Option<Part>,
+}
+
+/// A part of a repository.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A file or a folder: `ORGANISATION/NAME/PATH`.
+    Path(PathBuf),
+    /// The GGUF file of a type: `ORGANISATION/NAME:TYPE`.
+    Type(String),
+}
+
+/// What the cache has of a name.
+pub(super) fn within(name: &Path) -> Option<Within> {
+    if let Some(folder) = repository(name) {
+        return Some(Within { folder, part: None });
+    }
+    if let Some((of, wanted)) = name.to_str()?.rsplit_once(':')
+        && let Some(folder) = repository(Path::new(of))
+    {
+        return Some(Within { folder, part: Some(Part::Type(wanted.to_owned())) });
+    }
+    let mut components = name.components();
+    let of: PathBuf = components.by_ref().take(2).collect();
+    let path = components.as_path();
+    // Nothing outside of it.
+    let inside = path.components().all(|component| matches!(component, Component::Normal(_)));
+    let folder = repository(&of).filter(|_| inside)?;
+    Some(Within { folder, part: Some(Part::Path(path.to_path_buf())) })
+}
+
 /// The folder of a repository in the cache.
-pub(super) fn repository(name: &Path) -> Option<PathBuf> {
+fn repository(name: &Path) -> Option<PathBuf> {
     let name = name.to_str().filter(|_| is_repository_name(name))?;
     let folder = caches().map(|cache| cache.join(format!("models--{}", name.replace('/', "--"))));
     folder.into_iter().find(|folder| folder.is_dir())

@@ -184,11 +184,42 @@ impl Source {
                     let path = dir.join(name);
                     format!("{}: an adapter (LoRA) beside the weights, which is not applied", path.display())
                 };
-                Ok(adapter.map(warning).into_iter().collect())
+                let mut warnings: Vec<_> = adapter.map(warning).into_iter().collect();
+                warnings.extend(self.contradiction(dir)?);
+                Ok(warnings)
             }
             Origin::Gguf { header, has_head, .. } => header.config(*has_head).map(|(_, warnings)| warnings),
             Origin::Embedded(_) => Ok(Vec::new()),
         }
+    }
+}
+
+impl Source {
+    /// Where `params.json` speaks of another model than `config.json`, which counts.
+    fn contradiction(&self, dir: &Path) -> Result<Option<String>> {
+        let path = dir.join("params.json");
+        if !is_there(dir, "config.json") || !is_there(dir, "params.json") {
+            return Ok(None);
+        }
+        // One that is not understood is of no model that would run here.
+        let (config, Ok(params)) = (self.config()?, Config::from_params(&path)) else { return Ok(None) };
+        let sizes = |c: &Config| {
+            [
+                ("dim", c.hidden_size),
+                ("hidden_dim", c.intermediate_size),
+                ("n_layers", c.layers),
+                ("n_heads", c.heads),
+                ("n_kv_heads", c.kv_heads),
+                ("head_dim", c.head_dim),
+                ("num_experts", c.experts.most()),
+                ("num_experts_per_tok", c.experts_per_token),
+                ("vocab_size", c.vocab_size),
+            ]
+        };
+        let mut both = sizes(&params).into_iter().zip(sizes(&config));
+        Ok(both.find(|(theirs, ours)| theirs != ours).map(|((key, theirs), (_, ours))| {
+            format!("{}: {key} is {theirs}, and {ours} by config.json, which counts", path.display())
+        }))
     }
 }
 

@@ -1,13 +1,16 @@
 //! Checkpoints as other programs write them, and what lies beside them.
 
-use mixtral_model::{Ended, GenerateOptions, Model, Source};
+use std::ops::ControlFlow;
+
+use mixtral_model::convert::{Conversion, Recipe};
+use mixtral_model::{Access, Ended, GenerateOptions, Model, Source};
 
 use crate::tiny::{PROMPT, case, continued};
 
 /// The model of a case, what its layout is called, and what follows the prompt.
 fn run(name: &str) -> (String, Vec<u32>) {
     let source = Source::find(&case(name)).unwrap();
-    let layout = source.checkpoint(mixtral_model::Access::Map).unwrap().layout().clone();
+    let layout = source.checkpoint(Access::Map).unwrap().layout().clone();
     let model = Model::open(&case(name)).unwrap();
     let (tokens, ended) = continued(&model, &PROMPT, &GenerateOptions::new(&model, 3));
     assert_eq!(ended, Ended::MaxTokens);
@@ -88,13 +91,40 @@ fn params_of_mistrals_own_files() {
     }
 }
 
+/// `config.json` counts, and what `params.json` says otherwise is told.
+#[test]
+fn a_config_that_contradicts_params() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: serde_json::Value| {
+        std::fs::write(dir.path().join(name), value.to_string()).unwrap()
+    };
+    let from = case("22-generation-config-bad-words").join("config.json");
+    std::fs::copy(from, dir.path().join("config.json")).unwrap();
+    let warnings = || Source::directory(dir.path()).warnings().unwrap();
+    let mut params = serde_json::json!({
+        "dim": 16, "n_layers": 2, "head_dim": 4, "hidden_dim": 24, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5,
+        "vocab_size": 2048, "moe": {"num_experts_per_tok": 2, "num_experts": 4},
+    });
+    write("params.json", params.clone());
+    assert_eq!(warnings(), [""; 0]);
+    params["moe"]["num_experts_per_tok"] = 1.into();
+    write("params.json", params);
+    let expected = "params.json: num_experts_per_tok is 1, and 2 by config.json, which counts";
+    assert!(matches!(&warnings()[..], [only] if only.ends_with(expected)), "{:?}", warnings());
+    // Of another model altogether.
+    write("params.json", serde_json::json!({"dim": 16}));
+    assert_eq!(warnings(), [""; 0]);
+}
+
 /// Repositories of GGUF files often have the config of the model that they were made from.
 #[test]
 fn a_config_beside_a_gguf_file() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), "{}").unwrap();
-    let gguf = case("..").join("gguf/Q2_K.gguf");
-    std::fs::copy(gguf, dir.path().join("m.gguf")).unwrap();
+    let source = Source::directory(&case("02-t5-save-original-format-false"));
+    let conversion = Conversion::new(&source, Access::Map, Recipe::default()).unwrap();
+    let plan = conversion.gguf().unwrap();
+    plan.write(&dir.path().join("m.gguf"), |_| ControlFlow::Continue(())).unwrap();
     assert!(Source::find(dir.path()).unwrap().to_string().starts_with("GGUF file"));
     std::fs::write(dir.path().join("model.safetensors"), "").unwrap();
     assert!(Source::find(dir.path()).unwrap().to_string().starts_with("directory"));

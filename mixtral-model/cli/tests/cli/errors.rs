@@ -33,7 +33,11 @@ fn errors() {
             ),
             ("generate x --model {}", &[dir], "models: expected a model: config.json"),
             ("inspect no/such", &[], "nothing is downloaded"),
-            ("tokenize x --model {}", &[&tiny], "expected tokenizer.model, tokenizer.json or tekken.json, found none"),
+            (
+                "tokenize x --model {}",
+                &[&tiny],
+                "expected tokenizer.model, tokenizer.json or tekken.json, found none",
+            ),
             ("generate {}", &[""], "prompt: expected some text, found none"),
             ("generate", &[], "prompt: expected some text, found none"),
             ("generate -f no/such/file", &[], "no/such/file: No such file"),

@@ -12,6 +12,7 @@ mod logits;
 mod perplexity;
 mod route;
 mod route_forms;
+mod sources;
 mod tokens;
 
 use std::io::Write;
