@@ -1,6 +1,6 @@
 //! What can go wrong between a checkpoint directory and its text.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use moe_core::OutOfMemory;
 
@@ -181,6 +181,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// A file or directory that is not what it should be.
+    pub(crate) fn checkpoint(path: &Path, expected: impl Into<String>, found: impl Into<String>) -> Self {
+        Self::Checkpoint { path: path.to_path_buf(), expected: expected.into(), found: found.into() }
+    }
+
     /// What a matrix's products refuse, with its place.
     pub(crate) fn weights(
         layer: Option<usize>,

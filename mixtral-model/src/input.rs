@@ -28,21 +28,14 @@ fn require_regular(path: &Path, metadata: &fs::Metadata) -> Result<()> {
         return Ok(());
     }
     let found = if metadata.is_dir() { "a directory" } else { "a pipe, socket or device" };
-    Err(Error::Checkpoint {
-        path: path.to_path_buf(),
-        expected: "a regular file".to_owned(),
-        found: found.to_owned(),
-    })
+    Err(Error::checkpoint(path, "a regular file", found))
 }
 
 /// The whole of a regular file of at most `limit` bytes.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let (file, length) = open_regular(path)?;
-    let too_long = |found: u64| Error::Checkpoint {
-        path: path.to_path_buf(),
-        expected: format!("at most {limit} bytes"),
-        found: format!("{found} bytes"),
-    };
+    let too_long =
+        |found: u64| Error::checkpoint(path, format!("at most {limit} bytes"), format!("{found} bytes"));
     if length > limit {
         return Err(too_long(length));
     }

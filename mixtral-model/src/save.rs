@@ -77,11 +77,8 @@ pub(crate) fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) 
     let failed = |source| Error::Io { path: path.to_path_buf(), source };
     // A rename would put a file in the place of a device or a pipe.
     if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        return Err(Error::Checkpoint {
-            path: path.to_path_buf(),
-            expected: "a regular file or nothing".to_owned(),
-            found: "something else of this name".to_owned(),
-        });
+        let expected = "a regular file or nothing";
+        return Err(Error::checkpoint(path, expected, "something else of this name"));
     }
     let (temporary, file) = create_beside(path).map_err(failed)?;
     let mut out = BufWriter::with_capacity(1 << 20, &file);

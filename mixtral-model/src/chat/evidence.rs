@@ -96,10 +96,9 @@ impl Template {
     /// [`Error::Io`] and [`Error::Checkpoint`] if it cannot be read, is no regular file, too long or not UTF-8.
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = read_limited(path, MAX_TEMPLATE_BYTES)?;
-        let text = String::from_utf8(bytes).map_err(|error| Error::Checkpoint {
-            path: path.to_owned(),
-            expected: "UTF-8".to_owned(),
-            found: format!("another byte at offset {}", error.utf8_error().valid_up_to()),
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            Error::checkpoint(path, "UTF-8", format!("another byte at offset {at}"))
         })?;
         Ok(Self { name: "default".to_owned(), text, origin: path.display().to_string() })
     }
@@ -124,7 +123,7 @@ fn files(dir: &Path) -> Result<Vec<Template>> {
         }
         if names.len() > MAX_TEMPLATES {
             let expected = format!("at most {MAX_TEMPLATES} templates");
-            return Err(Error::Checkpoint { path, expected, found: "more".to_owned() });
+            return Err(Error::checkpoint(&path, expected, "more"));
         }
     }
     names.sort();

@@ -12,9 +12,7 @@ pub(super) fn refuse<'a>(
     layout: &Layout,
     root: &Path,
 ) -> Result<()> {
-    let error = |expected: &str, found: String| {
-        Err(Error::Checkpoint { path: root.to_path_buf(), expected: expected.to_owned(), found })
-    };
+    let error = |expected: &str, found: String| Err(Error::checkpoint(root, expected, found));
     let plain = "weights in f32, f16 or bf16, such as those the model was quantised from, or a GGUF file";
     for (part, kind) in [
         (".qweight", "quantised weights of GPTQ or AWQ"),
@@ -62,11 +60,7 @@ fn brief(name: &str) -> String {
 pub(super) fn no_weights(dir: &Path) -> Error {
     if dir.is_file() {
         let kind = dir.file_name().and_then(|name| name.to_str()).and_then(describe);
-        return Error::Checkpoint {
-            path: dir.to_path_buf(),
-            expected: "a model directory".to_owned(),
-            found: kind.unwrap_or("a file").to_owned(),
-        };
+        return Error::checkpoint(dir, "a model directory", kind.unwrap_or("a file"));
     }
     let names = match fs::read_dir(dir) {
         Err(source) => return Error::Io { path: dir.to_path_buf(), source },
@@ -74,13 +68,10 @@ pub(super) fn no_weights(dir: &Path) -> Error {
     };
     // The least name, so that the message does not depend on the order of the directory.
     let seen = names.filter_map(|name| Some((describe(&name)?, name))).min();
-    Error::Checkpoint {
-        path: dir.to_path_buf(),
-        expected:
-            "model.safetensors, or model.safetensors.index.json and its shards, or the same of consolidated"
-                .to_owned(),
-        found: seen.map_or_else(|| "no weights".to_owned(), |(kind, name)| format!("{name} ({kind})")),
-    }
+    let found = seen.map_or_else(|| "no weights".to_owned(), |(kind, name)| format!("{name} ({kind})"));
+    let expected =
+        "model.safetensors, or model.safetensors.index.json and its shards, or the same of consolidated";
+    Error::checkpoint(dir, expected, found)
 }
 
 fn describe(name: &str) -> Option<&'static str> {

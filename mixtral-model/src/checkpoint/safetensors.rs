@@ -24,16 +24,20 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// The header's length in a file of `file_len` bytes that begins with `start`.
 pub(super) fn header_len(start: &[u8], file_len: u64, path: &Path) -> Result<usize> {
     let Some(&start) = start.first_chunk::<LENGTH_BYTES>() else {
-        return Err(damaged(path, "a safetensors file", format!("a file of {file_len} bytes")));
+        return Err(Error::checkpoint(path, "a safetensors file", format!("a file of {file_len} bytes")));
     };
     if let Some(kind) = foreign_file(&start) {
-        return Err(damaged(path, "a safetensors file", kind.to_owned()));
+        return Err(Error::checkpoint(path, "a safetensors file", kind.to_owned()));
     }
     let claimed = u64::from_le_bytes(start);
     let most = file_len.saturating_sub(LENGTH_BYTES as u64).min(MAX_HEADER_BYTES);
     match usize::try_from(claimed) {
         Ok(len) if (2..=most).contains(&claimed) => Ok(len),
-        _ => Err(damaged(path, &format!("a header of 2 to {most} bytes"), format!("a length of {claimed}"))),
+        _ => Err(Error::checkpoint(
+            path,
+            format!("a header of 2 to {most} bytes"),
+            format!("a length of {claimed}"),
+        )),
     }
 }
 
@@ -60,7 +64,7 @@ pub(super) fn parse(header: &[u8], data_len: u64, path: &Path) -> Result<Vec<Ent
         checked.push(Entry { name, stored, shape, begin, end });
     }
     if covered as u64 != data_len {
-        return Err(damaged(path, &format!("{covered} bytes of data"), format!("{data_len}")));
+        return Err(Error::checkpoint(path, format!("{covered} bytes of data"), format!("{data_len}")));
     }
     Ok(checked)
 }
@@ -82,10 +86,6 @@ fn foreign_file(start: &[u8; LENGTH_BYTES]) -> Option<&'static str> {
         (b"<!", "a web page"),
     ];
     kinds.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, kind)| kind)
-}
-
-fn damaged(path: &Path, expected: &str, found: String) -> Error {
-    Error::Checkpoint { path: path.to_path_buf(), expected: expected.to_owned(), found }
 }
 
 /// The value of one entry, as the format has it and nothing besides.

@@ -188,11 +188,8 @@ pub(super) fn replace_directory<T>(dir: &Path, fill: impl FnOnce(&Path) -> Resul
     let failed = |source| Error::Io { path: dir.to_path_buf(), source };
     match fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
         Ok(false) => {
-            return Err(Error::Checkpoint {
-                path: dir.to_path_buf(),
-                expected: "an empty directory or nothing".to_owned(),
-                found: "a directory with something in it".to_owned(),
-            });
+            let expected = "an empty directory or nothing";
+            return Err(Error::checkpoint(dir, expected, "a directory with something in it"));
         }
         Ok(true) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -5,7 +5,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::damaged;
 use super::reader::Reader;
 use super::write::Field;
 use crate::input::{brief, open_regular};
@@ -216,7 +215,7 @@ fn value(reader: &mut Reader<'_, impl Read>, kind: u32, key: &str, depth: u32) -
             let count = reader.items()?;
             if depth == MAX_DEPTH {
                 let expected = format!("key {key:.100}: arrays nested at most {MAX_DEPTH} deep");
-                return Err(damaged(reader.path(), &expected, "more"));
+                return Err(Error::checkpoint(reader.path(), &expected, "more"));
             }
             let mut items = Vec::new();
             for _ in 0..count {
@@ -229,7 +228,7 @@ fn value(reader: &mut Reader<'_, impl Read>, kind: u32, key: &str, depth: u32) -
         12 => Value::Float(reader.array(what).map(f64::from_le_bytes)?),
         _ => {
             let expected = format!("key {}: a type of 0 to 12", key.escape_debug());
-            return Err(damaged(reader.path(), &expected, &format!("type {kind}")));
+            return Err(Error::checkpoint(reader.path(), &expected, format!("type {kind}")));
         }
     })
 }

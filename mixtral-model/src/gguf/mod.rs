@@ -68,10 +68,10 @@ impl Header {
         let mut reader = Reader::new(source, len, path);
         let magic = reader.array::<4>("the magic")?;
         if &magic != MAGIC {
-            return Err(damaged(
+            return Err(Error::checkpoint(
                 path,
                 "a GGUF file, which begins with the magic GGUF",
-                &format!("{magic:?}"),
+                format!("{magic:?}"),
             ));
         }
         let version = reader.u32("the version")?;
@@ -80,7 +80,7 @@ impl Header {
                 swapped @ 1..=0xff => format!("version {swapped} in big-endian byte order"),
                 _ => format!("version {version}"),
             };
-            return Err(damaged(path, "GGUF version 2 or 3, little-endian", &found));
+            return Err(Error::checkpoint(path, "GGUF version 2 or 3, little-endian", &found));
         }
         let tensors = reader.count("tensors", MAX_TENSORS)?;
         let keys = reader.count("metadata keys", MAX_KEYS)?;
@@ -173,8 +173,4 @@ fn alignment(metadata: &Metadata) -> Result<u64> {
     } else {
         Err(metadata.error(KEY, "a power of two, at most 65536"))
     }
-}
-
-fn damaged(path: &Path, expected: &str, found: &str) -> Error {
-    Error::Checkpoint { path: path.to_path_buf(), expected: expected.to_owned(), found: found.to_owned() }
 }

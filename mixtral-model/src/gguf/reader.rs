@@ -3,7 +3,6 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::damaged;
 use crate::{Error, Result};
 
 /// Longest header that is read. A vocabulary of 128,000 pieces with its merges takes about 8 MB.
@@ -46,11 +45,11 @@ impl<'p, R: Read> Reader<'p, R> {
         let end = self.position.checked_add(len).filter(|&end| end <= self.len);
         let Some(end) = end else {
             let expected = format!("{what} of {len} bytes at offset {}", self.position);
-            return Err(damaged(self.path, &expected, &format!("a file of {} bytes", self.len)));
+            return Err(Error::checkpoint(self.path, &expected, format!("a file of {} bytes", self.len)));
         };
         if end > MAX_HEADER_BYTES {
             let expected = format!("a header of at most {MAX_HEADER_BYTES} bytes");
-            return Err(damaged(self.path, &expected, &format!("{what} that ends at {end}")));
+            return Err(Error::checkpoint(self.path, &expected, format!("{what} that ends at {end}")));
         }
         self.position = end;
         Ok(())
@@ -83,7 +82,7 @@ impl<'p, R: Read> Reader<'p, R> {
         if count <= most {
             return Ok(count);
         }
-        Err(damaged(self.path, &format!("at most {most} {what}"), &format!("{count}")))
+        Err(Error::checkpoint(self.path, format!("at most {most} {what}"), format!("{count}")))
     }
 
     /// A number of items of an array.
@@ -97,11 +96,12 @@ impl<'p, R: Read> Reader<'p, R> {
         let len = self.u64(what)?;
         if len > MAX_STRING_BYTES {
             let expected = format!("{what} of at most {MAX_STRING_BYTES} bytes");
-            return Err(damaged(self.path, &expected, &format!("{len} bytes")));
+            return Err(Error::checkpoint(self.path, &expected, format!("{len} bytes")));
         }
         self.advance(len, what)?;
         let mut bytes = vec![0; len as usize];
         self.fill(&mut bytes)?;
-        String::from_utf8(bytes).map_err(|_| damaged(self.path, &format!("{what} in UTF-8"), "other bytes"))
+        String::from_utf8(bytes)
+            .map_err(|_| Error::checkpoint(self.path, format!("{what} in UTF-8"), "other bytes"))
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Header, damaged};
-use crate::Result;
+use super::Header;
 use crate::input::open_regular;
+use crate::{Error, Result};
 
 /// Most files of a model.
 const MAX_PARTS: usize = 9999;
@@ -71,7 +71,7 @@ pub(crate) fn parts(path: &Path) -> Result<Parts> {
     match first.metadata.size(TENSORS)? {
         Some(expected) if expected != tensors => {
             let expected = format!("{expected} tensors in {count} parts, as {TENSORS} says");
-            Err(damaged(path, &expected, &tensors.to_string()))
+            Err(Error::checkpoint(path, &expected, tensors.to_string()))
         }
         _ => Ok(Parts { first, others }),
     }

@@ -22,7 +22,7 @@ pub(super) fn find(name: &Path) -> Result<Source> {
                     }
                     false => "nothing of that name; nothing is downloaded",
                 };
-                Err(unexpected(name, "a model directory or a GGUF file", found.to_owned()))
+                Err(Error::checkpoint(name, "a model directory or a GGUF file", found.to_owned()))
             }
         },
     }
@@ -46,7 +46,7 @@ fn in_directory(dir: &Path) -> Result<Source> {
         [] => Ok(Source::directory(dir)),
         [first, rest @ ..] => {
             let found = format!("{} of them, {first} the first: name one", rest.len() + 1);
-            Err(unexpected(dir, "config.json, params.json or one GGUF file", found))
+            Err(Error::checkpoint(dir, "config.json, params.json or one GGUF file", found))
         }
     }
 }
@@ -81,7 +81,7 @@ fn in_repository(folder: &Path, part: &hub::Part) -> Result<Source> {
                     let names: Vec<_> =
                         files.iter().filter_map(|file| file.file_name()?.to_str()).take(20).collect();
                     let found = format!("{} such among: {}", fitting.len(), names.join(", "));
-                    Err(unexpected(&dir, &format!("one GGUF file whose name says {wanted}"), found))
+                    Err(Error::checkpoint(&dir, format!("one GGUF file whose name says {wanted}"), found))
                 }
             }
         }
@@ -121,7 +121,7 @@ fn of_file(path: &Path) -> Result<Source> {
     {
         return Source::gguf(path);
     }
-    Err(unexpected(path, "a model directory or a GGUF file", "a file of another kind".to_owned()))
+    Err(Error::checkpoint(path, "a model directory or a GGUF file", "a file of another kind".to_owned()))
 }
 
 /// The GGUF files of a directory, ascending, of split models the first parts only.
@@ -144,10 +144,6 @@ fn is_later_part(name: &str) -> bool {
         number.parse::<u32>().ok()
     });
     number.is_some_and(|number| number > 1)
-}
-
-pub(super) fn unexpected(path: &Path, expected: &str, found: String) -> Error {
-    Error::Checkpoint { path: PathBuf::from(path), expected: expected.to_owned(), found }
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::env;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::find::unexpected;
 use crate::input::read_limited;
 use crate::{Error, Result};
 
@@ -93,14 +92,18 @@ pub(super) fn snapshot(folder: &Path) -> Result<Option<PathBuf>> {
             return Ok(Some(snapshot));
         }
         let found = format!("{:?}, which is none of {}", name, snapshots.display());
-        return Err(unexpected(&main, "the name of a snapshot", found));
+        return Err(Error::checkpoint(&main, "the name of a snapshot", found));
     }
     let entries = fs::read_dir(&snapshots).map_err(|source| Error::Io { path: snapshots.clone(), source })?;
     let mut all: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     match (all.pop(), all.is_empty()) {
         (Some(only), true) => Ok(Some(only)),
-        (None, _) => Err(unexpected(&snapshots, "a snapshot", "none".to_owned())),
-        _ => Err(unexpected(&snapshots, "refs/main, or one snapshot", "several and no refs/main".to_owned())),
+        (None, _) => Err(Error::checkpoint(&snapshots, "a snapshot", "none".to_owned())),
+        _ => Err(Error::checkpoint(
+            &snapshots,
+            "refs/main, or one snapshot",
+            "several and no refs/main".to_owned(),
+        )),
     }
 }
 

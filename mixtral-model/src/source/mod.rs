@@ -256,9 +256,5 @@ fn no_model(dir: &Path) -> Error {
         () if dir.is_dir() => "none of them",
         () => "no such directory",
     };
-    Error::Checkpoint {
-        path: dir.to_path_buf(),
-        expected: "a model: config.json, params.json or a GGUF file".to_owned(),
-        found: found.to_owned(),
-    }
+    Error::checkpoint(dir, "a model: config.json, params.json or a GGUF file", found)
 }
