@@ -1,4 +1,31 @@
-//! Mixtral on the CPU: from a checkpoint directory to text, exact and reproducible to the bit.
+//! Mixtral on the CPU: from the files that you have to text, exact and reproducible to the bit.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//!
+//! use mixtral_model::{Access, Compute, GenerateOptions, Model, SessionOptions, Source, Workspace, generate};
+//!
+//! # fn main() -> mixtral_model::Result<()> {
+//! // A directory, a GGUF file, or the name of a repository in the hub's local cache.
+//! let source = Source::find("mixtral-8x7b-v0.1.Q4_K_M.gguf".as_ref())?;
+//! let (config, tokenizer) = (source.config()?, source.tokenizer()?);
+//! let model = Model::load(config, &source.checkpoint(Access::Map)?, Compute::default())?;
+//!
+//! let prompt = tokenizer.encode_prompt("A mixture of experts is")?;
+//! let mut session = model.session(SessionOptions::default())?;
+//! let options = GenerateOptions::new(&model, 100);
+//! let go_on = |_| ControlFlow::Continue(());
+//! let text = generate(&model, &mut session, &prompt, &options, &mut Workspace::new(), &mut (), go_on)?;
+//! println!("{}", tokenizer.decode(&text.tokens));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`Source`] finds out what a name means and what its files say; [`Checkpoint`] has the weights, where they lie, in any
+//!   [`Layout`]; [`Loader`] makes a [`Model`] of them, with gates, routers and experts of your own where you want.
+//! - [`Model::forward`] is one pass over [`Step`]s of one or several [`Session`]s; an [`Observer`] sees what every layer does.
+//! - [`generate`](fn@generate), [`perplexity`](fn@perplexity) and [`Trace`] are made of such passes.
+//! - [`Tokenizer`], [`ChatFormat`] and [`GenerationFile`] are what a model's files say besides; [`convert`] writes them anew.
 
 mod attention;
 mod batch;

@@ -1,6 +1,6 @@
 //! An expert of your own and the smallest useful router, in a layer that says what it does.
 //!
-//! `cargo run --release -p moe-core --example custom_expert`
+//! `cargo run --release -p moe-layer --example custom_expert`
 
 use moe_core::{
     Assignments, Expert, LinearGate, Locality, MoeLayer, PerExpert, Result, RouteInput, Routed, Router,

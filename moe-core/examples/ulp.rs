@@ -1,6 +1,6 @@
 //! Tries every f32 through the elementary functions and prints the largest error of each, in ulp.
 //!
-//! `cargo run --release -p moe-core --example ulp`, with names of functions to try only those
+//! `cargo run --release -p moe-layer --example ulp`, with names of functions to try only those
 
 use moe_core::numerics;
 

@@ -12,6 +12,26 @@
 //! - [`vector`] has norms and softmax, [`attention`] one layer's attention over a cache.
 //!
 //! Work runs in the rayon pool that the caller is in, or the global one.
+//!
+//! A matrix in bf16, as a checkpoint stores it, multiplied where it lies:
+//!
+//! ```
+//! use moe_kernels::{Backend, Dtype, Linear, LinearScratch, WeightMatrix, narrow_row};
+//! use ndarray::{Array2, array};
+//!
+//! # fn main() -> Result<(), moe_kernels::Error> {
+//! let (values, mut bytes) = ([1.0, 2.0, 3.0, 0.5, 0.0, -1.0], [0; 12]);
+//! narrow_row(Dtype::Bf16, &values, &mut bytes);
+//! let weight = WeightMatrix::new(bytes.to_vec().into(), Dtype::Bf16, 2, 3)?;
+//!
+//! let linear = Linear::new(weight, Backend::best());
+//! let x = array![[1.0, 10.0, 100.0]];
+//! let mut y = Array2::zeros((1, 2));
+//! linear.forward(x.view(), &mut LinearScratch::default(), y.view_mut())?;
+//! assert_eq!(y, array![[321.0, -99.5]]);
+//! # Ok(())
+//! # }
+//! ```
 
 mod activations;
 pub mod attention;

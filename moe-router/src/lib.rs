@@ -179,3 +179,8 @@ pub use soft::{soft_combine_weights, soft_dispatch_weights};
 pub use sparse_mixer::SparseMixer;
 pub use spec::{RouterEntry, RouterSpec, Setting, SpecError};
 pub use top_k::{Normalization, TopK};
+
+/// The example of the README is tested with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadMe;

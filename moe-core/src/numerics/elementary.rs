@@ -1,7 +1,7 @@
 //! exp, ln, sigmoid, silu, softplus, tanh: polynomials with stated bounds, the same on every machine.
 //!
 //! The bounds are in units in the last place of the result, found by trying every f32 against f64:
-//! `cargo run --release -p moe-core --example ulp`.
+//! `cargo run --release -p moe-layer --example ulp`.
 
 /// Above this, [`exp`] is infinite.
 pub const EXP_MAX: f32 = 89.0;
