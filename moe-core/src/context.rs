@@ -26,7 +26,7 @@ pub struct TokenContext<'a> {
     pub positions: &'a [usize],
     /// Vocabulary id of each token, where the caller knows it.
     pub token_ids: Option<&'a [u32]>,
-    /// `true` where a token is padding, which should take no capacity.
+    /// `true` where a token is padding: it is not routed and counts nowhere, whatever its logits are.
     pub padding: Option<&'a [bool]>,
     /// Random numbers for routers that draw, `[T, N]`: used in place of draws from the seed. The router says which distribution
     /// they have and how many columns it takes (mostly E).
@@ -268,6 +268,22 @@ impl<'a> RouteInput<'a> {
     /// Number of experts, E.
     pub fn experts(&self) -> usize {
         self.logits.ncols()
+    }
+
+    /// The tokens that are routed, ascending: those that are not padding.
+    pub fn present(&self) -> impl Iterator<Item = usize> + Clone + use<'a> {
+        let context = self.context;
+        (0..self.tokens()).filter(move |&t| !context.is_padding(t))
+    }
+
+    /// Whether expert `e` is masked for token `t`, by a logit of negative infinity.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such token or expert.
+    #[track_caller]
+    pub fn is_masked(&self, t: usize, e: usize) -> bool {
+        self.logits[[t, e]] == f32::NEG_INFINITY
     }
 
     /// The token ranges of the sequences, in order.

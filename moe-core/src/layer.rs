@@ -1,6 +1,6 @@
 //! The mixture-of-experts layer: gate, router, experts, and the one way a batch goes through them.
 
-use ndarray::{ArrayView2, ArrayViewMut2};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::memory::{matrix, reserve};
 use crate::numerics;
@@ -166,10 +166,10 @@ impl MoeLayer {
         // Gate: one logit for each token and expert.
         let mut logits = matrix(logits, tokens, experts, "router logits")?;
         self.gate.logits(hidden, &context, scratch, logits.view_mut())?;
-        self.check_finite(0, logits.view(), Stage::RouterLogits)?;
+        let input = RouteInput { logits: logits.view(), context };
+        self.check_logits(&input)?;
 
         // Router: who works on what; sealing makes it trustworthy, and the bank hears of it at once.
-        let input = RouteInput { logits: logits.view(), context };
         router.route(&input, assignments)?;
         plan.seal(assignments)?;
         Error::check_shape("routing plan", &[tokens, experts], &[plan.tokens(), plan.experts()])?;
@@ -190,6 +190,16 @@ impl MoeLayer {
             combine_from(first, plan, outputs, weighted, y.view_mut());
             self.check_finite(first, y.view(), Stage::LayerOutput)
         })
+    }
+
+    /// Padding is not routed, whatever it holds.
+    fn check_logits(&self, input: &RouteInput<'_>) -> Result<()> {
+        let of_all = self.check_finite(0, input.logits, Stage::RouterLogits);
+        if of_all.is_ok() || input.context.padding.is_none() {
+            return of_all;
+        }
+        let row = |t| input.logits.slice_axis(Axis(0), Slice::from(t..t + 1));
+        input.present().try_for_each(|t| self.check_finite(t, row(t), Stage::RouterLogits))
     }
 
     fn check_finite(&self, first: usize, values: ArrayView2<'_, f32>, stage: Stage) -> Result<()> {

@@ -30,8 +30,12 @@ pub enum Locality {
 ///
 /// impl Router for RoundRobin {
 ///     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-///         for token in 0..input.tokens() {
-///             out.assign(token, token % input.experts(), 1.0);
+///         for token in input.present() {
+///             let expert = token % input.experts();
+///             match input.is_masked(token, expert) {
+///                 true => out.refuse(token, expert),
+///                 false => out.assign(token, expert, 1.0),
+///             }
 ///         }
 ///         Ok(())
 ///     }
@@ -43,6 +47,14 @@ pub trait Router: Send + Sync {
     ///
     /// Tokens may come in any order; within a token the order of pushes is the rank, best first. A pair that a capacity
     /// turned away is pushed with [`Assignments::refuse`]. Sequences must not influence each other.
+    ///
+    /// **Padding** is not routed: nothing is pushed for it, and nothing that it holds, NaN included, changes what is pushed for
+    /// the [others](RouteInput::present).
+    ///
+    /// **Masks.** An expert whose logit for a token is negative infinity is [masked](RouteInput::is_masked) for it, and never
+    /// assigned. A router that looks at logits asks for experts that are not masked: where a token has fewer of them than the
+    /// policy takes it asks for those, and where it has none for nothing. A pair that it wants in spite of the mask, or that
+    /// masks leave without a place, is refused.
     ///
     /// # Errors
     ///

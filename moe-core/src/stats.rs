@@ -3,7 +3,8 @@
 use crate::RoutingPlan;
 use crate::numerics;
 
-/// How a plan spreads its work. Counts are exact; ratios are f32.
+/// How a plan spreads its work. Counts are exact; ratios are f32. Padding is in none of them, for no router of it makes
+/// [assignments](crate::Router::route).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PlanStats {

@@ -16,7 +16,8 @@ struct MinP(f32);
 impl Router for MinP {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         let mut experts: Vec<usize> = (0..input.experts()).collect();
-        for (token, logits) in input.logits.rows().into_iter().enumerate() {
+        for token in input.present() {
+            let logits = input.logits.row(token);
             experts.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
             let ratios = experts.iter().map(|&e| (e, numerics::exp(logits[e] - logits[experts[0]])));
             for (expert, ratio) in ratios.take_while(|&(_, ratio)| ratio >= self.0) {

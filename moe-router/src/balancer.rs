@@ -12,7 +12,7 @@ use moe_core::{Error, Result};
 /// load violation error `mean - load`; the comparison is exact, in integers. DeepSeek-V3, [2412.19437], calls γ the bias update speed.
 ///
 /// The load is that of a whole batch, all ranks together, and of the router's choices before any capacity
-/// ([`PlanStats::requested_load`](moe_core::PlanStats)). Biases are used from the next batch on, so that no token's experts depend on
+/// ([`PlanStats::requested_load`](moe_core::PlanStats)), which has no padding in it. Biases are used from the next batch on, so that no token's experts depend on
 /// later tokens.
 ///
 /// ```

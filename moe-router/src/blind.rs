@@ -35,7 +35,7 @@ impl Hash {
 }
 
 impl Router for Hash {
-    /// Pushes one expert for every token.
+    /// Pushes one expert for every token that is not padding.
     ///
     /// # Errors
     ///
@@ -46,7 +46,8 @@ impl Router for Hash {
         let Some(ids) = input.context.token_ids else {
             return missing("token ids in the input".into(), "none".into());
         };
-        for (token, &id) in ids.iter().enumerate() {
+        for token in input.present() {
+            let id = ids[token];
             let expert = match &self.0 {
                 Function::Seeded(seed) => {
                     let u = f64::from(numerics::uniform(*seed, &[u64::from(id)]));
@@ -93,7 +94,7 @@ impl RandomChoice {
 }
 
 impl Router for RandomChoice {
-    /// Pushes k experts for every token.
+    /// Pushes k experts for every token that is not padding.
     ///
     /// # Errors
     ///
@@ -105,7 +106,7 @@ impl Router for RandomChoice {
             return Err(Error::Router { setting: "random choice", expected, found: experts.to_string() });
         }
         out.with_scratch(|out, scratch| {
-            for t in 0..input.tokens() {
+            for t in input.present() {
                 let draws = (0..experts).map(|e| draw::uniform(&input.context, Stream::RandomChoice, t, e));
                 select::best(draws, self.k, &mut scratch.keys);
                 for &key in &scratch.keys {

@@ -123,7 +123,8 @@ fn each_sorted(
     count: impl Fn(&mut dyn Iterator<Item = f32>) -> usize,
 ) {
     out.with_scratch(|out, RouteScratch { values, keys, .. }| {
-        for (token, logits) in input.logits.rows().into_iter().enumerate() {
+        for token in input.present() {
+            let logits = input.logits.row(token);
             values.clear();
             values.extend(logits);
             score(values);
@@ -182,7 +183,8 @@ impl Router for ExpertThreshold {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         Error::check_shape("thresholds", &[input.experts()], &[self.thresholds.len()])?;
         out.with_scratch(|out, RouteScratch { values, keys, .. }| {
-            for (token, logits) in input.logits.rows().into_iter().enumerate() {
+            for token in input.present() {
+                let logits = input.logits.row(token);
                 values.clear();
                 values.extend(logits.iter().map(|&l| numerics::sigmoid(l)));
                 keys.clear();
@@ -251,24 +253,35 @@ impl ThresholdEma {
         Ok(Self { experts_per_token, decay: decay.into(), forgotten: 1.0, cutoffs: None, keys: vec![] })
     }
 
-    /// Takes in the logits `[T, E]` of a batch; one of no tokens or no experts changes nothing.
+    /// Takes in the logits `[T, E]` of a batch without padding; see [`update_over`](Self::update_over).
     ///
     /// # Errors
     ///
-    /// If the number of experts is not that of the batches before, or a quantile is not finite; the state is then as before.
+    /// As there.
     pub fn update(&mut self, logits: ArrayView2<'_, f32>) -> Result<()> {
-        let (tokens, experts) = logits.dim();
+        self.update_over(&RouteInput::new(logits, TokenContext::new())?)
+    }
+
+    /// Takes in a batch, T being its tokens that are not padding; one of no tokens or no experts changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// If the number of experts is not that of the batches before, or a quantile is not finite, as that of an expert that is
+    /// masked for all but fewer than k tokens; the state is then as before.
+    pub fn update_over(&mut self, input: &RouteInput<'_>) -> Result<()> {
+        let (tokens, experts) = (input.present().count(), input.experts());
         if tokens == 0 || experts == 0 {
             return Ok(());
         }
         let share = tokens as f64 * self.experts_per_token / experts as f64;
         let k = (share as usize).clamp(1, tokens);
         let mut quantiles = Vec::with_capacity(experts);
-        for column in logits.columns() {
+        for column in input.logits.columns() {
+            let column = || input.present().map(|t| column[t]);
             self.keys.clear();
-            self.keys.extend(column.iter().map(|&l| select::ordered(l)));
+            self.keys.extend(column().map(select::ordered));
             let (_, &mut key, _) = self.keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
-            quantiles.push(column.iter().copied().find(|&l| select::ordered(l) == key).unwrap_or(f32::NAN));
+            quantiles.push(column().find(|&l| select::ordered(l) == key).unwrap_or(f32::NAN));
         }
         if !quantiles.iter().all(|q| q.is_finite()) {
             let expected = "finite numbers".into();

@@ -206,7 +206,7 @@ impl ScoredTopK {
 }
 
 impl Router for ScoredTopK {
-    /// Pushes k experts for every token, best first.
+    /// Pushes k experts for every token that is not padding, best first.
     ///
     /// Scores that are NaN (a NaN among the logits, or under softmax a positive infinity or nothing but negative ones) make
     /// weights NaN, as do chosen scores that are all zero under a [`Normalizer`] that divides by them; sealing reports it.
@@ -218,7 +218,8 @@ impl Router for ScoredTopK {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         self.check(input.experts())?;
         out.with_scratch(|out, RouteScratch { values, keys, .. }| {
-            for (token, logits) in input.logits.rows().into_iter().enumerate() {
+            for token in input.present() {
+                let logits = input.logits.row(token);
                 self.choose(logits, values, keys);
                 let weights = self.weigh(logits, values, keys);
                 for (&key, &mut weight) in keys.iter().zip(weights) {

@@ -12,7 +12,7 @@ use ndarray::{Array2, ArrayView2};
 /// one token. Here a row is a mixture of all of them, so that nothing is chosen, nothing dropped, and every token depends on
 /// every other, later ones included: not for decoders.
 ///
-/// NaN in a column makes it NaN.
+/// Padding takes no part if its logits are negative infinity, or if its rows are left out. NaN in a column makes it NaN.
 ///
 /// [2308.00951]: https://arxiv.org/abs/2308.00951
 pub fn soft_dispatch_weights(logits: ArrayView2<'_, f32>) -> Array2<f32> {

@@ -107,7 +107,7 @@ impl SparseMixer {
 }
 
 impl Router for SparseMixer {
-    /// Pushes two experts for every token.
+    /// Pushes two experts for every token that is not padding.
     ///
     /// # Errors
     ///
@@ -122,7 +122,8 @@ impl Router for SparseMixer {
             draw::check_columns(&input.context, 2 * experts + 2)?;
         }
         out.with_scratch(|out, RouteScratch { values, .. }| {
-            for (t, logits) in input.logits.rows().into_iter().enumerate() {
+            for t in input.present() {
+                let logits = input.logits.row(t);
                 // Scores of those not taken, then their softmax.
                 values.clear();
                 values.extend(logits);

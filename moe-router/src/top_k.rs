@@ -74,7 +74,7 @@ impl TopK {
 }
 
 impl Router for TopK {
-    /// Pushes k experts for every token, best first.
+    /// Pushes k experts for every token that is not padding, best first.
     ///
     /// A NaN or a positive infinity among the logits that softmax runs over, or nothing but negative infinities, makes weights
     /// NaN, which sealing reports.

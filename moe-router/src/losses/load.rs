@@ -144,7 +144,8 @@ impl<'a> Load<'a> {
     ) -> Self {
         assert_eq!(input.logits.dim(), noisy.dim(), "as many noisy logits as logits");
         assert_eq!(input.logits.dim(), sigma.dim(), "a standard deviation for each logit");
-        assert!(sigma.iter().all(|&s| s > 0.0), "positive standard deviations");
+        let positive = |t| sigma.row(t).iter().all(|&s| s > 0.0);
+        assert!(input.present().all(positive), "positive standard deviations");
         let mut thresholds = Array2::from_elem(noisy.raw_dim(), (0.0, 0));
         let (mut keys, mut ranked) = (vec![], vec![]);
         for (row, mut of_row) in noisy.rows().into_iter().zip(thresholds.rows_mut()) {

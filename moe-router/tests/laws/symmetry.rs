@@ -127,11 +127,13 @@ proptest! {
             offsets: batch.offsets.iter().map(|&o| before(o)).collect(),
             padding: vec![false; present.len()],
         };
-        for listed in batch.routers().into_iter().filter(|listed| {
-            listed.capacity.is_some() || listed.router.locality() == Locality::Batch
-        }) {
-            let plan = route(&*listed.router, batch.logits.view(), batch.padded());
-            let alone = route(&*listed.router, without.logits.view(), without.unpadded());
+        // Where a token stands decides what is drawn for it.
+        let places: Vec<usize> = (0..batch.tokens()).collect();
+        for listed in batch.routers() {
+            let plan = route(&*listed.router, batch.logits.view(), batch.padded().with_positions(&places));
+            let context = without.unpadded().with_positions(&present);
+            let alone = route(&*listed.router, without.logits.view(), context);
+            prop_assert_eq!(plan.stats(), alone.stats(), "{}", &listed.name);
             for t in 0..batch.tokens() {
                 let expected = match present.iter().position(|&p| p == t) {
                     Some(at) => decisions(&alone, at),
