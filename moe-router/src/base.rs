@@ -3,6 +3,8 @@
 use moe_core::memory::held;
 use moe_core::{Assignments, Locality, Result, RouteInput, Router, ScratchValue, numerics};
 
+use crate::select;
+
 /// One expert a token, as many tokens an expert, the sum of the logits as great as it can be (BASE layers, Lewis et al.,
 /// [2103.16716]).
 ///
@@ -11,8 +13,12 @@ use moe_core::{Assignments, Locality, Result, RouteInput, Router, ScratchValue, 
 /// paper gates its output. Padding is not assigned and does not count.
 ///
 /// The assignment is exact: shortest augmenting paths over the experts, a token at a time, in O(T²·E + T·E³) for a sequence. It
-/// runs on integers, the logits being rounded to multiples of 2⁻⁴⁰ of the greatest (finite) magnitude; infinities count as
-/// twice that, NaN as negative infinity. (The paper uses an auction, exact only as its step goes to 0.)
+/// runs on integers, the logits being rounded to multiples of 2⁻⁴⁰ of the greatest (finite) magnitude; infinity counts as
+/// twice that, NaN as its negative. (The paper uses an auction, exact only as its step goes to 0.)
+///
+/// Masked experts get nothing. E counts the experts that are not masked for all tokens of the sequence, T the tokens that have
+/// one. As many tokens get a place as masks and equal loads permit, the earlier ones first; the others are refused, as what they
+/// would like best, and the total is the greatest for those that have one.
 ///
 /// For testing, the paper takes each token's best expert: `TopK::new(1)` chooses so.
 ///
@@ -30,7 +36,7 @@ impl Base {
 }
 
 impl Router for Base {
-    /// Pushes one expert for every token that is not padding.
+    /// Pushes one expert for every token that is not padding and has one that is not masked, and refuses what finds no place.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         if input.experts() == 0 {
             return Ok(());
@@ -38,12 +44,15 @@ impl Router for Base {
         input.each_sequence(out, |input, scratch, out| {
             let matching: &mut Matching = scratch.own.of();
             matching.tokens.clear();
-            matching.tokens.extend((0..input.tokens()).filter(|&t| !input.context.is_padding(t)));
+            matching.tokens.extend(input.present().filter(|&t| best(input, t).is_some()));
             let tokens = matching.tokens.iter();
             integers(tokens.flat_map(|&t| input.logits.row(t)), &mut matching.scores);
             matching.assign(input.experts());
             for (&t, &e) in matching.tokens.iter().zip(&matching.chosen) {
-                out.assign(t, e, numerics::sigmoid(input.logits[[t, e]]));
+                match e {
+                    NOWHERE => best(input, t).into_iter().for_each(|e| out.refuse(t, e)),
+                    e => out.assign(t, e, numerics::sigmoid(input.logits[[t, e]])),
+                }
             }
             Ok(())
         })
@@ -54,7 +63,13 @@ impl Router for Base {
     }
 }
 
-/// Scores as integers of at most 2⁴⁰, or 2⁴¹ for infinities.
+/// The token's greatest logit of those that are not masked.
+fn best(input: &RouteInput<'_>, t: usize) -> Option<usize> {
+    let open = input.logits.row(t).into_iter().enumerate().filter(|(_, l)| **l != select::MASKED);
+    open.map(|(e, &l)| select::key(l, e)).max().map(select::index)
+}
+
+/// Scores as integers of at most 2⁴⁰, or 2⁴¹ for infinity and NaN; [`MASKED`] for negative infinity.
 fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone, out: &mut Vec<i64>) {
     let finite = scores.clone().filter(|s| s.is_finite());
     let greatest = finite.fold(0.0f64, |most, &s| most.max(f64::from(s).abs()));
@@ -62,6 +77,7 @@ fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone, out: &mut Vec<i64
     let integer = |s: f32| match s {
         s if s.is_finite() => (f64::from(s) * unit).round() as i64,
         f32::INFINITY => 1 << 41,
+        select::MASKED => MASKED,
         _ => -(1 << 41),
     };
     out.clear();
@@ -100,25 +116,35 @@ impl ScratchValue for Matching {
 }
 
 const FAR: i64 = i64::MAX / 4;
+const MASKED: i64 = i64::MIN;
+/// In place of the expert of a token without a place.
+const NOWHERE: usize = usize::MAX;
 
 impl Matching {
-    /// Finds the expert of each row of the scores, at the greatest total.
+    /// Finds the expert of each row of the scores, at the greatest total, or [`NOWHERE`].
+    ///
+    /// A token that finds no way to a free place finds none later either: what the others do since only exchanges places.
     fn assign(&mut self, experts: usize) {
         let tokens = self.scores.len() / experts;
+        let open = |e: &usize| self.scores.iter().skip(*e).step_by(experts).any(|&s| s != MASKED);
+        let open = (0..experts).filter(open).count().max(1);
         self.chosen.clear();
         refill(&mut self.load, experts, 0);
         for new in 0..tokens {
             self.find_moves(experts);
-            self.measure(new, experts, tokens / experts);
-            self.make_room(new, tokens / experts, tokens % experts);
+            self.measure(new, experts, tokens / open);
+            self.make_room(tokens / open, tokens % open);
         }
     }
 
     fn find_moves(&mut self, experts: usize) {
         refill(&mut self.edges, experts * experts, (FAR, usize::MAX));
         for (t, (&from, scores)) in self.chosen.iter().zip(self.scores.chunks_exact(experts)).enumerate() {
+            if from == NOWHERE {
+                continue;
+            }
             let edges = &mut self.edges[from * experts..][..experts];
-            for (edge, score) in edges.iter_mut().zip(scores) {
+            for (edge, score) in edges.iter_mut().zip(scores).filter(|(_, score)| **score != MASKED) {
                 *edge = (*edge).min((scores[from] - score, t));
             }
         }
@@ -129,7 +155,8 @@ impl Matching {
         let Self { scores, load, edges, distance, before, .. } = self;
         let pool = experts;
         distance.clear();
-        distance.extend(scores[new * experts..][..experts].iter().map(|s| -s).chain([FAR]));
+        let own = scores[new * experts..][..experts].iter();
+        distance.extend(own.map(|&s| if s == MASKED { FAR } else { -s }).chain([FAR]));
         refill(before, experts + 1, usize::MAX);
         let mut changed = true;
         while changed {
@@ -154,18 +181,18 @@ impl Matching {
         }
     }
 
-    /// Moves tokens along the cheapest way to a free place, and lets the new one in where it begins.
-    fn make_room(&mut self, new: usize, floor: usize, pool_size: usize) {
+    /// Moves tokens along the cheapest way to a free place, and lets the new one in where it begins; it goes nowhere if
+    /// there is none.
+    fn make_room(&mut self, floor: usize, pool_size: usize) {
         let Self { load, before, .. } = self;
         let experts = load.len();
         let pool = experts;
         // The nearest free place: an expert's own, or one of the pool.
         let used = load.iter().filter(|&&n| n > floor).count();
         let free = |node: usize| if node == pool { used < pool_size } else { load[node] < floor };
-        let nearest = (0..=pool).filter(|&node| free(node)).min_by_key(|&node| self.distance[node]);
-        let Some(mut at) = nearest else {
-            unreachable!("there are as many places as tokens, and {new} is one")
-        };
+        let reached = |node: &usize| self.distance[*node] < FAR && free(*node);
+        let nearest = (0..=pool).filter(reached).min_by_key(|&node| self.distance[node]);
+        let Some(mut at) = nearest else { return self.chosen.push(NOWHERE) };
 
         // Back along the path: what entered a node leaves the one before.
         if at == pool {
@@ -241,11 +268,70 @@ mod tests {
         }
     }
 
+    /// Most tokens that masks and equal loads give a place, and the greatest total of those in `placed`, over all assignments.
+    fn brute_masked(
+        scores: &[i64],
+        (floor, pool): (usize, usize),
+        placed: &[bool],
+        t: usize,
+        load: &mut Vec<usize>,
+    ) -> (usize, Option<i64>) {
+        let experts = load.len();
+        let Some(&wanted) = placed.get(t) else { return (0, Some(0)) };
+        // Without a place.
+        let (mut most, mut best) = brute_masked(scores, (floor, pool), placed, t + 1, load);
+        best = best.filter(|_| !wanted);
+        for e in (0..experts).filter(|e| scores[t * experts + e] != MASKED) {
+            load[e] += 1;
+            if load[e] <= floor + 1 && load.iter().filter(|&&n| n > floor).count() <= pool {
+                let (n, total) = brute_masked(scores, (floor, pool), placed, t + 1, load);
+                most = most.max(n + 1);
+                best = best.max(total.filter(|_| wanted).map(|total| total + scores[t * experts + e]));
+            }
+            load[e] -= 1;
+        }
+        (most, best)
+    }
+
+    #[test]
+    fn masks_leave_as_many_places_as_can_be() {
+        let mut state = 3u64;
+        let mut next = |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        let mut unplaced = 0;
+        for case in 0..1000 {
+            let (experts, tokens) = (1 + next(4) as usize, next(7) as usize);
+            let mut scores: Vec<i64> = (0..tokens * experts)
+                .map(|_| if next(5) < 3 { MASKED } else { next(100) as i64 - 50 })
+                .collect();
+            // Every token has an expert, as the router sees to.
+            scores
+                .chunks_exact_mut(experts)
+                .filter(|row| row.iter().all(|&s| s == MASKED))
+                .for_each(|row| row[0] = 1);
+            let mut matching = Matching { scores: scores.clone(), ..Default::default() };
+            matching.assign(experts);
+            let open = (0..experts).filter(|e| scores.iter().skip(*e).step_by(experts).any(|&s| s != MASKED));
+            let open = open.count().max(1);
+            let placed: Vec<bool> = matching.chosen.iter().map(|&e| e != NOWHERE).collect();
+            let of = |(t, &e): (usize, &usize)| (e != NOWHERE).then(|| scores[t * experts + e]);
+            let found: Vec<i64> = matching.chosen.iter().enumerate().filter_map(of).collect();
+            let rooms = (tokens / open, tokens % open);
+            let (most, best) = brute_masked(&scores, rooms, &placed, 0, &mut vec![0; experts]);
+            assert!(!found.contains(&MASKED), "case {case}");
+            assert_eq!((found.len(), Some(found.iter().sum())), (most, best), "case {case}: {scores:?}");
+            unplaced += tokens - most;
+        }
+        assert!(unplaced > 50, "{unplaced}");
+    }
+
     #[test]
     fn integers_keep_the_order_of_extremes() {
-        let scores = [f32::NAN, f32::NEG_INFINITY, f32::MIN, 0.0, f32::MAX, f32::INFINITY];
+        let scores = [f32::NEG_INFINITY, f32::NAN, f32::MIN, 0.0, f32::MAX, f32::INFINITY];
         let mut found = vec![];
         integers(scores.iter(), &mut found);
-        assert!(found.is_sorted() && found[1] < found[2] && found[4] < found[5], "{found:?}");
+        assert!(found.is_sorted_by(|a, b| a < b) && found[0] == MASKED, "{found:?}");
     }
 }

@@ -16,7 +16,7 @@ enum Function {
 /// Either a random one, `hash(seed, id) mod E`, with a seed for each layer if they should differ, or a
 /// [table](Self::table), which may be balanced by the frequency of the words.
 ///
-/// Locality: token.
+/// A masked expert is refused: the function knows of no other. Locality: token.
 ///
 /// [2106.04426]: https://arxiv.org/abs/2106.04426
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +58,12 @@ impl Router for Hash {
                     None => return missing(format!("an id below {}", table.len()), id.to_string()),
                 },
             };
-            out.assign(token, expert, 1.0);
+            // An expert out of range is assigned; sealing reports it.
+            if expert < input.experts() && input.is_masked(token, expert) {
+                out.refuse(token, expert);
+            } else {
+                out.assign(token, expert, 1.0);
+            }
         }
         Ok(())
     }
@@ -68,7 +73,8 @@ impl Router for Hash {
     }
 }
 
-/// k different experts at random, each with weight 1/k: what a learned gate must beat.
+/// k different experts at random, each with weight 1/k: what a learned gate must beat. Of masked experts it takes none, so that
+/// there may be n < k, with weight 1/n.
 ///
 /// The experts with the k greatest draws of (seed, layer, sequence, position, expert), best first, ties to the lower expert.
 ///
@@ -107,10 +113,11 @@ impl Router for RandomChoice {
         }
         out.with_scratch(|out, scratch| {
             for t in input.present() {
-                let draws = (0..experts).map(|e| draw::uniform(&input.context, Stream::RandomChoice, t, e));
-                select::best(draws, self.k, &mut scratch.keys);
+                let open = (0..experts).filter(|&e| !input.is_masked(t, e));
+                let draws = open.map(|e| (e, draw::uniform(&input.context, Stream::RandomChoice, t, e)));
+                select::best_of(draws, self.k, &mut scratch.keys);
                 for &key in &scratch.keys {
-                    out.assign(t, select::index(key), 1.0 / self.k as f32);
+                    out.assign(t, select::index(key), 1.0 / scratch.keys.len() as f32);
                 }
             }
         });

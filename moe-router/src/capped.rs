@@ -45,8 +45,8 @@ enum Overflow {
 /// those granted; what is granted is the same, since an expert once full turns everything away.
 ///
 /// With [rerouting](Self::rerouting) a choice that finds no place goes, at its turn, to the token's best expert by
-/// [`Router::scores`] that has a free place and that the token did not ask for; ties to the lower expert, NaN last. Only where
-/// there is none it is refused. Its weight w becomes `w · s'/s`, with s and s' the scores of the expert asked for and of the one it
+/// [`Router::scores`] that has a free place, is not masked and was not asked for by the token; ties to the lower expert, NaN
+/// last. Only where there is none it is refused. Its weight w becomes `w · s'/s`, with s and s' the scores of the expert asked for and of the one it
 /// got (0 where that is not finite), which is the other expert's own weight where weights are scores. It stays the
 /// choice it was: rank, and the expert [requested](moe_core::Assignment::requested), which the load before capacity counts.
 ///
@@ -176,7 +176,8 @@ impl<R: Router> Capped<R> {
                     *verdict = Verdict::Refuse;
                     if self.overflow == Overflow::Reroute {
                         let pair = &mut pairs[*i as usize];
-                        if let Some(expert) = next_best(pair, scores, asked, load, places) {
+                        let masked = |e| input.is_masked(pair.token as usize, e);
+                        if let Some(expert) = next_best(pair, scores, asked, load, places, masked) {
                             *verdict = Verdict::Keep;
                             load[expert] += 1;
                             mark(asked, pair.token, expert as u32, input.experts());
@@ -232,11 +233,18 @@ fn mark(asked: &mut [u64], token: u32, expert: u32, experts: usize) {
     }
 }
 
-/// The best expert with a free place among those that the pair's token has nothing to do with yet.
-fn next_best(pair: &Assignment, scores: &[f32], asked: &[u64], load: &[u32], places: usize) -> Option<usize> {
+/// The best expert with a free place among those that are not masked and that the pair's token has nothing to do with yet.
+fn next_best(
+    pair: &Assignment,
+    scores: &[f32],
+    asked: &[u64],
+    load: &[u32],
+    places: usize,
+    masked: impl Fn(usize) -> bool,
+) -> Option<usize> {
     let first = pair.token as usize * load.len();
     let has = |e: usize| asked[(first + e) / 64] >> ((first + e) % 64) & 1 == 1;
     let scores = row(scores, pair.token, load.len()).iter().enumerate();
-    let free = scores.filter(|&(e, _)| (load[e] as usize) < places && !has(e));
+    let free = scores.filter(|&(e, _)| (load[e] as usize) < places && !has(e) && !masked(e));
     free.map(|(e, &score)| select::key(score, e)).max().map(select::index)
 }

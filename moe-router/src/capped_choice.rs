@@ -2,8 +2,9 @@
 
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
 
+use crate::Capacity;
+use crate::select::{self, MASKED};
 use crate::sinkhorn::log_sum_exp;
-use crate::{Capacity, select};
 
 /// Expert choice with at most b experts a token (Zhou et al., [2202.09368], section 3.3).
 ///
@@ -24,7 +25,8 @@ use crate::{Capacity, select};
 /// tokens with one expert too many; [more](Self::iterations) leave fewer. It needs `C·E ≤ b·T`; where that does not hold the constraints contradict each other and
 /// routing is an error.
 ///
-/// Padding is not chosen and does not count. Locality: batch; not for decoders, as [`ExpertChoice`](crate::ExpertChoice) says.
+/// Padding is not chosen and does not count. A masked entry of A is 0: an expert with fewer than C tokens that are not masked takes
+/// those. Locality: batch; not for decoders, as [`ExpertChoice`](crate::ExpertChoice) says.
 ///
 /// [2202.09368]: https://arxiv.org/abs/2202.09368
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -84,9 +86,10 @@ impl CappedExpertChoice {
             return Ok(());
         }
         let places = self.capacity.places(tokens, tokens, experts)?.min(tokens);
-        if places * experts > self.experts_per_token.saturating_mul(tokens) {
-            let expected =
-                format!("at least {} for {places} places an expert", (places * experts).div_ceil(tokens));
+        let open = |e: usize| keys.iter().filter(|&&t| !input.is_masked(t as usize, e)).count();
+        let filled: usize = (0..experts).map(|e| places.min(open(e))).sum();
+        if filled > self.experts_per_token.saturating_mul(tokens) {
+            let expected = format!("at least {} for {places} places an expert", filled.div_ceil(tokens));
             let found = self.experts_per_token.to_string();
             return Err(Error::Router { setting: "experts per token", expected, found });
         }
@@ -99,15 +102,23 @@ impl CappedExpertChoice {
         let (scores, rest) = values.split_at_mut(tokens * experts);
         let (a, rest) = rest.split_at_mut(tokens * experts);
         a.iter_mut().zip(&*scores).for_each(|(a, s)| *a = s / self.lambda);
+        // Masked entries are 0 throughout.
+        for (row, &t) in a.chunks_exact_mut(experts).zip(&*keys) {
+            let masked = row.iter_mut().zip(input.logits.row(t as usize)).filter(|(_, l)| **l == MASKED);
+            masked.for_each(|(a, _)| *a = MASKED);
+        }
         self.project(a, experts, places, rest);
 
         // What an expert takes, marked in A: 1, and 0 elsewhere.
         let present = tokens;
         for e in 0..experts {
             keys.truncate(present);
-            keys.extend((0..tokens).map(|i| select::key(a[i * experts + e], i)));
+            let open = (0..tokens).map(|i| (i, a[i * experts + e])).filter(|&(_, a)| a != MASKED);
+            keys.extend(open.map(|(i, a)| select::key(a, i)));
             let own = &mut keys[present..];
-            own.select_nth_unstable_by(places - 1, |a, b| b.cmp(a));
+            if own.len() > places {
+                own.select_nth_unstable_by(places - 1, |a, b| b.cmp(a));
+            }
             for (n, &key) in own.iter().enumerate() {
                 a[select::index(key) * experts + e] = if n < places { 1.0 } else { 0.0 };
             }
@@ -126,7 +137,8 @@ impl CappedExpertChoice {
         Ok(())
     }
 
-    /// Dykstra's algorithm on `a = ln A`, `[T, E]`. What a projection took off is put back before it projects again.
+    /// Dykstra's algorithm on `a = ln A`, `[T, E]`. What a projection took off is put back before it projects again. What is
+    /// masked or NaN takes no part.
     fn project(&self, a: &mut [f32], experts: usize, places: usize, scratch: &mut [f32]) {
         const TOLERANCE: f32 = 1e-4;
         let tokens = a.len() / experts;
@@ -138,9 +150,15 @@ impl CappedExpertChoice {
             // Every expert's sum is C, and no entry is above 1.
             for e in 0..experts {
                 let entries = a.iter().zip(&*over_one).skip(e).step_by(experts);
-                column.iter_mut().zip(entries).for_each(|(to, (a, over))| *to = a + over);
-                let shift = shift_to(column, places);
-                for (a, over) in a.iter_mut().zip(&mut *over_one).skip(e).step_by(experts) {
+                let entries = entries.filter(|(a, _)| **a > MASKED);
+                let mut open = 0;
+                for ((a, over), to) in entries.zip(&mut *column) {
+                    *to = a + over;
+                    open += 1;
+                }
+                let shift = shift_to(&mut column[..open], places.min(open));
+                let entries = a.iter_mut().zip(&mut *over_one).skip(e).step_by(experts);
+                for (a, over) in entries.filter(|(a, _)| **a > MASKED) {
                     let free = *a + *over + shift;
                     let new = free.min(0.0);
                     moved = moved.max((free - new - *over).abs());

@@ -5,7 +5,7 @@ use moe_core::{
 };
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use crate::select;
+use crate::select::{self, MASKED};
 
 /// The fewest experts whose probabilities reach p (Huang et al., *Harder tasks need more experts*, [2403.07652]).
 ///
@@ -91,7 +91,7 @@ impl Router for Relu {
     }
 }
 
-/// Every expert works on every token, weighted by `softmax(l)`: the dense mixture, to compare with.
+/// Every expert that is not masked works on every token, weighted by `softmax(l)`: the dense mixture, to compare with.
 ///
 /// Greatest first, ties to the lower expert. Locality: token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -115,7 +115,8 @@ impl Router for Dense {
     }
 }
 
-/// For each token: scores from logits, in descending order of these, of which the first so many are assigned.
+/// For each token: scores from logits, in descending order of these, of which the first so many are assigned; without masked
+/// ones.
 fn each_sorted(
     input: &RouteInput<'_>,
     out: &mut Assignments,
@@ -129,7 +130,8 @@ fn each_sorted(
             values.extend(logits);
             score(values);
             keys.clear();
-            keys.extend(logits.iter().enumerate().map(|(e, &l)| select::key(l, e)));
+            let open = logits.iter().enumerate().filter(|(_, l)| **l != MASKED);
+            keys.extend(open.map(|(e, &l)| select::key(l, e)));
             keys.sort_unstable_by(|a, b| b.cmp(a));
             let taken = count(&mut keys.iter().map(|&key| values[select::index(key)]));
             for &key in keys.iter().take(taken) {
@@ -188,8 +190,10 @@ impl Router for ExpertThreshold {
                 values.clear();
                 values.extend(logits.iter().map(|&l| numerics::sigmoid(l)));
                 keys.clear();
-                let passing = values.iter().zip(&self.thresholds).enumerate().filter(|(_, (s, c))| s > c);
-                keys.extend(passing.map(|(e, (&s, _))| select::key(s, e)));
+                // A threshold below 0 is not passed by what is masked.
+                let passing = |e: usize, s: f32| s > self.thresholds[e] && logits[e] != MASKED;
+                let passing = values.iter().enumerate().filter(|&(e, &s)| passing(e, s));
+                keys.extend(passing.map(|(e, &s)| select::key(s, e)));
                 keys.sort_unstable_by(|a, b| b.cmp(a));
                 for &key in &*keys {
                     let expert = select::index(key);

@@ -2,13 +2,15 @@
 
 use moe_core::{Assignments, Locality, Result, RouteInput, RouteScratch, Router, numerics};
 
-use crate::{Capacity, select};
+use crate::Capacity;
+use crate::select::{self, MASKED};
 
 /// Each expert takes its C best tokens of the sequence (Zhou et al., [2202.09368]).
 ///
 /// The scores are `S = softmax(l)` over the experts, for each token; expert e takes the C tokens with the greatest `S[t, e]`,
-/// ties to the lower token, NaN last, and the weight is that score. [`Capacity`] gives C, where a choice is a token, so that both
-/// factors give the paper's `k = n·c/e`; there are never more than the sequence has tokens. Every expert is filled to C, and
+/// ties to the lower token, NaN last, masked ones never, and the weight is that score. [`Capacity`] gives C, where a choice is a token, so that both
+/// factors give the paper's `k = n·c/e`; there are never more than the sequence has tokens. Every expert is filled to C,
+/// unless it is masked for all but fewer tokens, and
 /// a token gets between none and all of the experts: its output may be zero.
 ///
 /// A token's experts are pushed by descending score, ties to the lower expert. Padding is not chosen and does not count.
@@ -60,14 +62,20 @@ impl ExpertChoice {
         scores.extend(input.logits);
         scores.chunks_exact_mut(experts).for_each(numerics::softmax);
 
-        // A score that its expert does not take becomes negative.
+        // A score that its expert does not take becomes negative, and so does that of a masked expert.
         const NOT_TAKEN: f32 = -1.0;
+        let masked = scores.iter_mut().zip(input.logits).filter(|(_, l)| **l == MASKED);
+        masked.for_each(|(score, _)| *score = NOT_TAKEN);
         for expert in 0..experts {
             keys.clear();
-            keys.extend((0..tokens).filter(present).map(|t| select::key(scores[t * experts + expert], t)));
-            keys.select_nth_unstable_by(places - 1, |a, b| b.cmp(a));
-            for &key in &keys[places..] {
-                scores[select::index(key) * experts + expert] = NOT_TAKEN;
+            let open = (0..tokens).filter(present).map(|t| (t, scores[t * experts + expert]));
+            let open = open.filter(|&(_, score)| score != NOT_TAKEN);
+            keys.extend(open.map(|(t, score)| select::key(score, t)));
+            if keys.len() > places {
+                keys.select_nth_unstable_by(places - 1, |a, b| b.cmp(a));
+                for &key in &keys[places..] {
+                    scores[select::index(key) * experts + expert] = NOT_TAKEN;
+                }
             }
         }
 

@@ -4,6 +4,8 @@ use moe_core::memory::held;
 use moe_core::{Error, Gate, Result, Scratch, ScratchValue, TokenContext, numerics};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
+use crate::select::MASKED;
+
 /// Logits as cosines in a space of few dimensions: X-MoE (Chi et al., [2204.09179], equations 7 and 8).
 ///
 /// ```text
@@ -123,6 +125,8 @@ fn normalize(v: &mut [f32]) -> bool {
 
 /// The logits of another gate, bounded softly: `l ↦ cap · tanh(l / cap)`, within ±cap. Laguna does so.
 ///
+/// A masked expert stays so: its logit is negative infinity before and after.
+///
 /// It wraps the gate and not the router, so that router, observers and losses all see the same logits.
 #[derive(Clone, Debug)]
 pub struct SoftCapped<G> {
@@ -170,7 +174,7 @@ impl<G: Gate> Gate for SoftCapped<G> {
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
         self.inner.logits(hidden, context, scratch, out.view_mut())?;
-        out.mapv_inplace(|l| self.cap * numerics::tanh(l / self.cap));
+        out.mapv_inplace(|l| if l == MASKED { l } else { self.cap * numerics::tanh(l / self.cap) });
         Ok(())
     }
 }

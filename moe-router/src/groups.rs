@@ -2,7 +2,7 @@
 
 use moe_core::{Error, Result, numerics};
 
-use crate::select;
+use crate::select::{self, MASKED};
 
 /// The score of a group of experts, made of what its experts are chosen by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,10 +76,12 @@ impl ExpertGroups {
         Ok(())
     }
 
-    /// Sets the scores of experts outside the best groups to negative infinity. `keys` is scratch.
+    /// Sets the scores of experts outside the best groups to negative infinity, which masked ones have. `keys` is scratch.
     pub(crate) fn exclude(&self, scores: &mut [f32], keys: &mut Vec<u64>) {
         let size = scores.len() / self.groups;
-        select::best(scores.chunks(size).map(|group| self.by.of(group)), self.kept, keys);
+        let open = |group: &[f32]| group.iter().any(|&s| s != MASKED);
+        let groups = scores.chunks(size).enumerate().filter(|(_, group)| open(group));
+        select::best_of(groups.map(|(g, group)| (g, self.by.of(group))), self.kept, keys);
         for (g, group) in scores.chunks_mut(size).enumerate() {
             if !keys.iter().any(|&key| select::index(key) == g) {
                 group.fill(f32::NEG_INFINITY);
@@ -89,7 +91,7 @@ impl ExpertGroups {
 }
 
 impl GroupScore {
-    /// The score of a group; NaN is passed over.
+    /// The score of a group; NaN is passed over, and so is what is masked: of a single expert it is that one's.
     fn of(self, scores: &[f32]) -> f32 {
         match self {
             Self::SumOfTwoBest if scores.len() > 1 => {
@@ -102,7 +104,8 @@ impl GroupScore {
                         [best, second]
                     }
                 });
-                two[0] + two[1]
+                let alone = two[1] == MASKED && !scores.iter().any(|s| s.is_nan());
+                if alone { two[0] } else { two[0] + two[1] }
             }
             _ => numerics::max(scores),
         }
@@ -121,6 +124,8 @@ mod tests {
             (&[-0.25, f32::NAN, -0.5], -0.25, -0.75),
             (&[0.75], 0.75, 0.75),
             (&[f32::NAN, 0.5], 0.5, f32::NEG_INFINITY),
+            (&[MASKED, 0.5], 0.5, 0.5),
+            (&[MASKED, -0.25, 0.5], 0.5, 0.25),
         ] {
             assert_eq!(
                 (GroupScore::Best.of(scores), GroupScore::SumOfTwoBest.of(scores)),

@@ -25,7 +25,8 @@ enum Perturbation {
 /// z is standard normal and u uniform in `0..1`, one for each token and expert: those of
 /// [`TokenContext::noise`](moe_core::TokenContext), `[T, E]`, where the input has it, else drawn from (seed, layer, sequence,
 /// position, expert). Given noise is used up: the inner router is handed an input without it, and draws if it needs to.
-/// Finite logits stay finite: noise takes them no further than the greatest f32.
+/// Finite logits stay finite: noise takes them no further than the greatest f32. Others stay as they are, so that no noise
+/// unmasks an expert.
 ///
 /// Switch multiplies the hidden states by its jitter, before the gate, one factor for each of the D features. Here the logits
 /// are multiplied, one factor for each expert, for a router sees no hidden states.
@@ -87,6 +88,10 @@ impl<R: Router> Perturbed<R> {
         }
         for ((t, e), logit) in logits.indexed_iter_mut() {
             let l = *logit;
+            // What is masked stays so.
+            if !l.is_finite() {
+                continue;
+            }
             let given = context.noise.map(|noise| noise.row(t)[e]);
             let drawn = || draw::uniform(context, Stream::Noise, t, e);
             let z = || given.unwrap_or_else(|| draw::normal(drawn()));
@@ -98,7 +103,7 @@ impl<R: Router> Perturbed<R> {
                     l * (1.0 - epsilon + 2.0 * epsilon * u)
                 }
             };
-            *logit = if l.is_finite() { noisy.clamp(f32::MIN, f32::MAX) } else { noisy };
+            *logit = noisy.clamp(f32::MIN, f32::MAX);
         }
         Ok(())
     }

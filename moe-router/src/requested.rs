@@ -4,10 +4,13 @@ use std::ops::Range;
 
 use moe_core::{RouteInput, RoutingPlan};
 
-/// The tokens of a range that are not padding.
+use crate::select;
+
+/// The tokens of a range that are neither padding nor without an expert that is not masked.
 pub(crate) fn present(input: &RouteInput<'_>, range: Range<usize>) -> impl Iterator<Item = usize> {
-    let context = input.context;
-    range.filter(move |&t| !context.is_padding(t))
+    let input = *input;
+    let open = move |t| input.logits.row(t).into_iter().any(|&l| l != select::MASKED);
+    range.filter(move |&t| !input.context.is_padding(t) && open(t))
 }
 
 /// The experts that each token asked for, by rank: refused ones included, and those that another took the place of.

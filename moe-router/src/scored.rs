@@ -4,6 +4,7 @@ use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, R
 use ndarray::{ArrayView1, ArrayViewMut2};
 
 use crate::backward::Weighting;
+use crate::select::MASKED;
 use crate::{ExpertGroups, Normalizer, Score, select};
 
 /// Each token goes to the k experts with its greatest scores: the routers of DeepSeek and many that followed.
@@ -31,6 +32,9 @@ use crate::{ExpertGroups, Normalizer, Score, select};
 /// assert_eq!(deepseek, by_hand);
 /// # Ok::<(), moe_core::Error>(())
 /// ```
+///
+/// A masked expert, whose logit is negative infinity, is neither chosen nor counted in a group's score; where fewer than k are
+/// left, in the kept groups, those are the choices.
 ///
 /// A router that chooses by a score which is no more than a rising function of the logit does so by the logit itself
 /// ([`Score::Logit`]) where it has neither bias nor sum over a group: the order is the same in exact arithmetic, and experts whose
@@ -170,15 +174,19 @@ impl ScoredTopK {
         values.extend(logits);
         self.choose_by.apply(values);
         if self.bias.is_empty() && self.groups.is_none() {
-            return select::best(values.iter().copied(), self.k, keys);
+            let open = values.iter().zip(logits).enumerate().filter(|(_, (_, l))| **l != MASKED);
+            return select::best_of(open.map(|(e, (&score, _))| (e, score)), self.k, keys);
         }
         values.extend_from_within(..);
         let choice = &mut values[logits.len()..];
         choice.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
+        let masked = choice.iter_mut().zip(logits).filter(|(_, l)| **l == MASKED);
+        masked.for_each(|(score, _)| *score = MASKED);
         if let Some(groups) = self.groups {
             groups.exclude(choice, keys);
         }
-        select::best(choice.iter().copied(), self.k, keys);
+        let open = choice.iter().copied().enumerate().filter(|&(_, score)| score != MASKED);
+        select::best_of(open, self.k, keys);
     }
 
     /// The weights of the chosen by rank, `[k]`, after [`choose`](Self::choose).
@@ -206,10 +214,9 @@ impl ScoredTopK {
 }
 
 impl Router for ScoredTopK {
-    /// Pushes k experts for every token that is not padding, best first.
+    /// Pushes k experts for every token that is not padding, best first; fewer where fewer are not masked.
     ///
-    /// Scores that are NaN (a NaN among the logits, or under softmax a positive infinity or nothing but negative ones) make
-    /// weights NaN, as do chosen scores that are all zero under a [`Normalizer`] that divides by them; sealing reports it.
+    /// Scores that are NaN (a NaN among the logits, or under softmax a positive infinity) make weights NaN, as do chosen scores that are all zero under a [`Normalizer`] that divides by them; sealing reports it.
     ///
     /// # Errors
     ///

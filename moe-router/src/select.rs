@@ -1,5 +1,8 @@
 //! One order of scores for all routers: higher is better, ties go to the lower index, NaN comes last.
 
+/// The logit of an expert that a token may not have.
+pub(crate) const MASKED: f32 = f32::NEG_INFINITY;
+
 /// A score and its index as one integer that is greater for the better.
 pub(crate) fn key(score: f32, index: usize) -> u64 {
     u64::from(ordered(score)) << 32 | u64::from(!(index as u32))
@@ -20,13 +23,18 @@ pub(crate) fn ordered(score: f32) -> u32 {
     if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
 }
 
-/// Writes the keys of the `k` best scores, best first. There must be that many, and `k` at least 1.
+/// Writes the keys of the `k` best scores, best first, or of all if there are fewer. `k` is at least 1.
 ///
 /// Each score is compared with the worst of the best so far, and is inserted only if it beats it: about E comparisons and
 /// k·ln(E/k) insertions for scores in random order, O(E·k) moves at worst.
 pub(crate) fn best(scores: impl IntoIterator<Item = f32>, k: usize, keys: &mut Vec<u64>) {
+    best_of(scores.into_iter().enumerate(), k, keys);
+}
+
+/// The same of some scores and their indices.
+pub(crate) fn best_of(scores: impl IntoIterator<Item = (usize, f32)>, k: usize, keys: &mut Vec<u64>) {
     keys.clear();
-    for (i, score) in scores.into_iter().enumerate() {
+    for (i, score) in scores {
         let key = key(score, i);
         if keys.len() == k {
             if key < keys[k - 1] {

@@ -2,7 +2,7 @@
 
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
 
-use crate::select;
+use crate::select::{self, MASKED};
 
 /// Each token's k best experts after all experts' shares were made equal (S-BASE, Clark et al., [2202.01169]).
 ///
@@ -13,7 +13,9 @@ use crate::select;
 /// experts. The load comes near balance but is not bounded; [`Base`](crate::Base) is exact. To a token that is alone in its sequence
 /// all experts are equal, so that its choice is that of rounding.
 ///
-/// Padding takes no part and is not routed. For testing, the paper takes the plain best: `TopK::new(1)?.normalized(OverAll)`.
+/// Padding takes no part and is not routed. Masked entries have no share of Π; an expert that is masked for all tokens of the
+/// sequence takes no part, the others sharing them out, and a token whose experts all are masked has none. Where masks leave no
+/// plan with equal shares, the last iteration decides. For testing, the paper takes the plain best: `TopK::new(1)?.normalized(OverAll)`.
 ///
 /// Locality: batch.
 ///
@@ -46,23 +48,33 @@ impl Sinkhorn {
     fn choose(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, out: &mut Assignments) {
         const TOLERANCE: f32 = 1e-4;
         let experts = input.experts();
-        let present = |t: &usize| !input.context.is_padding(*t);
-        let tokens = (0..input.tokens()).filter(present).count();
-        let share = numerics::ln(tokens as f32 / experts as f32);
+        let all = input.tokens();
         let RouteScratch { values, keys, .. } = scratch;
         values.clear();
-        values.resize(2 * experts + input.tokens(), 0.0);
+        values.resize(3 * experts + 2 * all, 0.0);
         let (v, rest) = values.split_at_mut(experts);
-        let (row, u) = rest.split_at_mut(experts);
+        let (row, rest) = rest.split_at_mut(experts);
+        // Who takes part: the tokens that are not masked for all experts, the experts that are not masked for all tokens.
+        let (open, rest) = rest.split_at_mut(experts);
+        let (part, u) = rest.split_at_mut(all);
+        for t in input.present() {
+            for (e, _) in input.logits.row(t).iter().enumerate().filter(|(_, l)| **l != MASKED) {
+                (part[t], open[e]) = (1.0, 1.0);
+            }
+        }
+        let takes_part = |t: &usize| part[*t] == 1.0;
+        let tokens = (0..all).filter(takes_part).count();
+        let open = || (0..experts).filter(|&e| open[e] == 1.0);
+        let share = numerics::ln(tokens as f32 / open().count() as f32);
         for _ in 0..self.iterations {
-            for t in (0..input.tokens()).filter(present) {
+            for t in (0..all).filter(takes_part) {
                 let logits = input.logits.row(t);
                 row.iter_mut().zip(logits.iter().zip(&*v)).for_each(|(to, (l, v))| *to = l + v);
                 u[t] = -log_sum_exp(row.iter().copied());
             }
             let mut moved = 0.0f32;
-            for e in 0..experts {
-                let column = (0..input.tokens()).filter(present).map(|t| input.logits[[t, e]] + u[t]);
+            for e in open() {
+                let column = (0..all).filter(takes_part).map(|t| input.logits[[t, e]] + u[t]);
                 let new = share - log_sum_exp(column);
                 moved = moved.max((new - v[e]).abs());
                 v[e] = new;
@@ -71,9 +83,10 @@ impl Sinkhorn {
                 break;
             }
         }
-        for t in (0..input.tokens()).filter(present) {
+        for t in (0..all).filter(takes_part) {
             let logits = input.logits.row(t);
-            select::best(logits.iter().zip(&*v).map(|(l, v)| l + v), self.k, keys);
+            let scores = logits.iter().zip(&*v).enumerate().filter(|(_, (l, _))| **l != MASKED);
+            select::best_of(scores.map(|(e, (l, v))| (e, l + v)), self.k, keys);
             row.iter_mut().zip(logits).for_each(|(to, l)| *to = *l);
             numerics::softmax(row);
             for &key in &*keys {
@@ -84,7 +97,7 @@ impl Sinkhorn {
 }
 
 impl Router for Sinkhorn {
-    /// Pushes k experts for every token that is not padding.
+    /// Pushes k experts for every token that is not padding; fewer where fewer are not masked.
     ///
     /// # Errors
     ///

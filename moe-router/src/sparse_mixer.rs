@@ -3,7 +3,7 @@
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
 
 use crate::draw::{self, Stream};
-use crate::select;
+use crate::select::{self, MASKED};
 
 /// Phi-3.5-MoE's router, which is trained with SparseMixer (GRIN, [2409.12136]).
 ///
@@ -12,9 +12,8 @@ use crate::select;
 /// its softmax over the unmasked ones. For the second choice the first one is out, and m is the maximum of the rest. The two
 /// weights come of two softmaxes and do not sum to 1. A NaN is chosen last.
 ///
-/// Where the first choice leaves nothing but logits of negative infinity, the second is the lowest expert of those, with
-/// weight 0, as such an expert has in every router under softmax. (The reference divides 0 by 0: its weight is NaN.) A token
-/// that has no other logits at all has NaN for both, which sealing refuses.
+/// Where the first choice leaves nothing but logits of negative infinity, there is no second one; a token that has no other
+/// logits at all has no choice. (The reference chooses the lowest such expert and divides 0 by 0: its weight is NaN.)
 ///
 /// In [training](Self::sampling) each choice is drawn from that softmax: the greatest of `s - ln x` over the unmasked, x
 /// exponential with mean 1. Its weight is its softmax again, times 0.3333 unless it is the greatest s or a uniform number is
@@ -68,13 +67,10 @@ impl SparseMixer {
             *p = if masked { f32::NEG_INFINITY } else { s };
         }
         let best = |scores: &[f32]| {
-            let free = scores.iter().enumerate().filter(|&(e, _)| Some(e) != taken);
+            let free = scores.iter().enumerate().filter(|&(e, &s)| Some(e) != taken && s != MASKED);
             let keys = free.map(|(e, &s)| select::key(s, e));
             keys.max().map_or(0, select::index)
         };
-        if taken.is_some() && scores.iter().all(|&s| s == f32::NEG_INFINITY) {
-            return (best(scores), 0.0);
-        }
         if !self.sampling {
             let choice = best(scores);
             numerics::softmax(p);
@@ -107,7 +103,7 @@ impl SparseMixer {
 }
 
 impl Router for SparseMixer {
-    /// Pushes two experts for every token that is not padding.
+    /// Pushes two experts for every token that is not padding; fewer where fewer are not masked.
     ///
     /// # Errors
     ///
@@ -129,11 +125,16 @@ impl Router for SparseMixer {
                 values.extend(logits);
                 values.resize(2 * experts, 0.0);
                 let (scores, p) = values.split_at_mut(experts);
-                let (first, weight) = self.choose(input, t, None, scores, p);
-                out.assign(t, first, weight);
-                scores[first] = f32::NEG_INFINITY;
-                let (second, weight) = self.choose(input, t, Some(first), scores, p);
-                out.assign(t, second, weight);
+                let mut taken = None;
+                for _ in 0..2 {
+                    if scores.iter().all(|&s| s == MASKED) {
+                        break;
+                    }
+                    let (expert, weight) = self.choose(input, t, taken, scores, p);
+                    out.assign(t, expert, weight);
+                    scores[expert] = MASKED;
+                    taken = Some(expert);
+                }
             }
         });
         Ok(())

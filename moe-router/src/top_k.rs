@@ -74,10 +74,9 @@ impl TopK {
 }
 
 impl Router for TopK {
-    /// Pushes k experts for every token that is not padding, best first.
+    /// Pushes k experts for every token that is not padding, best first; fewer where fewer are not masked.
     ///
-    /// A NaN or a positive infinity among the logits that softmax runs over, or nothing but negative infinities, makes weights
-    /// NaN, which sealing reports.
+    /// A NaN or a positive infinity among the logits that softmax runs over makes weights NaN, which sealing reports.
     ///
     /// # Errors
     ///

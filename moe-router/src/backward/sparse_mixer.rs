@@ -13,7 +13,8 @@ use crate::precise::softmax;
 /// one that is not the greatest is at times a third of `p[c]`, so that on average it is Heun's third-order rule: then this
 /// is an estimator, and the factor stays out of the backward.
 ///
-/// A second choice among nothing but logits of negative infinity, whose weight is the constant 0, sends nothing back.
+/// Masked experts, whose logits are negative infinity, are never chosen: whatever stands for a choice that a token lacks sends
+/// nothing back.
 ///
 /// [2409.12136]: https://arxiv.org/abs/2409.12136
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,7 +46,7 @@ impl SparseMixer {
             for (slot, (&c, &u)) in chosen[t].iter().zip(&upstream[t]).enumerate() {
                 let taken = (slot == 1).then_some(chosen[t][0]);
                 let nothing_left = |(e, &l): (usize, &f32)| Some(e) == taken || l == f32::NEG_INFINITY;
-                if taken.is_some() && row.indexed_iter().all(nothing_left) {
+                if row.indexed_iter().all(nothing_left) {
                     continue;
                 }
                 let p = self.probabilities(row, taken);

@@ -179,6 +179,10 @@ impl<'a> Load<'a> {
 
     /// The noise, in units of σ, with which expert e of token t reaches the threshold.
     fn needed(&self, t: usize, e: usize) -> f64 {
+        if self.input.is_masked(t, e) {
+            // No noise reaches it, not even where the threshold is masked too.
+            return f64::INFINITY;
+        }
         (self.thresholds[[t, e]].0 - f64::from(self.input.logits[[t, e]])) / self.sigma[[t, e]]
     }
 

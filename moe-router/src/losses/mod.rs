@@ -26,7 +26,8 @@
 //! **Gradients** flow through probabilities alone. Counts, masks and the selection are constants, as in every reference.
 //!
 //! **Padding** ([`TokenContext::padding`](moe_core::TokenContext)) is left out of sums, counts and the n they are divided by;
-//! its gradient is zero. **Sequences** are those of the context: without offsets the batch is one. A sequence that has
+//! its gradient is zero; a token whose experts are all masked is left out likewise, having no probabilities. The probability of
+//! a masked expert is 0. **Sequences** are those of the context: without offsets the batch is one. A sequence that has
 //! no tokens but padding is left out of averages, and a loss of nothing is 0.
 //!
 //! **Choices** are those asked for, the refused ones included: capacity does not hide imbalance from the loss (as in

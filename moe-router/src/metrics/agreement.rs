@@ -79,7 +79,12 @@ fn divergence(a: impl Iterator<Item = f64> + Clone, b: impl Iterator<Item = f64>
     let term = |(a, b): (f64, f64)| {
         let p = libm::exp(a - of_a);
         // In logarithms: q may underflow where ln q does not.
-        if p == 0.0 { 0.0 } else { p * ((a - of_a) - (b - of_b)) }
+        match (p, b) {
+            (0.0, _) => 0.0,
+            // Masked in the second, which may have nothing else.
+            (p, f64::NEG_INFINITY) if p > 0.0 => f64::INFINITY,
+            _ => p * ((a - of_a) - (b - of_b)),
+        }
     };
     let sum: f64 = a.zip(b).map(term).sum();
     // Written so that NaN stays.

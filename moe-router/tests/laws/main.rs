@@ -5,6 +5,7 @@ mod edges;
 mod gates;
 mod listed;
 mod locality;
+mod masks;
 mod padding;
 mod particular;
 mod quantities;
