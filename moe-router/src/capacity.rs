@@ -2,6 +2,8 @@
 
 use moe_core::{Error, Result};
 
+use crate::decimal;
+
 /// How a fractional number of places becomes a whole one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rounding {
@@ -30,7 +32,12 @@ enum Places {
 /// | Expert choice, [2202.09368] | `c·T/E` | `Capacity::factor_of_tokens(c)` |
 ///
 /// With f = 1, a factor of tokens has room for one choice of every token, a factor of choices for all of them, if the load is
-/// even. The product is taken in f64, in the order written. Rounding comes first, then the minimum, then the multiple.
+/// even. Rounding comes first, then the minimum, then the multiple.
+///
+/// The product is exact: the formula is the papers', and its factor the decimal that was written, 11/10 for 1.1 (of an f64, the
+/// shortest decimal that reads back to it; an f32 that is widened has others). The references compute it in
+/// floating point, each in its own order (V-MoE, Megatron, DeepSpeed), and are at times one place above or below.
+///
 /// Padding counts neither as a token nor as a choice; the references, whose shapes are static, count it.
 ///
 /// [2101.03961]: https://arxiv.org/abs/2101.03961
@@ -92,15 +99,7 @@ impl Capacity {
     /// down may for a short sequence ([`at_least`](Self::at_least) helps).
     pub fn places(&self, tokens: usize, choices: usize, experts: usize) -> Result<usize> {
         self.check()?;
-        let share = |factor: f64, n: usize| {
-            let places = n as f64 * factor / experts as f64;
-            // Saturates, and takes NaN to zero.
-            match self.rounding {
-                Rounding::Up => places.ceil() as usize,
-                Rounding::Down => places.floor() as usize,
-                Rounding::HalfEven => places.round_ties_even() as usize,
-            }
-        };
+        let share = |factor, n| decimal::share(factor, n, experts, self.rounding);
         let places = match self.places {
             Places::Absolute(n) => n,
             Places::OfTokens(factor) => share(factor, tokens),

@@ -6,6 +6,7 @@ use moe_core::{
 use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::select::{self, MASKED};
+use crate::{Rounding, decimal};
 
 /// The fewest experts whose probabilities reach p (Huang et al., *Harder tasks need more experts*, [2403.07652]).
 ///
@@ -216,7 +217,8 @@ impl Router for ExpertThreshold {
 
 /// The thresholds of [`ExpertThreshold`] as they follow the batches: a moving average of each expert's quantile.
 ///
-/// Of each batch, q is the k-th greatest logit of the expert, `k = ⌊T·n/E⌋`, at least 1: n experts a token on average. After N
+/// Of each batch, q is the k-th greatest logit of the expert, `k = ⌊T·n/E⌋`, at least 1: n experts a token on average, exact
+/// for n as it is [written](crate::Capacity). After N
 /// batches the threshold is `σ(c)`,
 ///
 /// ```text
@@ -277,8 +279,7 @@ impl ThresholdEma {
         if tokens == 0 || experts == 0 {
             return Ok(());
         }
-        let share = tokens as f64 * self.experts_per_token / experts as f64;
-        let k = (share as usize).clamp(1, tokens);
+        let k = decimal::share(self.experts_per_token, tokens, experts, Rounding::Down).clamp(1, tokens);
         let mut quantiles = Vec::with_capacity(experts);
         for column in input.logits.columns() {
             let column = || input.present().map(|t| column[t]);

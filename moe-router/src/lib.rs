@@ -152,6 +152,7 @@ mod spec;
 
 // What they share.
 mod capacity;
+mod decimal;
 mod draw;
 mod groups;
 mod precise;
