@@ -46,7 +46,8 @@ pub trait Router: Send + Sync {
     /// Pushes the assignments of every token of the input into `out`, which the caller has reset.
     ///
     /// Tokens may come in any order; within a token the order of pushes is the rank, best first. A pair that a capacity
-    /// turned away is pushed with [`Assignments::refuse`]. Sequences must not influence each other.
+    /// turned away is pushed with [`Assignments::refuse`]. Sequences must not influence each other,
+    /// unless a setting is for just that.
     ///
     /// **Padding** is not routed: nothing is pushed for it, and nothing that it holds, NaN included, changes what is pushed for
     /// the [others](RouteInput::present).
@@ -65,6 +66,19 @@ pub trait Router: Send + Sync {
     /// What a token's experts depend on. The default promises nothing.
     fn locality(&self) -> Locality {
         Locality::Batch
+    }
+
+    /// Turns logits `[T, E]` into those that the router decides on, in place: with the noise that it draws. By default they stay as
+    /// they are.
+    ///
+    /// What is drawn is a function of the context, so that these are the logits of the decision itself. Losses that pair choices with
+    /// probabilities want them.
+    ///
+    /// # Errors
+    ///
+    /// If the context lacks what the noise needs.
+    fn perturb(&self, _: &TokenContext<'_>, _: ArrayViewMut2<'_, f32>) -> Result<()> {
+        Ok(())
     }
 
     /// Turns logits `[T, E]` into the scores that priorities look at, in place; by default softmax over all experts.
@@ -92,6 +106,10 @@ macro_rules! forward_to_target {
 
             fn locality(&self) -> Locality {
                 (**self).locality()
+            }
+
+            fn perturb(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+                (**self).perturb(context, logits)
             }
 
             fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
@@ -128,6 +146,15 @@ impl Router for PerSequence<'_> {
     /// The weakest promise among the routers.
     fn locality(&self) -> Locality {
         self.0.iter().map(|r| r.locality()).max().unwrap_or(Locality::Token)
+    }
+
+    fn perturb(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        for (s, router) in (0..context.sequences()).zip(self.0) {
+            let range = context.sequence(s, logits.nrows());
+            let of_sequence = logits.slice_axis_mut(Axis(0), Slice::from(range.clone()));
+            router.perturb(&context.slice(&range), of_sequence)?;
+        }
+        Ok(())
     }
 
     fn scores(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {

@@ -24,6 +24,13 @@ enum Priority {
     Score,
 }
 
+/// Whose tokens share the places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Sequence,
+    Call,
+}
+
 /// What becomes of a choice that finds no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Overflow {
@@ -33,7 +40,8 @@ enum Overflow {
 
 /// The choices of another router, as far as the experts have places; the rest become refusals.
 ///
-/// Each sequence is a group of its own: every expert has [`Capacity::places`] for it. Choices are granted
+/// Each sequence is a group of its own: every expert has [`Capacity::places`] for it; or [all of a call](Self::over_call) are
+/// one. Choices are granted
 ///
 /// - rank by rank: all first choices of the sequence, then all second ones, and so on (GShard, [2006.16668]; V-MoE, NLLB,
 ///   Flaxformer); or [token by token](Self::token_by_token);
@@ -55,7 +63,7 @@ enum Overflow {
 ///
 /// # Locality
 ///
-/// [`Causal`](Locality::Causal) if the capacity is absolute, the turn token by token, the order that of positions, and the
+/// [`Causal`](Locality::Causal) if the capacity is absolute and a sequence's own, the turn token by token, the order that of positions, and the
 /// inner router at most causal. Otherwise [`Batch`](Locality::Batch): a factor makes the places of a token depend on how
 /// many follow it, rank by rank a later token's first choice comes before an earlier one's second, and by score it comes before
 /// all of them.
@@ -70,6 +78,7 @@ pub struct Capped<R> {
     turn: Turn,
     priority: Priority,
     overflow: Overflow,
+    scope: Scope,
 }
 
 impl<R: Router> Capped<R> {
@@ -86,6 +95,7 @@ impl<R: Router> Capped<R> {
             turn: Turn::RankByRank,
             priority: Priority::Position,
             overflow: Overflow::Refuse,
+            scope: Scope::Sequence,
         })
     }
 
@@ -102,6 +112,12 @@ impl<R: Router> Capped<R> {
     /// The same, but a choice without a place goes to the next best expert that has one.
     pub fn rerouting(self) -> Self {
         Self { overflow: Overflow::Reroute, ..self }
+    }
+
+    /// The same, but all sequences of a call share the places, as those of a micro-batch do in Megatron and DeepSpeed: tokens come
+    /// in their order in the call. What a token gets then depends on the other sequences; losses keep to theirs.
+    pub fn over_call(self) -> Self {
+        Self { scope: Scope::Call, ..self }
     }
 
     /// The router whose choices are limited.
@@ -135,7 +151,9 @@ impl<R: Router> Capped<R> {
             pairs.iter().for_each(|pair| mark(asked, pair.token, pair.expert, input.experts()));
         }
         order.sort_unstable_by_key(|i| (pairs[*i as usize].token, pairs[*i as usize].rank));
-        for tokens in input.sequences() {
+        let of_call = (self.scope == Scope::Call).then(|| 0..input.tokens());
+        let groups = input.sequences().filter(|_| of_call.is_none()).chain(of_call.clone());
+        for tokens in groups {
             let pair = |i: &u32| &pairs[*i as usize];
             let split = order.partition_point(|i| (pair(i).token as usize) < tokens.end);
             let (group, rest) = order.split_at_mut(split);
@@ -208,11 +226,15 @@ impl<R: Router> Router for Capped<R> {
 
     fn locality(&self) -> Locality {
         let in_order = (self.turn, self.priority) == (Turn::TokenByToken, Priority::Position);
-        if in_order && self.capacity.is_absolute() {
+        if in_order && self.capacity.is_absolute() && self.scope == Scope::Sequence {
             self.inner.locality().max(Locality::Causal)
         } else {
             Locality::Batch
         }
+    }
+
+    fn perturb(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.inner.perturb(context, logits)
     }
 
     fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {

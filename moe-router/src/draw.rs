@@ -17,6 +17,13 @@ pub(crate) fn uniform(context: &TokenContext<'_>, stream: Stream, t: usize, colu
     numerics::uniform(context.seed, &[stream as u64, layer, sequence, position, column as u64])
 }
 
+/// The context for an inner router: given noise is used up.
+pub(crate) fn without_noise<'a>(context: &TokenContext<'a>) -> TokenContext<'a> {
+    let mut context = *context;
+    context.noise = None;
+    context
+}
+
 /// Checks that the noise of the context, if any, has this many columns.
 pub(crate) fn check_columns(context: &TokenContext<'_>, columns: usize) -> Result<()> {
     match context.noise {

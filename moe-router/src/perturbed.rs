@@ -5,7 +5,7 @@ use moe_core::{
 };
 use ndarray::ArrayViewMut2;
 
-use crate::draw::{self, Stream};
+use crate::draw::{self, Stream, without_noise};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Perturbation {
@@ -14,7 +14,8 @@ enum Perturbation {
     Jitter(f32),
 }
 
-/// Another router on logits with noise: whatever it decides, weights and scores too, is of the noisy logits.
+/// Another router on logits with noise: whatever it decides, weights and scores too, is of the noisy logits
+/// ([`Router::perturb`]). Which of the two losses are of, [`losses`](crate::losses#noise) says.
 ///
 /// | constructor | noisy logits | paper |
 /// |---|---|---|
@@ -75,7 +76,7 @@ impl<R: Router> Perturbed<R> {
     }
 
     /// Makes logits `[T, E]` noisy.
-    fn perturb(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+    fn add_noise(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
         let experts = logits.ncols();
         draw::check_columns(context, experts)?;
         let scales = context.noise_logits;
@@ -109,13 +110,6 @@ impl<R: Router> Perturbed<R> {
     }
 }
 
-/// The context for the inner router: given noise is used up.
-fn without_noise<'a>(context: &TokenContext<'a>) -> TokenContext<'a> {
-    let mut context = *context;
-    context.noise = None;
-    context
-}
-
 impl<R: Router> Router for Perturbed<R> {
     /// Lets the inner router decide on the noisy logits.
     ///
@@ -129,7 +123,7 @@ impl<R: Router> Router for Perturbed<R> {
             values.extend(input.logits);
             #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
             let mut logits = ArrayViewMut2::from_shape(input.logits.raw_dim(), values).unwrap();
-            self.perturb(&input.context, logits.view_mut())?;
+            self.add_noise(&input.context, logits.view_mut())?;
             self.inner.route(&RouteInput::new(logits.view(), without_noise(&input.context))?, out)
         })
     }
@@ -138,9 +132,15 @@ impl<R: Router> Router for Perturbed<R> {
         self.inner.locality()
     }
 
+    /// Adds the noise, then whatever the inner router adds to that.
+    fn perturb(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.add_noise(context, logits.view_mut())?;
+        self.inner.perturb(&without_noise(context), logits)
+    }
+
     /// The inner router's scores of the noisy logits, as V-MoE prioritises; of the plain ones where the noise cannot be used.
     fn scores(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
-        let inner = match self.perturb(context, logits.view_mut()) {
+        let inner = match self.add_noise(context, logits.view_mut()) {
             Ok(()) => without_noise(context),
             Err(_) => *context,
         };

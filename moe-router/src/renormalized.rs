@@ -55,6 +55,10 @@ impl<R: Router> Router for Renormalized<R> {
         self.0.locality()
     }
 
+    fn perturb(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.0.perturb(context, logits)
+    }
+
     fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
         self.0.scores(context, logits);
     }

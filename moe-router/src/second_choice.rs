@@ -3,7 +3,7 @@
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, TokenContext, Verdict};
 use ndarray::ArrayViewMut2;
 
-use crate::draw::{self, Stream};
+use crate::draw::{self, Stream, without_noise};
 
 /// The choices of another router, those after the first kept by chance, in proportion to their weight: where `w > θ·u`.
 ///
@@ -59,7 +59,7 @@ impl<R: Router> Router for RandomSecond<R> {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         draw::check_columns(&input.context, input.experts())?;
         let mut without = *input;
-        without.context.noise = None;
+        without.context = without_noise(&input.context);
         let mark = out.mark();
         self.inner.route(&without, out)?;
         out.review(mark, |review| {
@@ -85,8 +85,12 @@ impl<R: Router> Router for RandomSecond<R> {
         self.inner.locality()
     }
 
+    fn perturb(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.inner.perturb(&without_noise(context), logits)
+    }
+
     fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
-        self.inner.scores(context, logits);
+        self.inner.scores(&without_noise(context), logits);
     }
 }
 
@@ -188,6 +192,10 @@ impl<R: Router> Router for SkipLight<R> {
         self.inner.locality()
     }
 
+    fn perturb(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.inner.perturb(context, logits)
+    }
+
     fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
         self.inner.scores(context, logits);
     }
@@ -229,6 +237,10 @@ impl<R: Router> Router for WithoutNulls<R> {
 
     fn locality(&self) -> Locality {
         self.inner.locality()
+    }
+
+    fn perturb(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        self.inner.perturb(context, logits)
     }
 
     fn scores(&self, context: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {

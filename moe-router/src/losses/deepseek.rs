@@ -4,7 +4,7 @@ use moe_core::{RouteInput, Routed};
 use ndarray::Array2;
 
 pub use super::groups::Affinity;
-use super::groups::{mean, pull_back, total_probability};
+use super::groups::{mean, mean_by_tokens, pull_back, total_probability};
 use crate::requested::{Requested, present};
 
 /// `Σₑ fₑ Pₑ` for each sequence, averaged over sequences: DeepSeek-V2's expert-level balance ([2405.04434]) with
@@ -32,9 +32,14 @@ impl<'a> SequenceBalance<'a> {
 macro_rules! per_sequence {
     ($($loss:ident),+) => {$(
         impl $loss<'_> {
-            /// The mean over sequences.
+            /// The mean over sequences, all alike unless weighted.
             pub fn value(&self) -> f64 {
                 self.0.value()
+            }
+
+            /// The same with the mean over sequences weighted by their tokens, of which padding is none.
+            pub fn weighted_by_tokens(self) -> Self {
+                Self(self.0.weighted_by_tokens())
             }
 
             /// The loss of each sequence; 0 where it has no tokens or no choices.
@@ -148,6 +153,9 @@ struct Balanced<'a> {
     input: RouteInput<'a>,
     affinity: Affinity,
     values: Vec<f64>,
+    /// Tokens of each sequence.
+    tokens: Vec<usize>,
+    by_tokens: bool,
     /// `∂value/∂p` in each sequence, `[E]`; none where it is left out.
     slopes: Vec<Vec<f64>>,
 }
@@ -156,10 +164,11 @@ impl<'a> Balanced<'a> {
     /// `coefficients` makes c, `[E]`, of the experts of each token of a sequence that is not padding; there is at least one.
     fn of(routed: &Routed<'a>, affinity: Affinity, coefficients: impl Fn(&[&[usize]]) -> Vec<f64>) -> Self {
         let (input, requested) = (routed.input(), Requested::of(routed.plan));
-        let (mut values, mut slopes) = (vec![], vec![]);
+        let (mut values, mut tokens_of, mut slopes) = (vec![], vec![], vec![]);
         for range in input.sequences() {
             let choices: Vec<&[usize]> =
                 present(&input, range.clone()).map(|t| requested.experts(t)).collect();
+            tokens_of.push(choices.len());
             if choices.is_empty() {
                 values.push(0.0);
                 slopes.push(vec![]);
@@ -172,10 +181,24 @@ impl<'a> Balanced<'a> {
         }
         let counted = slopes.iter().filter(|c| !c.is_empty()).count() as f64;
         slopes.iter_mut().flatten().for_each(|c| *c /= counted);
-        Self { input, affinity, values, slopes }
+        Self { input, affinity, values, tokens: tokens_of, by_tokens: false, slopes }
+    }
+
+    fn weighted_by_tokens(mut self) -> Self {
+        if !self.by_tokens {
+            let counted = self.slopes.iter().filter(|c| !c.is_empty()).count() as f64;
+            let all = self.tokens.iter().sum::<usize>() as f64;
+            for (slope, &n) in self.slopes.iter_mut().zip(&self.tokens) {
+                slope.iter_mut().for_each(|c| *c *= counted * n as f64 / all);
+            }
+        }
+        Self { by_tokens: true, ..self }
     }
 
     fn value(&self) -> f64 {
+        if self.by_tokens {
+            return mean_by_tokens(self.tokens.iter().copied().zip(self.values.iter().copied()));
+        }
         let counted = self.values.iter().zip(&self.slopes).filter(|(_, c)| !c.is_empty());
         mean(counted.map(|(v, _)| *v))
     }

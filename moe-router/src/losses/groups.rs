@@ -69,6 +69,13 @@ pub(crate) fn pull_back<'c>(
     gradient
 }
 
+/// The mean of some values weighted by their numbers of tokens, 0 of none.
+pub(crate) fn mean_by_tokens(values: impl Iterator<Item = (usize, f64)>) -> f64 {
+    let add = |(sum, all), (n, value)| (sum + n as f64 * value, all + n);
+    let (sum, all) = values.filter(|(n, _)| *n > 0).fold((0.0, 0), add);
+    if all == 0 { 0.0 } else { sum / all as f64 }
+}
+
 /// The mean of some values, 0 of none.
 pub(crate) fn mean(values: impl Iterator<Item = f64>) -> f64 {
     let (sum, n) = values.fold((0.0, 0.0), |(sum, n), v| (sum + v, n + 1.0));

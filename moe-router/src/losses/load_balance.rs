@@ -3,7 +3,7 @@
 use moe_core::{RouteInput, Routed};
 use ndarray::Array2;
 
-use super::groups::{Affinity, mean, pull_back, total_probability};
+use super::groups::{Affinity, mean, mean_by_tokens, pull_back, total_probability};
 use crate::requested::{Requested, present};
 
 /// `E Σₑ fₑ Pₑ`: the share of tokens that choose an expert times its mean probability (Switch, [2101.03961]; GShard,
@@ -40,6 +40,7 @@ pub struct LoadBalance<'a> {
     inputs: Vec<RouteInput<'a>>,
     /// One for all, or one a sequence of the single input.
     groups: Vec<Balance>,
+    by_tokens: bool,
     /// `∂L/∂p` in each group, `[E]`; none without tokens.
     slopes: Vec<Vec<f64>>,
 }
@@ -80,7 +81,7 @@ impl<'a> LoadBalance<'a> {
             assert_eq!(layer.input().experts(), experts, "layers of one number of experts");
             all.add(&layer.input(), &Requested::of(layer.plan), 0..layer.input().tokens(), usize::MAX);
         }
-        Self::new(layers.iter().map(Routed::input).collect(), vec![all.balance()])
+        Self::new(layers.iter().map(Routed::input).collect(), vec![all.balance()], false)
     }
 
     /// A group for each sequence, the losses averaged: Switch (`E² · mean over (sequence, expert) of f P`), and flaxformer,
@@ -105,20 +106,31 @@ impl<'a> LoadBalance<'a> {
             sums.add(&input, &requested, range, ranks);
             sums.balance()
         };
-        Self::new(vec![input], input.sequences().map(of_sequence).collect())
+        Self::new(vec![input], input.sequences().map(of_sequence).collect(), false)
     }
 
-    fn new(inputs: Vec<RouteInput<'a>>, groups: Vec<Balance>) -> Self {
+    /// The same with the mean over sequences weighted by their tokens, of which padding is none: a packed batch where every
+    /// token counts alike.
+    pub fn weighted_by_tokens(self) -> Self {
+        Self::new(self.inputs, self.groups, true)
+    }
+
+    fn new(inputs: Vec<RouteInput<'a>>, groups: Vec<Balance>, by_tokens: bool) -> Self {
         let counted = groups.iter().filter(|g| g.tokens > 0).count() as f64;
+        let all = groups.iter().map(|g| g.tokens).sum::<usize>() as f64;
         let slope = |g: &Balance| {
-            let scale = g.f.len() as f64 / (g.tokens as f64 * counted);
+            let n = if by_tokens { all } else { g.tokens as f64 * counted };
+            let scale = g.f.len() as f64 / n;
             if g.tokens == 0 { vec![] } else { g.f.iter().map(|f| scale * f).collect() }
         };
-        Self { slopes: groups.iter().map(slope).collect(), inputs, groups }
+        Self { slopes: groups.iter().map(slope).collect(), inputs, groups, by_tokens }
     }
 
-    /// The loss: the mean over the groups that have tokens.
+    /// The loss: the mean over the groups that have tokens, all alike unless weighted.
     pub fn value(&self) -> f64 {
+        if self.by_tokens {
+            return mean_by_tokens(self.groups.iter().map(|g| (g.tokens, g.value())));
+        }
         mean(self.groups.iter().filter(|g| g.tokens > 0).map(Balance::value))
     }
 

@@ -33,6 +33,20 @@
 //! **Choices** are those asked for, the refused ones included: capacity does not hide imbalance from the loss (as in
 //! Switch, NLLB and flaxformer).
 //!
+//! # Noise
+//!
+//! A router that draws noise has two sets of logits, and a loss is of those it is given: `Routed` or `RouteInput` with the logits
+//! as they are, or with [`noisy`] ones. f is of the plan, that is of the noisy ones, in any case. The papers have
+//!
+//! | router | of noisy logits | of those without noise | source |
+//! |---|---|---|---|
+//! | [`gaussian`](crate::Perturbed::gaussian), V-MoE | GShard's loss, f and P | importance; the load loss has both | `vmoe/nn/routing.py`, `NoisyTopExpertsPerItemRouter` |
+//! | [`learned`](crate::Perturbed::learned), Shazeer et al. | importance; the load loss has both | | [1701.06538], section 4 and appendix A |
+//! | [`jitter`](crate::Perturbed::jitter), Switch | all, for the gate's input is jittered | | [2101.03961], appendix F; flaxformer |
+//!
+//! DeepSpeed's `RSample` chooses by noisy logits and takes P of those without noise. Of losses that a router's paper does not have,
+//! the command line takes all but importance under `gaussian` of noisy logits, so that f and P are of the same.
+//!
 //! **Precision.** A loss is a statistic and no part of inference: it is computed in f64, with `exp` and `ln` of the `libm` crate, which are the same on every platform.
 //! A NaN among the logits of a counted token makes it NaN.
 //!
@@ -49,9 +63,11 @@ mod deepseek;
 mod groups;
 mod load;
 mod load_balance;
+mod noise;
 mod per_token;
 
 pub use deepseek::{Affinity, CommunicationBalance, DeviceBalance, SequenceBalance};
 pub use load::{Importance, Load, LoadGradient};
 pub use load_balance::{Balance, LoadBalance};
+pub use noise::noisy;
 pub use per_token::{Entropy, ZLoss};

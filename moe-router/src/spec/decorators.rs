@@ -12,7 +12,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         name: "capped",
         about: "as far as experts have places",
         paper: "2006.16668 (GShard); 2101.03961 (Switch); 2106.05974 (V-MoE)",
-        locality: "batch; causal with places, turn=token, by position",
+        locality: "batch; causal with places, turn=token, by position, of a sequence",
         may_drop: true,
         decorates: true,
         constructor: "Capped::new(inner, capacity)?",
@@ -47,6 +47,12 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
                 Kind::Word(&["refuse", "reroute"]),
                 "refuse",
                 "what becomes of a choice without a place",
+            ),
+            Setting::or(
+                "scope",
+                Kind::Word(&["sequence", "call"]),
+                "sequence",
+                "whose tokens share the places: each sequence's, or all of a call (a micro-batch)",
             ),
         ],
         build: capped,
@@ -157,6 +163,9 @@ fn capped(s: Settings<'_>, inner: Option<Box<dyn Router>>) -> Result<Box<dyn Rou
     }
     if s.word("overflow") == "reroute" {
         router = router.rerouting();
+    }
+    if s.word("scope") == "call" {
+        router = router.over_call();
     }
     Ok(Box::new(router))
 }

@@ -82,6 +82,12 @@ impl RouterSpec {
         (self.entry.build)(Settings { entry: self.entry, values: &self.values }, inner)
     }
 
+    /// Whether its paper takes the importance loss of the logits without noise: with `gaussian-noise` in it (V-MoE). All else is
+    /// of the logits that it [decides on](Router::perturb).
+    pub fn importance_without_noise(&self) -> bool {
+        self.entry.name == "gaussian-noise" || self.inner().is_some_and(Self::importance_without_noise)
+    }
+
     /// The same with a selection bias for each expert, for the router in it that takes one.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! What single routers promise beyond the laws of all.
 
-use moe_core::{Assignments, PerSequence, RouteInput, Router, RoutingPlan, TokenContext, TokenRows};
+use moe_core::{
+    Assignments, Locality, PerSequence, RouteInput, Router, RoutingPlan, TokenContext, TokenRows,
+};
 use moe_router::{
     Base, Capacity, Capped, CappedExpertChoice, ExpertThreshold, Hash, Normalization, Perturbed,
     RandomChoice, RandomSecond, Relu, Renormalized, Sinkhorn, SkipLight, SparseMixer, ThresholdEma, TopK,
@@ -113,6 +115,34 @@ fn rerouting_by_hand() {
     let alike = Array2::from_shape_fn((4, 3), |(_, e)| -(e as f32));
     let stats = route(&stacked, alike.view(), TokenContext::new()).stats();
     assert_eq!((stats.load, stats.requested_load), (vec![1, 1, 0], vec![4, 0, 0]));
+}
+
+/// The places of a whole call are those of one sequence of all its tokens.
+#[test]
+fn a_capacity_of_the_call() {
+    let logits = irregular(12, 4, 2);
+    let (offsets, padding) = ([0, 5, 5, 12], [2, 8]);
+    let padding: Vec<bool> = (0..12).map(|t| padding.contains(&t)).collect();
+    for capacity in [Capacity::absolute(2), Capacity::factor_of_choices(0.6), Capacity::factor_of_tokens(1.0)]
+    {
+        let own = Capped::new(TopK::new(2).unwrap(), capacity).unwrap();
+        for own in [own, own.by_score(), own.token_by_token(), own.rerouting()] {
+            let one = route(&own, logits.view(), TokenContext::new().with_padding(&padding));
+            let context = TokenContext::new().with_sequences(&offsets).with_padding(&padding);
+            let call = route(&own.over_call(), logits.view(), context);
+            for t in 0..12 {
+                assert_eq!(chosen(&call, t), chosen(&one, t), "{capacity:?}");
+            }
+            assert_eq!(call.stats(), one.stats());
+            assert_eq!(own.over_call().locality(), Locality::Batch);
+        }
+    }
+    // Both sequences want expert 0, which has one place in each, or one in all.
+    let alike = Array2::from_shape_fn((2, 2), |(_, e)| -(e as f32));
+    let context = TokenContext::new().with_sequences(&[0, 1, 2]);
+    let own = Capped::new(TopK::new(1).unwrap(), Capacity::absolute(1)).unwrap();
+    assert_eq!(route(&own, alike.view(), context).row_tokens(), [0, 1]);
+    assert_eq!(route(&own.over_call(), alike.view(), context).row_tokens(), [0]);
 }
 
 #[test]

@@ -56,6 +56,14 @@ proptest! {
             let loss = LoadBalance::of_first_choices(r);
             (loss.value(), loss.gradient())
         })?;
+        of_routing(&batch, |r| {
+            let loss = LoadBalance::per_sequence(r).weighted_by_tokens();
+            (loss.value(), loss.gradient())
+        })?;
+        of_routing(&batch, |r| {
+            let loss = SequenceBalance::of(r, Affinity::Sigmoid).weighted_by_tokens();
+            (loss.value(), loss.gradient())
+        })?;
     }
 
     #[test]

@@ -6,4 +6,5 @@ mod differences;
 mod losses;
 mod measured;
 mod metrics;
+mod noise;
 mod weightings;
