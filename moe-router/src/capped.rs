@@ -8,6 +8,7 @@ use moe_core::{
 };
 use ndarray::ArrayViewMut2;
 
+use crate::draw::{self, Stream};
 use crate::{Capacity, select};
 
 /// Which choices are granted first.
@@ -22,6 +23,8 @@ enum Turn {
 enum Priority {
     Position,
     Score,
+    OwnScore,
+    Random,
 }
 
 /// Whose tokens share the places.
@@ -46,7 +49,8 @@ enum Overflow {
 /// - rank by rank: all first choices of the sequence, then all second ones, and so on (GShard, [2006.16668]; V-MoE, NLLB,
 ///   Flaxformer); or [token by token](Self::token_by_token);
 /// - among those by position (Switch, [2101.03961]); or [by score](Self::by_score), greatest first, ties to the lower token
-///   (batch-prioritised routing of V-MoE, [2106.05974], section 4.1).
+///   (batch-prioritised routing of V-MoE, [2106.05974], section 4.1), or [at random](Self::at_random);
+/// - or [by their own weights](Self::by_own_score), each expert on its own.
 ///
 /// Weights stay as they are, so those of a token may sum to less than before; [`Renormalized`](crate::Renormalized) around
 /// this one shares them out anew. References differ in whether a later rank starts after all earlier choices of the expert or after
@@ -109,6 +113,23 @@ impl<R: Router> Capped<R> {
         Self { priority: Priority::Score, ..self }
     }
 
+    /// The same, but each expert keeps the choices of it that have the greatest weights, whatever their rank; ties to the lower
+    /// token. The turn plays no part. Megatron's `drop_policy="probs"`, its default, and DeepSpeed's top-k gating.
+    ///
+    /// The weights are the inner router's: Megatron's are what its router makes of them, DeepSpeed's are softmax over all experts
+    /// and are divided by their sum afterwards ([`Renormalized`](crate::Renormalized) around this).
+    pub fn by_own_score(self) -> Self {
+        Self { priority: Priority::OwnScore, ..self }
+    }
+
+    /// The same, but tokens come in an order drawn at random, so that no position is favoured: DeepSpeed's random token selection
+    /// (`use_rts`), the default of its top-1 gating.
+    ///
+    /// A token's draw is a function of (seed, layer, sequence, position).
+    pub fn at_random(self) -> Self {
+        Self { priority: Priority::Random, ..self }
+    }
+
     /// The same, but a choice without a place goes to the next best expert that has one.
     pub fn rerouting(self) -> Self {
         Self { overflow: Overflow::Reroute, ..self }
@@ -140,10 +161,13 @@ impl<R: Router> Capped<R> {
         if self.priority == Priority::Score || self.overflow == Overflow::Reroute {
             self.score(input, scores);
         }
-        if self.priority == Priority::Score {
-            for (priority, pair) in priority.iter_mut().zip(&*pairs) {
-                *priority = numerics::max(row(scores, pair.token, input.experts()));
-            }
+        for (priority, pair) in priority.iter_mut().zip(&*pairs) {
+            *priority = match self.priority {
+                Priority::Position => break,
+                Priority::Score => numerics::max(row(scores, pair.token, input.experts())),
+                Priority::OwnScore => pair.weight,
+                Priority::Random => draw::uniform(&input.context, Stream::Priority, pair.token as usize, 0),
+            };
         }
         if self.overflow == Overflow::Reroute {
             asked.clear();
@@ -171,9 +195,9 @@ impl<R: Router> Capped<R> {
             let present = tokens.filter(|&t| !input.context.is_padding(t)).count();
             let places = self.capacity.places(present, choices, input.experts())?;
 
-            let rank = |i: &u32| match self.turn {
-                Turn::RankByRank => pair(i).rank,
-                Turn::TokenByToken => 0,
+            let rank = |i: &u32| match (self.turn, self.priority) {
+                (Turn::TokenByToken, _) | (_, Priority::OwnScore) => 0,
+                (Turn::RankByRank, _) => pair(i).rank,
             };
             if (self.turn, self.priority) != (Turn::TokenByToken, Priority::Position) {
                 group.sort_unstable_by_key(|i| {

@@ -9,6 +9,7 @@ pub(crate) enum Stream {
     SecondChoice,
     SparseMixer,
     RandomChoice,
+    Priority,
 }
 
 /// A number in `0..1` for a column of token `t`: a function of (seed, stream, layer, sequence, position, column).

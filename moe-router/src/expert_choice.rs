@@ -1,13 +1,14 @@
 //! Experts choose their tokens.
 
-use moe_core::{Assignments, Locality, Result, RouteInput, RouteScratch, Router, numerics};
+use moe_core::{Assignments, Locality, Result, RouteInput, RouteScratch, Router, TokenContext};
+use ndarray::ArrayViewMut2;
 
-use crate::Capacity;
 use crate::select::{self, MASKED};
+use crate::{Capacity, Score};
 
 /// Each expert takes its C best tokens of the sequence (Zhou et al., [2202.09368]).
 ///
-/// The scores are `S = softmax(l)` over the experts, for each token; expert e takes the C tokens with the greatest `S[t, e]`,
+/// The scores are `S = softmax(l)` over the experts, for each token, or [others](Self::scored_by); expert e takes the C tokens with the greatest `S[t, e]`,
 /// ties to the lower token, NaN last, masked ones never, and the weight is that score. [`Capacity`] gives C, where a choice is a token, so that both
 /// factors give the paper's `k = n·c/e`; there are never more than the sequence has tokens. Every expert is filled to C,
 /// unless it is masked for all but fewer tokens, and
@@ -28,6 +29,7 @@ use crate::select::{self, MASKED};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertChoice {
     capacity: Capacity,
+    score: Score,
 }
 
 impl ExpertChoice {
@@ -38,7 +40,17 @@ impl ExpertChoice {
     /// If the capacity is [not valid](Capacity::check).
     pub fn new(capacity: Capacity) -> Result<Self> {
         capacity.check()?;
-        Ok(Self { capacity })
+        Ok(Self { capacity, score: Score::Softmax })
+    }
+
+    /// The same by another score than softmax over the experts: experts rank tokens by it, and it is the weight.
+    ///
+    /// With one expert a softmax is 1 for every token. Mixture-of-Depths ([2404.02258]), whose expert is the block itself, takes the
+    /// logit, or in later work its sigmoid. Of scores that rise with the logit alone, the logit decides.
+    ///
+    /// [2404.02258]: https://arxiv.org/abs/2404.02258
+    pub fn scored_by(self, score: Score) -> Self {
+        Self { score, ..self }
     }
 
     /// Chooses for one sequence.
@@ -60,17 +72,22 @@ impl ExpertChoice {
         let RouteScratch { values: scores, keys, .. } = scratch;
         scores.clear();
         scores.extend(input.logits);
-        scores.chunks_exact_mut(experts).for_each(numerics::softmax);
+        scores.chunks_exact_mut(experts).for_each(|row| self.score.apply(row));
 
-        // A score that its expert does not take becomes negative, and so does that of a masked expert.
-        const NOT_TAKEN: f32 = -1.0;
+        // What an expert does not take becomes as a masked one.
+        const NOT_TAKEN: f32 = MASKED;
         let masked = scores.iter_mut().zip(input.logits).filter(|(_, l)| **l == MASKED);
         masked.for_each(|(score, _)| *score = NOT_TAKEN);
+        let rank = |t: usize, e: usize, score: f32| match self.score {
+            Score::Softmax => score,
+            // Scores that round to the same number stay distinct.
+            _ => input.logits[[t, e]],
+        };
         for expert in 0..experts {
             keys.clear();
             let open = (0..tokens).filter(present).map(|t| (t, scores[t * experts + expert]));
             let open = open.filter(|&(_, score)| score != NOT_TAKEN);
-            keys.extend(open.map(|(t, score)| select::key(score, t)));
+            keys.extend(open.map(|(t, score)| select::key(rank(t, expert, score), t)));
             if keys.len() > places {
                 keys.select_nth_unstable_by(places - 1, |a, b| b.cmp(a));
                 for &key in &keys[places..] {
@@ -107,5 +124,10 @@ impl Router for ExpertChoice {
 
     fn locality(&self) -> Locality {
         Locality::Batch
+    }
+
+    /// What is chosen by; softmax where that is the logit.
+    fn scores(&self, _: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.score.apply_to_rows(logits);
     }
 }

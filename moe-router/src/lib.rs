@@ -37,6 +37,8 @@
 //! |---|---|---|---|---|
 //! | [`Capped`], places by position | GShard, [2006.16668]; Switch, [2101.03961] | batch; causal if [absolute and token by token](Capped#locality) | yes | `Capped::new(inner, Capacity::factor_of_choices(1.25))?` |
 //! | [`Capped`], places by score | V-MoE, [2106.05974] | batch | yes | `Capped::new(inner, capacity)?.by_score()` |
+//! | [`Capped`], places by own weight | Megatron's default | batch | yes | `Capped::new(inner, capacity)?.by_own_score()` |
+//! | [`Capped`], places at random | DeepSpeed's top-1 | batch | yes | `Capped::new(inner, capacity)?.at_random()` |
 //! | [`Capped`], rerouting | next best expert with a free place | as without | where all is full | `Capped::new(inner, capacity)?.rerouting()` |
 //! | [`Renormalized`] | NLLB, [2207.04672] | as the inner router's | no | `Renormalized::new(inner)` |
 //! | [`Perturbed`], noise of fixed or learned size | V-MoE, [2106.05974]; Shazeer et al., [1701.06538] | as the inner router's | no | `Perturbed::gaussian(inner, std)?`, `Perturbed::learned(inner)` |
@@ -154,6 +156,7 @@ mod spec;
 mod capacity;
 mod decimal;
 mod draw;
+mod form;
 mod groups;
 mod precise;
 mod requested;
@@ -168,6 +171,7 @@ pub use capped::Capped;
 pub use capped_choice::CappedExpertChoice;
 pub use dynamic::{Dense, ExpertThreshold, Relu, ThresholdEma, TopP};
 pub use expert_choice::ExpertChoice;
+pub use form::LogitForm;
 pub use gates::{CosineGate, SoftCapped};
 pub use groups::ExpertGroups;
 pub use perturbed::Perturbed;

@@ -1,6 +1,7 @@
 //! How suited an expert is, and how the scores of the chosen become weights.
 
 use moe_core::{Error, Result, numerics};
+use ndarray::{ArrayView1, ArrayViewMut2};
 
 /// The score sₑ of an expert, made of the token's logits l.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,23 @@ impl Score {
             Self::Softmax => numerics::softmax(logits),
             Self::Sigmoid => logits.iter_mut().for_each(|l| *l = numerics::sigmoid(*l)),
             Self::SqrtSoftplus => logits.iter_mut().for_each(|l| *l = numerics::softplus(*l).sqrt()),
+        }
+    }
+}
+
+impl Score {
+    /// The scores of all tokens, `[T, E]`, as a router gives them to priorities; softmax where the score is the logit.
+    pub(crate) fn apply_to_rows(self, mut logits: ArrayViewMut2<'_, f32>) {
+        let score = if self == Self::Logit { Self::Softmax } else { self };
+        for mut row in logits.rows_mut() {
+            match row.as_slice_mut() {
+                Some(row) => score.apply(row),
+                None => {
+                    let mut scores = row.to_vec();
+                    score.apply(&mut scores);
+                    row.assign(&ArrayView1::from(&scores));
+                }
+            }
         }
     }
 }

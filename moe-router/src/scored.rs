@@ -242,18 +242,8 @@ impl Router for ScoredTopK {
     }
 
     /// What the weights are made of, for all experts: without bias, groups, normaliser and scale. Softmax where that is the logit.
-    fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
-        let score = if self.weigh_by == Score::Logit { Score::Softmax } else { self.weigh_by };
-        for mut row in logits.rows_mut() {
-            match row.as_slice_mut() {
-                Some(row) => score.apply(row),
-                None => {
-                    let mut scores = row.to_vec();
-                    score.apply(&mut scores);
-                    row.assign(&ArrayView1::from(&scores));
-                }
-            }
-        }
+    fn scores(&self, _: &TokenContext<'_>, logits: ArrayViewMut2<'_, f32>) {
+        self.weigh_by.apply_to_rows(logits);
     }
 }
 

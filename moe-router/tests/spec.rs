@@ -218,6 +218,7 @@ fn every_router_is_in_the_catalogue() {
     let none = [
         "BiasBalancer",
         "Capacity",
+        "LogitForm",
         "Rounding",
         "ThresholdEma",
         "CosineGate",
@@ -363,7 +364,7 @@ fn conditions_are_of_the_same_router() {
             conditions += 1;
         }
     }
-    assert_eq!(conditions, 8);
+    assert_eq!(conditions, 9);
 }
 
 #[test]
@@ -389,11 +390,22 @@ fn a_built_router_is_the_constructed_one() {
         router.route(&RouteInput::new(logits.view(), TokenContext::new()).unwrap(), &mut out).unwrap();
         (out.granted().to_vec(), out.refused().to_vec())
     };
-    use moe_router::{Capacity, Capped, ExpertGroups, Normalization, Renormalized, Rounding, ScoredTopK};
+    use moe_router::{
+        Capacity, Capped, ExpertChoice, ExpertGroups, Normalization, Renormalized, Rounding, Score,
+        ScoredTopK,
+    };
     let bias = vec![0.5, 0.0, 0.0, 0.0, 0.0, -0.5, 0.0, 1.0];
     let capacity = Capacity::factor_of_tokens(1.0).rounded(Rounding::HalfEven).at_least(2);
     let inner = TopK::new(3).unwrap().normalized(Normalization::OverAll);
-    let pairs: [(&str, Box<dyn Router>); 2] = [
+    let three = || Capped::new(inner, Capacity::absolute(3)).unwrap();
+    let pairs: [(&str, Box<dyn Router>); 6] = [
+        ("capped(top-k:k=3,weights=all):places=3,priority=own-score", Box::new(three().by_own_score())),
+        ("capped(top-k:k=3,weights=all):places=3,priority=random", Box::new(three().at_random())),
+        ("capped(top-k:k=3,weights=all):places=3,scope=call", Box::new(three().over_call())),
+        (
+            "expert-choice:places=2,score=sigmoid",
+            Box::new(ExpertChoice::new(Capacity::absolute(2)).unwrap().scored_by(Score::Sigmoid)),
+        ),
         (
             "renormalized(capped(top-k:k=3,weights=all):factor=1.0,of=tokens,rounding=half-even,min=2,priority=score,turn=token)",
             Box::new(Renormalized::new(Capped::new(inner, capacity).unwrap().by_score().token_by_token())),

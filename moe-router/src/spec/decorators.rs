@@ -32,16 +32,17 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             MULTIPLE,
             Setting::or(
                 "priority",
-                Kind::Word(&["position", "score"]),
+                Kind::Word(&["position", "score", "own-score", "random"]),
                 "position",
-                "which tokens come first",
+                "which tokens come first; own-score: which choices of an expert, by their weights",
             ),
             Setting::or(
                 "turn",
                 Kind::Word(&["rank", "token"]),
                 "rank",
                 "all first choices before all second ones, or token by token",
-            ),
+            )
+            .only("without priority=own-score", |s| s.word("priority") != "own-score"),
             Setting::or(
                 "overflow",
                 Kind::Word(&["refuse", "reroute"]),
@@ -155,9 +156,12 @@ fn some(inner: Option<Box<dyn Router>>) -> Box<dyn Router> {
 fn capped(s: Settings<'_>, inner: Option<Box<dyn Router>>) -> Result<Box<dyn Router>> {
     let of = if s.word("of") == "tokens" { Capacity::factor_of_tokens } else { Capacity::factor_of_choices };
     let mut router = Capped::new(some(inner), catalogue::capacity(s, "factor", of)?)?;
-    if s.word("priority") == "score" {
-        router = router.by_score();
-    }
+    router = match s.word("priority") {
+        "score" => router.by_score(),
+        "own-score" => router.by_own_score(),
+        "random" => router.at_random(),
+        _ => router,
+    };
     if s.word("turn") == "token" {
         router = router.token_by_token();
     }

@@ -15,7 +15,7 @@ const NORMALIZED: Setting = Setting::or(
     "yes",
     "divide by the sum of the chosen (norm_topk_prob)",
 );
-const SCORES: Kind = Kind::Word(&["logit", "softmax", "sigmoid", "sqrt-softplus"]);
+pub(super) const SCORES: Kind = Kind::Word(&["logit", "softmax", "sigmoid", "sqrt-softplus"]);
 
 pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
@@ -223,13 +223,18 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
 ];
 
 /// The parts one by one.
-fn scored(s: Settings<'_>) -> Result<ScoredTopK> {
-    let score = |name| match s.word(name) {
+/// The score of a word of [`SCORES`].
+pub(super) fn score(word: &str) -> Score {
+    match word {
         "softmax" => Score::Softmax,
         "sigmoid" => Score::Sigmoid,
         "sqrt-softplus" => Score::SqrtSoftplus,
         _ => Score::Logit,
-    };
+    }
+}
+
+fn scored(s: Settings<'_>) -> Result<ScoredTopK> {
+    let score = |name| score(s.word(name));
     let epsilon = s.single("epsilon");
     let normalizer = match s.word("divide") {
         "softmax" => Normalizer::Softmax,

@@ -2,6 +2,7 @@
 
 use super::RouterEntry;
 use super::catalogue::{self, K, LEAST, MULTIPLE, PLACES, ROUNDING, Setting};
+use super::scored::{self, SCORES};
 use super::settings::Kind;
 use crate::{
     Base, Capacity, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, Hash, Normalization,
@@ -163,9 +164,11 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             ROUNDING,
             LEAST,
             MULTIPLE,
+            Setting::or("score", SCORES, "softmax", "what tokens are ranked by, and the weight"),
         ],
         build: |s, _| {
-            Ok(Box::new(ExpertChoice::new(catalogue::capacity(s, "capacity", Capacity::factor_of_tokens)?)?))
+            let capacity = catalogue::capacity(s, "capacity", Capacity::factor_of_tokens)?;
+            Ok(Box::new(ExpertChoice::new(capacity)?.scored_by(scored::score(s.word("score")))))
         },
     },
     RouterEntry {

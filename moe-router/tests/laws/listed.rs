@@ -108,11 +108,13 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
     ];
     for capacity in capacities {
         let rank_by_rank = || Capped::new(top(k), capacity).unwrap();
-        let variants: [(&str, bool, Box<dyn Router>); 5] = [
+        let variants: [(&str, bool, Box<dyn Router>); 7] = [
             ("by position", false, Box::new(rank_by_rank())),
             ("by score", true, Box::new(rank_by_rank().by_score())),
             ("token by token", false, Box::new(rank_by_rank().token_by_token())),
             ("token by token by score", true, Box::new(rank_by_rank().token_by_token().by_score())),
+            ("by own score", true, Box::new(rank_by_rank().by_own_score())),
+            ("at random", false, Box::new(rank_by_rank().at_random())),
             ("renormalized", false, Box::new(Renormalized::new(rank_by_rank()))),
         ];
         list.extend(variants.into_iter().map(|(name, by_score, router)| Listed {

@@ -62,7 +62,7 @@ fn localities_are_not_understated() {
         assert!(differs, "{} could claim more than {locality:?}", listed.name);
         shown += 1;
     }
-    assert_eq!(shown, 33, "all capped and balanced routers and expert choice");
+    assert_eq!(shown, 39, "all capped and balanced routers and expert choice");
 }
 
 #[test]
