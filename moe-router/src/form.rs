@@ -54,10 +54,13 @@ impl LogitForm {
         Ok(())
     }
 
-    /// Whether what is taken for logits could well be probabilities: every row of several experts is in 0..=1 and sums to 1.
+    /// Whether what is taken for logits could well be probabilities: every row of several experts is in 0..=1 and sums to 1, and not
+    /// all numbers are 0 or 1.
     pub fn looks_like_probabilities(input: &RouteInput<'_>) -> bool {
         let mut rows = input.present().map(|t| Self::Probabilities.check(t, input.logits.row(t))).peekable();
-        input.experts() > 1 && rows.peek().is_some() && rows.all(|checked| checked.is_ok())
+        let whole = |t| input.logits.row(t).iter().all(|l| [0.0, 1.0].contains(l));
+        let several = input.experts() > 1 && rows.peek().is_some();
+        several && rows.all(|checked| checked.is_ok()) && !input.present().all(whole)
     }
 
     fn check(self, t: usize, row: ArrayView1<'_, f32>) -> Result<()> {
@@ -124,6 +127,7 @@ mod tests {
         };
         assert!(looks(array![[0.5, 0.5], [0.0, 1.0]]));
         assert!(!looks(array![[0.5, 0.5], [0.1, 1.0]]));
+        assert!(!looks(array![[1.0, 0.0], [0.0, 1.0]]));
         assert!(!looks(array![[1.5, -0.5]]) && !looks(array![[1.0]]) && !looks(Array2::zeros((0, 2))));
     }
 }

@@ -213,7 +213,8 @@ pub(crate) struct Logits {
 /// FILE is JSON, an object with these keys, or a safetensors file with these tensors. Only "logits"
 /// must be there. T are the tokens, E the experts, S the sequences:
 ///
-///   logits        [T, E] numbers; in safetensors, --tensor may name others
+///   logits        [T, E] numbers, "-inf" for an expert that the token may not have; in safetensors,
+///                 --tensor may name others
 ///   token_ids     T whole numbers: the vocabulary id of each token, for hash
 ///   mask          T bits: 1 if the token is real, 0 if it is padding
 ///   positions     T whole numbers: places in the sequence, for draws [default: 0, 1, ...]
@@ -230,6 +231,9 @@ pub(crate) struct Logits {
 /// integers, bits integers or BOOL; other tensors are not looked at, so that FILE may be what
 /// `mixtral logits --out` wrote. Numbers are taken as f32: one too great for that is an error.
 ///
+/// Several --tensor are several layers of the same tokens: each is routed and reported, and the
+/// load_balance loss is given over the rows of all of them, as Mixtral is trained with it.
+///
 /// With --json, "assignments" are each token's kept choices, best first, in token order, and
 /// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.
 /// The losses, f being choices and P mean probabilities of an expert, and what even routing gives:
@@ -242,6 +246,9 @@ pub(crate) struct Logits {
 ///   z                           mean of (ln sum exp(l))^2 (ST-MoE)
 ///   importance_cv2              0; squared coefficient of variation of P (V-MoE)
 ///   entropy                     ln E; mean entropy of a token's probabilities, in nats
+///
+/// Padding is not routed and counts nowhere. Where a router draws noise, f is of the noisy logits; of
+/// which P and the rest are, --loss-logits says.
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Route {
@@ -254,18 +261,56 @@ pub(crate) struct Route {
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Name of the logits in a safetensors file, as router_logits.0
-    #[arg(long, value_name = "NAME", default_value = "logits")]
-    pub(crate) tensor: String,
+    /// Name of the logits in a safetensors file, as router_logits.0; again for another layer [default: logits]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tensor: Vec<String>,
+    /// What the numbers given as logits are; with probabilities, losses of the size of logits are not defined
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub(crate) given: GivenAs,
+    /// Which logits losses are of where the router draws noise: as the router's paper has it, the noisy ones, or those without
+    #[arg(long, value_name = "WHICH", value_enum, default_value_t)]
+    pub(crate) loss_logits: LossLogits,
+    /// What counts alike in losses that are averaged over sequences
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub(crate) loss_mean: LossMean,
     /// Seed of routers that draw
     #[arg(long, short, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// The layer whose logits these are, for routers that draw: each layer draws its own numbers
+    /// The layer whose logits these are, or the first of several, for routers that draw: each layer draws its own numbers
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) layer: usize,
     /// List the routers, what they do, their settings and where they are from
     #[arg(long, conflicts_with_all = ["logits", "router"])]
     pub(crate) list: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GivenAs {
+    #[default]
+    Logits,
+    /// Softmax over the experts
+    Probabilities,
+    /// 1 / (1 + exp(-l))
+    Sigmoids,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LossLogits {
+    /// Noisy, but for importance under gaussian-noise (V-MoE)
+    #[default]
+    Paper,
+    /// Those the router decided on
+    Noisy,
+    /// Those of the file (P of DeepSpeed's RSample)
+    Clean,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LossMean {
+    #[default]
+    Sequences,
+    /// The mean is weighted by the tokens of each sequence
+    Tokens,
 }
 
 fn backend_help() -> String {

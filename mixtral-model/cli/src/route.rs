@@ -1,35 +1,85 @@
 //! `mixtral route`.
 
 mod given;
+mod layers;
 mod list;
+mod losses;
 mod report;
 
-use moe_core::{Assignments, Routed, Router, RoutingPlan};
+use moe_core::{Assignments, Router, RoutingPlan};
+use moe_router::LogitForm;
+use moe_router::losses::noisy;
+use ndarray::Array2;
 
-use crate::args::Route;
-use crate::failure::Result;
+use crate::args::{GivenAs, Route};
+use crate::failure::{Result, warn};
 use crate::output::Output;
 use given::Given;
+use layers::Layers;
+use losses::Basis;
 use report::Report;
 
 pub(crate) fn run(args: &Route) -> Result<()> {
     let (Some(path), Some(spec)) = (&args.logits, &args.router) else {
         return Ok(Output::new().text(&list::text(args.json)?)?);
     };
-    let given = Given::read(path, &args.tensor)?;
+    let layers = Given::read(path, &args.tensor, args.given.into())?;
     let mut spec = spec.clone();
-    if let Some(bias) = given.bias() {
+    if let Some(bias) = layers.first().and_then(Given::bias) {
         spec = spec.with_bias(bias)?;
     }
     let router = spec.build()?;
+    let routed = layers.iter().enumerate().map(|(i, given)| route(given, &*router, args, i));
+    let routed = routed.collect::<Result<Vec<_>>>()?;
 
-    let input = given.input(args.seed, args.layer)?;
+    let mut bases = vec![];
+    for (i, (given, (plan, noisy))) in layers.iter().zip(&routed).enumerate() {
+        let input = given.input(args.seed, args.layer.saturating_add(i))?;
+        bases.push(Basis::new(&input, plan, noisy.view(), &spec, args)?);
+    }
+    let report = |(given, basis): (&Given, &Basis<'_>)| {
+        (given.tensor().to_owned(), Report::new(&spec, router.locality(), basis))
+    };
+    let reports: Vec<_> = layers.iter().zip(&bases).map(report).collect();
+    let text = match &*reports {
+        [(_, report)] => {
+            if args.json {
+                report.json()?
+            } else {
+                report.table()
+            }
+        }
+        _ => {
+            let layers = Layers::new(&spec, reports, losses::over_all(&bases)?);
+            if args.json { layers.json()? } else { layers.table() }
+        }
+    };
+    Ok(Output::new().text(&text)?)
+}
+
+/// The plan of a layer and the logits that it was made of, `[T, E]`, noise included.
+fn route(given: &Given, router: &dyn Router, args: &Route, i: usize) -> Result<(RoutingPlan, Array2<f32>)> {
+    let input = given.input(args.seed, args.layer.saturating_add(i))?;
+    if args.given == GivenAs::Logits && LogitForm::looks_like_probabilities(&input) {
+        warn(&given.says(
+            "every row is from 0 to 1 and sums to 1, as probabilities do and logits hardly: \
+             --given probabilities takes them for such",
+        ));
+    }
     let (mut assignments, mut plan) = (Assignments::new(), RoutingPlan::new());
     assignments.reset(input.tokens(), input.experts())?;
     router.route(&input, &mut assignments).map_err(|error| given.blame(error))?;
     plan.seal(&assignments).map_err(|error| given.blame(error))?;
+    let noisy = noisy(router, &input).map_err(|error| given.blame(error))?;
+    Ok((plan, noisy))
+}
 
-    let report = Report::new(&spec, router.locality(), &Routed::new(input.logits, &plan, input.context)?);
-    let text = if args.json { report.json()? } else { report.table() };
-    Ok(Output::new().text(&text)?)
+impl From<GivenAs> for LogitForm {
+    fn from(given: GivenAs) -> Self {
+        match given {
+            GivenAs::Logits => Self::Logits,
+            GivenAs::Probabilities => Self::Probabilities,
+            GivenAs::Sigmoids => Self::Sigmoids,
+        }
+    }
 }

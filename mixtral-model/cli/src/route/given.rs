@@ -6,9 +6,10 @@ mod tensors;
 use std::path::Path;
 
 use moe_core::{RouteInput, TokenContext, TokenRows};
+use moe_router::LogitForm;
 use ndarray::Array2;
 
-use crate::failure::{Failure, Result};
+use crate::failure::{Failure, Result, warn};
 use crate::input;
 
 /// What a router is given.
@@ -16,6 +17,8 @@ use crate::input;
 pub(super) struct Given {
     /// The file.
     name: String,
+    /// The logits' name.
+    tensor: String,
     parts: Parts,
     /// `true` where a token is padding.
     padding: Option<Vec<bool>>,
@@ -44,20 +47,58 @@ struct Parts {
 }
 
 impl Given {
-    /// Reads a file, `-` being standard input; `tensor` is the logits' name if it is safetensors.
-    pub(super) fn read(path: &Path, tensor: &str) -> Result<Self> {
+    /// Reads a file, `-` being standard input: its logits, or the layers that `tensors` names if it is safetensors.
+    pub(super) fn read(path: &Path, tensors: &[String], form: LogitForm) -> Result<Vec<Self>> {
         let bytes = input::bytes(path)?;
         let name =
             if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
-        let parts = if is_safetensors(&bytes) { tensors::parts(&bytes, tensor) } else { json::parts(&bytes) };
-        let checked = parts.and_then(|parts| Ok((parts.check(tensor)?, parts)));
-        let (offsets, mut parts) = checked.map_err(|reason| Failure::not_as_expected(&name, reason))?;
+        let own = [String::from("logits")];
+        let names = if tensors.is_empty() { &own } else { tensors };
+        let read = if is_safetensors(&bytes) {
+            if names.contains(&own[0]) {
+                let vocabulary = tensors::of_vocabulary(&bytes);
+                let vocabulary = vocabulary.map_err(|reason| Failure::not_as_expected(&name, reason))?;
+                match vocabulary {
+                    Some(reason) if tensors.is_empty() => {
+                        return Err(Failure::not_as_expected(&name, reason));
+                    }
+                    Some(reason) => warn(&format!("{name}: {reason}")),
+                    None => {}
+                }
+            }
+            names.iter().map(|tensor| tensors::parts(&bytes, tensor)).collect()
+        } else if tensors.len() > 1 {
+            Err("expected safetensors with several tensors, found JSON, which has one key logits".to_owned())
+        } else {
+            json::parts(&bytes).map(|parts| vec![parts])
+        };
+        let read: Vec<Parts> = read.map_err(|reason| Failure::not_as_expected(&name, reason))?;
+        read.into_iter().zip(names).map(|(parts, tensor)| Self::new(&name, tensor, parts, form)).collect()
+    }
+
+    fn new(name: &str, tensor: &str, mut parts: Parts, form: LogitForm) -> Result<Self> {
+        let offsets = parts.check(tensor).map_err(|reason| Failure::not_as_expected(name, reason))?;
         // Each its own number unless they have some, or all would draw alike.
         parts
             .sequence_ids
             .get_or_insert_with(|| (0..offsets.len().saturating_sub(1).max(1) as u64).collect());
-        let padding = parts.mask.as_ref().map(|mask| mask.iter().map(|real| !real).collect());
-        Ok(Self { name, parts, padding, offsets })
+        let padding: Option<Vec<bool>> =
+            parts.mask.as_ref().map(|mask| mask.iter().map(|real| !real).collect());
+        let mut context = TokenContext::new();
+        context.padding = padding.as_deref();
+        let made = form.make_logits(&context, parts.logits.view_mut());
+        made.map_err(|error| Failure::not_as_expected(name, error))?;
+        Ok(Self { name: name.to_owned(), tensor: tensor.to_owned(), parts, padding, offsets })
+    }
+
+    /// The logits' name.
+    pub(super) fn tensor(&self) -> &str {
+        &self.tensor
+    }
+
+    /// Something about the logits.
+    pub(super) fn says(&self, what: &str) -> String {
+        format!("{}: {}: {what}", self.name, self.tensor)
     }
 
     /// A bias for each expert, for the router that takes one.

@@ -2,11 +2,11 @@
 
 use std::fmt::Write as _;
 
-use moe_core::{Locality, PlanStats, Routed, RoutingPlan};
+use moe_core::{Locality, PlanStats, RoutingPlan};
 use moe_router::RouterSpec;
-use moe_router::losses::{Affinity, Entropy, Importance, LoadBalance, SequenceBalance, ZLoss};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
+use super::losses::{Basis, Losses};
 use crate::failure::Result;
 
 #[derive(Serialize)]
@@ -17,24 +17,24 @@ pub(super) struct Report {
     sequences: usize,
     experts: usize,
     locality: &'static str,
-    stats: Stats,
+    pub(super) stats: Stats,
     assignments: Vec<Assigned>,
     refused: Vec<Refused>,
-    losses: Losses,
+    pub(super) losses: Losses,
 }
 
 /// [`PlanStats`] under its own names.
 #[derive(Serialize)]
-struct Stats {
+pub(super) struct Stats {
     rows: usize,
-    load: Vec<usize>,
+    pub(super) load: Vec<usize>,
     requested_load: Vec<usize>,
     importance: Vec<f32>,
-    max_over_mean: f32,
-    cv: f32,
-    entropy: f32,
-    idle: usize,
-    drop_rate: f32,
+    pub(super) max_over_mean: f32,
+    pub(super) cv: f32,
+    pub(super) entropy: f32,
+    pub(super) idle: usize,
+    pub(super) drop_rate: f32,
     rerouted: usize,
 }
 
@@ -51,34 +51,9 @@ struct Refused {
     expert: u32,
 }
 
-#[derive(Serialize)]
-struct Losses {
-    load_balance: Number,
-    load_balance_per_sequence: Number,
-    load_balance_first_choices: Number,
-    sequence_balance: Number,
-    sequence_balance_sigmoid: Number,
-    z: Number,
-    importance_cv2: Number,
-    entropy: Number,
-}
-
-/// A number, as the word "nan", "inf" or "-inf" where JSON has none.
-#[derive(Clone, Copy)]
-struct Number(f64);
-
-impl Serialize for Number {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.0 {
-            x if x.is_finite() => serializer.serialize_f64(x),
-            x if x.is_nan() => serializer.serialize_str("nan"),
-            x => serializer.serialize_str(if x > 0.0 { "inf" } else { "-inf" }),
-        }
-    }
-}
-
 impl Report {
-    pub(super) fn new(spec: &RouterSpec, locality: Locality, routed: &Routed<'_>) -> Self {
+    pub(super) fn new(spec: &RouterSpec, locality: Locality, basis: &Basis<'_>) -> Self {
+        let routed = &basis.routed;
         let plan = routed.plan;
         let mut refusals = plan.refused().to_vec();
         refusals.sort_by_key(|refusal| (refusal.token, refusal.rank));
@@ -101,7 +76,7 @@ impl Report {
                 })
                 .collect(),
             refused: refusals.iter().map(|r| Refused { token: r.token, expert: r.expert }).collect(),
-            losses: Losses::of(routed),
+            losses: Losses::of(basis),
         }
     }
 
@@ -140,7 +115,10 @@ impl Report {
         let _ = writeln!(text, "dropped    {} of {requested} ({rate:.2}%)", self.refused.len());
         let _ = writeln!(text, "rerouted   {}\n", stats.rerouted);
         for (name, value) in losses.named() {
-            let _ = writeln!(text, "{name:<26}  {:.6}", value.0);
+            let _ = match value {
+                Some(value) => writeln!(text, "{name:<26}  {:.6}", value.0),
+                None => writeln!(text, "{name:<26}  not defined"),
+            };
         }
         text
     }
@@ -162,35 +140,5 @@ impl Stats {
         } = plan.stats();
         let rows = plan.rows();
         Self { rows, load, requested_load, importance, max_over_mean, cv, entropy, idle, drop_rate, rerouted }
-    }
-}
-
-impl Losses {
-    fn of(routed: &Routed<'_>) -> Self {
-        let input = routed.input();
-        let balance = |affinity| Number(SequenceBalance::of(routed, affinity).value());
-        Self {
-            load_balance: Number(LoadBalance::over_all(std::slice::from_ref(routed)).value()),
-            load_balance_per_sequence: Number(LoadBalance::per_sequence(routed).value()),
-            load_balance_first_choices: Number(LoadBalance::of_first_choices(routed).value()),
-            sequence_balance: balance(Affinity::Softmax),
-            sequence_balance_sigmoid: balance(Affinity::Sigmoid),
-            z: Number(ZLoss::of(&input).value()),
-            importance_cv2: Number(Importance::of(&input).value()),
-            entropy: Number(Entropy::of(&input).value()),
-        }
-    }
-
-    fn named(&self) -> [(&'static str, Number); 8] {
-        [
-            ("load_balance", self.load_balance),
-            ("load_balance_per_sequence", self.load_balance_per_sequence),
-            ("load_balance_first_choices", self.load_balance_first_choices),
-            ("sequence_balance", self.sequence_balance),
-            ("sequence_balance_sigmoid", self.sequence_balance_sigmoid),
-            ("z", self.z),
-            ("importance_cv2", self.importance_cv2),
-            ("entropy", self.entropy),
-        ]
     }
 }

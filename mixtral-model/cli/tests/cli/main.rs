@@ -11,6 +11,7 @@ mod generate;
 mod logits;
 mod perplexity;
 mod route;
+mod route_cases;
 mod route_forms;
 mod sources;
 mod tokens;

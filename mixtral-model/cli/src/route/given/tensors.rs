@@ -30,6 +30,20 @@ pub(super) fn parts(bytes: &[u8], logits: &str) -> Result<Parts, String> {
     })
 }
 
+/// Why `logits` are not those of a gate, if they stand beside such: a model's logits over its vocabulary.
+pub(super) fn of_vocabulary(bytes: &[u8]) -> Result<Option<String>, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let mut names = file.names();
+    names.retain(|name| name.starts_with("router_logits."));
+    names.sort_unstable();
+    let (Ok(view), Some(first)) = (file.tensor("logits"), names.first()) else { return Ok(None) };
+    Ok(Some(format!(
+        "logits: expected numbers of experts, found shape {:?} beside {first}: those of the vocabulary; \
+         --tensor {first} takes a layer's",
+        view.shape()
+    )))
+}
+
 fn matrix(name: &str, view: &TensorView<'_>, columns: &str) -> Result<Array2<f32>, String> {
     let &[rows, of_row] = view.shape() else {
         return Err(format!("{name}: expected shape [tokens, {columns}], found {:?}", view.shape()));
