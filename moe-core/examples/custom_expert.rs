@@ -34,7 +34,8 @@ struct Top1;
 
 impl Router for Top1 {
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        for (token, logits) in input.logits.rows().into_iter().enumerate() {
+        for token in input.present() {
+            let logits = input.logits.row(token);
             let best =
                 (1..input.experts()).fold(0, |best, e| if logits[e] > logits[best] { e } else { best });
             out.assign(token, best, 1.0);

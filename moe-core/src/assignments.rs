@@ -18,12 +18,12 @@ pub struct Assignment {
     pub requested: u32,
 }
 
-/// One pair that a router wanted and a capacity turned away.
+/// One pair that a router wanted and a capacity turned away, or a [mask](crate::RouteInput::is_masked).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Row of the batch.
     pub token: u32,
-    /// The expert that was full: the one asked for.
+    /// The expert asked for, which was full or masked.
     pub expert: u32,
     /// How many of the token's choices came before this one.
     pub rank: u32,
@@ -151,7 +151,7 @@ impl Assignments {
         store(&mut self.granted, pair, &mut self.lost);
     }
 
-    /// Records that the router wanted the pair and a capacity turned it away. It takes a rank like a granted one.
+    /// Records that the router wanted the pair and a capacity, or a mask, turned it away. It takes a rank like a granted one.
     pub fn refuse(&mut self, token: usize, expert: usize) {
         let (token, expert, rank) = self.next(token, expert);
         store(&mut self.refused, Refusal { token, expert, rank }, &mut self.lost);

@@ -244,7 +244,7 @@ impl RoutingPlan {
         })
     }
 
-    /// The pairs that a capacity turned away, in the order they were refused.
+    /// The pairs that a capacity or a mask turned away, in the order they were refused.
     pub fn refused(&self) -> &[Refusal] {
         &self.refused
     }

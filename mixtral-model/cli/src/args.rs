@@ -235,7 +235,8 @@ pub(crate) struct Logits {
 /// load_balance loss is given over the rows of all of them, as Mixtral is trained with it.
 ///
 /// With --json, "assignments" are each token's kept choices, best first, in token order, and
-/// "refused" the choices that a capacity turned away. Every weight reads back to the same f32.
+/// "refused" the choices that a capacity turned away. Every weight reads back to the same f32. A loss
+/// that is not defined is null. Of several layers, "layers" has the same of each beside its "tensor".
 /// The losses, f being choices and P mean probabilities of an expert, and what even routing gives:
 ///
 ///   load_balance                k; E sum(f P) over all tokens (Mixtral)

@@ -9,6 +9,7 @@ mod locality;
 mod masks;
 mod padding;
 mod particular;
+mod places;
 mod quantities;
 mod scored;
 mod symmetry;
