@@ -3,20 +3,21 @@
 mod bench;
 mod chat;
 mod convert;
+mod model;
 mod perplexity;
 mod sampling;
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use moe_kernels::{Activations, Backend, Dtype};
 use moe_router::RouterSpec;
 
 pub(crate) use bench::{Bench, LayerShape};
 pub(crate) use chat::{Chat, FormatArgs, FormatName};
 pub(crate) use convert::{Convert, Quantize};
+pub(crate) use model::{Access, Cache, Machine, Running, Source, Threads};
 pub(crate) use perplexity::Perplexity;
 pub(crate) use sampling::SamplingArgs;
 
@@ -28,65 +29,8 @@ pub(crate) use sampling::SamplingArgs;
 #[derive(Debug, Parser)]
 #[command(name = "mixtral", version, arg_required_else_help = true, verbatim_doc_comment)]
 pub(crate) struct Args {
-    #[command(flatten)]
-    pub(crate) common: Common,
     #[command(subcommand)]
     pub(crate) command: Command,
-}
-
-#[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Model and machine")]
-pub(crate) struct Common {
-    /// The model: a directory as on the Hugging Face hub or of Mistral's own files, a GGUF file (the first part of a split one), or
-    /// the name of a repository in the hub's local cache [default: the demo]
-    #[arg(long, short, global = true, value_name = "SOURCE")]
-    pub(crate) model: Option<PathBuf>,
-    /// Worker threads [default: one a physical core that the process may use, or as many as its share of processor time
-    /// allows]; results do not depend on it
-    #[arg(long, short = 'j', global = true, value_name = "N", value_parser = threads)]
-    #[arg(env = "RAYON_NUM_THREADS", hide_env_values = true)]
-    pub(crate) threads: Option<NonZeroUsize>,
-    #[arg(long, global = true, value_name = "NAME", env = "MIXTRAL_BACKEND", hide_env_values = true)]
-    #[arg(help = backend_help())]
-    pub(crate) backend: Option<Backend>,
-    /// What products do to their activations, of matrices whose type has such products; others, and the gates, stay exact: f32
-    /// is exact, bf16 rounds them for bf16 weights, none below 2^-56, which a matrix is looked through for when it is first
-    /// used, int8 rounds them for block-quantised weights
-    #[arg(long, global = true, value_name = "KIND", default_value_t)]
-    pub(crate) activations: Activations,
-    /// Element type of cached keys and values; f32 is exact, the others take half the memory
-    #[arg(long, global = true, value_name = "TYPE", value_enum, default_value_t)]
-    pub(crate) kv_type: KvType,
-    /// Read weights into memory instead of mapping their files
-    #[arg(long, global = true, conflicts_with_all = ["prefault", "lock"])]
-    pub(crate) read: bool,
-    /// Bring all pages of mapped weights into memory before anything else
-    #[arg(long, global = true)]
-    pub(crate) prefault: bool,
-    /// Keep all pages of mapped weights in memory
-    #[arg(long, global = true)]
-    pub(crate) lock: bool,
-    /// Most positions of a sequence [default: the model's own limit]
-    #[arg(long, global = true, value_name = "N", value_parser = one_or_more)]
-    pub(crate) context: Option<NonZeroUsize>,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(crate) enum KvType {
-    #[default]
-    F32,
-    F16,
-    Bf16,
-}
-
-impl From<KvType> for Dtype {
-    fn from(kv_type: KvType) -> Self {
-        match kv_type {
-            KvType::F32 => Self::F32,
-            KvType::F16 => Self::F16,
-            KvType::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -102,6 +46,40 @@ pub(crate) enum Command {
     Bench(Bench),
     Quantize(Quantize),
     Convert(Convert),
+}
+
+impl Command {
+    /// Worker threads, where they are asked for.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        let running = match self {
+            Self::Convert(args) => return args.threads.threads,
+            Self::Quantize(args) => return args.machine.threads.threads,
+            Self::Inspect(_) | Self::Tokenize(_) | Self::Route(_) => return None,
+            Self::Generate(args) => &args.running,
+            Self::Chat(args) => &args.running,
+            Self::Logits(args) => &args.running,
+            Self::Perplexity(args) => &args.running,
+            Self::Bench(args) => &args.running,
+        };
+        running.machine.threads.threads
+    }
+
+    /// What --model says.
+    pub(crate) fn model(&self) -> Option<&Path> {
+        let model = match self {
+            Self::Route(_) => return None,
+            Self::Inspect(args) => &args.model,
+            Self::Tokenize(args) => &args.model,
+            Self::Convert(args) => &args.model,
+            Self::Quantize(args) => &args.model,
+            Self::Generate(args) => &args.running.model,
+            Self::Chat(args) => &args.running.model,
+            Self::Logits(args) => &args.running.model,
+            Self::Perplexity(args) => &args.running.model,
+            Self::Bench(args) => &args.running.model,
+        };
+        model.model.as_deref()
+    }
 }
 
 /// Continue a text.
@@ -129,7 +107,7 @@ pub(crate) struct Generate {
     #[arg(long)]
     pub(crate) no_echo: bool,
     /// Most tokens to generate [default: max_new_tokens or max_length of generation_config.json, else 256]
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
     /// Go on after an end token
     #[arg(long)]
@@ -143,6 +121,8 @@ pub(crate) struct Generate {
     pub(crate) routing_layer: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) running: Running,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -167,6 +147,12 @@ pub(crate) struct Inspect {
     /// Look at every weight for NaN and infinities, which reads all files
     #[arg(long)]
     pub(crate) check_values: bool,
+    #[command(flatten)]
+    pub(crate) model: Source,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    #[command(flatten)]
+    pub(crate) cache: Cache,
 }
 
 /// Show the token ids of a text or a chat.
@@ -188,6 +174,8 @@ pub(crate) struct Tokenize {
     /// Write {"ids": [...], "pieces": [...]}
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: Source,
 }
 
 /// Run token ids through the model and show or save all it computes.
@@ -206,6 +194,8 @@ pub(crate) struct Logits {
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) running: Running,
 }
 
 /// Route logits with any router and show how the experts are loaded. No model is needed.
@@ -312,17 +302,6 @@ pub(crate) enum LossMean {
     Sequences,
     /// The mean is weighted by the tokens of each sequence
     Tokens,
-}
-
-fn backend_help() -> String {
-    let names = Backend::NAMES.join(", ");
-    format!("Instruction set, of {names} [default: the best here]; results do not depend on it")
-}
-
-/// More threads than any machine of today has processors would only take its memory.
-fn threads(text: &str) -> Result<NonZeroUsize, String> {
-    let threads = text.parse().ok().filter(|threads: &NonZeroUsize| threads.get() <= 1024);
-    threads.ok_or_else(|| "expected a whole number, 1 to 1024".to_owned())
 }
 
 fn one_or_more(text: &str) -> Result<NonZeroUsize, String> {

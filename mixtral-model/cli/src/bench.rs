@@ -5,15 +5,15 @@ mod layer;
 mod limits;
 mod model;
 
-use crate::args::{Bench, Common};
+use crate::args::Bench;
 use crate::failure::Result;
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 
-pub(crate) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<()> {
+pub(crate) fn run(args: &Bench, interrupt: &Interrupt) -> Result<()> {
     let text = match args.layer {
-        Some(shape) => layer::run(common, args, shape, interrupt)?,
-        None => model::run(common, args, interrupt)?,
+        Some(shape) => layer::run(args, shape, interrupt)?,
+        None => model::run(args, interrupt)?,
     };
     Ok(Output::new().text(&text)?)
 }

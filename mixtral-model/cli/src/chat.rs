@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use anstyle::Style;
 use mixtral_model::{Conversation, Ended, Error, Event, GenerateOptions, Unread, Workspace};
 
-use crate::args::{Chat, Common};
+use crate::args::Chat;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::load;
@@ -16,10 +16,10 @@ use crate::show::{Echo, Plain, Show, Spelling};
 use crate::summary::{self, aside};
 use crate::wishes::Wishes;
 
-pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result<()> {
-    let source = common.source()?;
+pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
+    let source = args.running.model.source()?;
     let wishes = Wishes::new(&source, &args.sampling, args.max_tokens)?;
-    let model = common.load(&source)?;
+    let model = args.running.load(&source)?;
     let tokenizer = load::tokenizer(&source, &model)?;
     let mut options = GenerateOptions::new(&model, 512).with_sampling(wishes.sampling.clone());
     let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
@@ -28,7 +28,7 @@ pub(crate) fn run(common: &Common, args: &Chat, interrupt: &Interrupt) -> Result
         aside(&format!("chat format: {}", format.evidence()));
     }
 
-    let mut session = common.session(&model)?;
+    let mut session = args.running.session(&model)?;
     let mut workspace = Workspace::new();
     let mut conversation = Conversation::new(format, &args.system);
     let mut lines = Lines::new();

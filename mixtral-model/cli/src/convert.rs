@@ -1,13 +1,13 @@
 //! `mixtral convert` and `mixtral quantize`.
 
-use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use mixtral_model::convert::{Calibration, Conversion, Importance, Plan, Recipe};
 use mixtral_model::{Error, Source};
+use moe_kernels::Backend;
 
-use crate::args::{Common, Convert, Quantize};
+use crate::args::{Convert, Quantize};
 use crate::failure::{Failure, Result, warn};
 use crate::input;
 use crate::interrupt::Interrupt;
@@ -18,22 +18,23 @@ use crate::summary::aside;
 /// Tokens that are read together when importances are measured.
 const WINDOW: usize = 512;
 
-pub(crate) fn quantise(common: &Common, args: &Quantize, interrupt: &Interrupt) -> Result<()> {
-    let source = common.source()?;
-    let mut conversion = Conversion::new(&source, common.access(), Recipe::new(args.dtype.clone()))?;
+pub(crate) fn quantise(args: &Quantize, interrupt: &Interrupt) -> Result<()> {
+    let source = args.model.source()?;
+    let mut conversion = Conversion::new(&source, args.access.access(), Recipe::new(args.dtype.clone()))?;
     if let Some(path) = &args.imatrix {
         conversion = conversion.with_importance(Importance::read(path)?)?;
     } else if let Some(path) = &args.calibrate {
-        let importance = measure(common, &source, &conversion, path, interrupt)?;
+        let backend = args.machine.backend.unwrap_or_default();
+        let importance = measure(backend, &source, &conversion, path, interrupt)?;
         conversion = conversion.with_importance(importance)?;
     }
     write(&conversion.gguf()?, &args.out, args.json, interrupt)
 }
 
-pub(crate) fn convert(common: &Common, args: &Convert, interrupt: &Interrupt) -> Result<()> {
-    let source = common.source()?;
+pub(crate) fn convert(args: &Convert, interrupt: &Interrupt) -> Result<()> {
+    let source = args.model.source()?;
     let recipe = Recipe::new(args.dtype.map(Into::into).into_iter().collect());
-    let conversion = Conversion::new(&source, common.access(), recipe)?;
+    let conversion = Conversion::new(&source, args.access.access(), recipe)?;
     let is_gguf = args.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let plan = if is_gguf { conversion.gguf()? } else { conversion.directory()? };
     write(&plan, &args.out, args.json, interrupt)
@@ -41,7 +42,7 @@ pub(crate) fn convert(common: &Common, args: &Convert, interrupt: &Interrupt) ->
 
 /// Measures importances on a text, and says how many tokens each expert saw.
 fn measure(
-    common: &Common,
+    backend: Backend,
     source: &Source,
     conversion: &Conversion<'_>,
     path: &Path,
@@ -49,13 +50,8 @@ fn measure(
 ) -> Result<Importance> {
     let config = source.config()?;
     let ids = source.tokenizer()?.for_model(config.vocab_size)?.encode_prompt(&input::file(path)?)?;
-    let context = common.context.map_or(config.max_positions, NonZeroUsize::get);
-    let text = Calibration {
-        ids: &ids,
-        window: WINDOW.min(context),
-        backend: common.backend.unwrap_or_default(),
-        name: path,
-    };
+    let window = WINDOW.min(config.max_positions);
+    let text = Calibration { ids: &ids, window, backend, name: path };
     let mut bar = Bar::new(ids.len() as u64, format!("reading {} tokens", ids.len()));
     let progress = |tokens: usize| {
         bar.set(tokens as u64);

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use mixtral_model::{Ended, Event, GenerateOptions, Model, Tokenizer, Workspace};
 
-use crate::args::{Common, Generate, RoutingView};
+use crate::args::{Generate, RoutingView};
 use crate::failure::{Failure, Result, warn};
 use crate::input;
 use crate::interrupt::Interrupt;
@@ -17,18 +17,18 @@ use crate::show::{Echo, Plain, Show, Spelling};
 use crate::summary;
 use crate::wishes::Wishes;
 
-pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Result<()> {
+pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let text = match &args.ids {
         Some(_) => None,
         None => Some(prompt_text(args)?),
     };
-    let source = common.source()?;
+    let source = args.running.model.source()?;
     let wishes = Wishes::new(&source, &args.sampling, args.max_tokens)?;
     if args.sampling.limits() && wishes.sampling.temperature == 0.0 {
         warn("greedy choice: --top-k, --top-p and --min-p do nothing without --temperature");
     }
 
-    let model = common.load(&source)?;
+    let model = args.running.load(&source)?;
     let tokenizer = match (&args.ids, args.print_ids) {
         (Some(_), true) => None,
         (Some(_), false) => {
@@ -50,7 +50,7 @@ pub(crate) fn run(common: &Common, args: &Generate, interrupt: &Interrupt) -> Re
 
     let routing = Mutex::new(Routing::new(model.config()));
     let mut show = show(args, &model, tokenizer.as_ref(), &routing)?;
-    let mut session = common.session(&model)?;
+    let mut session = args.running.session(&model)?;
     let progress = Progress::new(&model, prompt.len());
     let bar = progress.bar();
     let watch = args.show_routing.map(|_| Watch(&routing));

@@ -1,18 +1,21 @@
 //! `mixtral inspect`.
 
+use std::num::NonZeroUsize;
+
 use mixtral_model::Report;
 use mixtral_model::inspect::About;
 
-use crate::args::{Common, Inspect};
+use crate::args::Inspect;
 use crate::failure::Result;
 use crate::load;
 use crate::output::Output;
 
-pub(crate) fn run(common: &Common, args: &Inspect) -> Result<()> {
-    let source = load::source(args.source.as_deref().or(common.model.as_deref()))?;
+pub(crate) fn run(args: &Inspect) -> Result<()> {
+    let source = load::source(args.source.as_deref().or(args.model.model.as_deref()))?;
     let config = source.config()?;
-    let checkpoint = source.checkpoint(common.access())?;
-    let mut report = Report::new(&config, &checkpoint)?;
+    let checkpoint = source.checkpoint(args.access.access())?;
+    let mut report = Report::new(&config, &checkpoint)?
+        .with_cache(args.cache.kv_type.into(), args.cache.context.map(NonZeroUsize::get));
     report.about = Some(About::of(&source)?);
     let mut out = Output::new();
     if args.json {

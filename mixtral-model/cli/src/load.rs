@@ -6,7 +6,7 @@ use mixtral_model::{
     Access, ChatFormat, Compute, Embedded, Model, Session, SessionOptions, Source, Template, Tokenizer,
 };
 
-use crate::args::{Common, FormatName};
+use crate::args::{self, FormatName, Running};
 use crate::failure::{Result, warn};
 
 /// A tiny Mixtral, trained for demonstration.
@@ -26,11 +26,13 @@ pub(crate) fn source(name: Option<&Path>) -> Result<Source> {
     })
 }
 
-impl Common {
+impl args::Source {
     pub(crate) fn source(&self) -> Result<Source> {
         source(self.model.as_deref())
     }
+}
 
+impl args::Access {
     pub(crate) fn access(&self) -> Access {
         match (self.read, self.prefault, self.lock) {
             (true, ..) => Access::Read,
@@ -39,12 +41,19 @@ impl Common {
             _ => Access::Map,
         }
     }
+}
+
+impl Running {
+    pub(crate) fn compute(&self) -> Compute {
+        let (backend, activations) = (self.machine.backend.unwrap_or_default(), self.activations);
+        Compute { backend, activations }
+    }
 
     /// Loads the model, with a warning of what in its files it has no use for.
     pub(crate) fn load(&self, source: &Source) -> Result<Model> {
         let config = source.config()?;
         source.warnings()?.iter().for_each(|warning| warn(warning));
-        let checkpoint = source.checkpoint(self.access())?;
+        let checkpoint = source.checkpoint(self.access.access())?;
         let unused = checkpoint.verify(&config)?;
         if let Some(first) = unused.first() {
             let first = first.escape_debug();
@@ -53,13 +62,12 @@ impl Common {
                 n => warn(&format!("{n} tensors are not used, {first} the first of them")),
             }
         }
-        let compute = Compute { backend: self.backend.unwrap_or_default(), activations: self.activations };
-        Ok(Model::load(config, &checkpoint, compute)?)
+        Ok(Model::load(config, &checkpoint, self.compute())?)
     }
 
     pub(crate) fn session(&self, model: &Model) -> Result<Session> {
-        let mut options = SessionOptions::default().with_kv_dtype(self.kv_type.into());
-        if let Some(context) = self.context {
+        let mut options = SessionOptions::default().with_kv_dtype(self.cache.kv_type.into());
+        if let Some(context) = self.cache.context {
             options = options.with_context(context.get());
         }
         Ok(model.session(options)?)

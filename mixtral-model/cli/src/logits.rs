@@ -6,7 +6,7 @@ use std::path::Path;
 use mixtral_model::{Error, Tokenizer, Trace, Workspace};
 use moe_core::numerics;
 
-use crate::args::{Common, Logits};
+use crate::args::Logits;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::load;
@@ -17,13 +17,13 @@ use crate::summary::aside;
 /// Tokens that a summary names.
 const BEST: usize = 5;
 
-pub(crate) fn run(common: &Common, args: &Logits, interrupt: &Interrupt) -> Result<()> {
+pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
     if let Some(out) = &args.out {
         require_directory(out)?;
     }
-    let source = common.source()?;
-    let model = common.load(&source)?;
-    let mut session = common.session(&model)?;
+    let source = args.running.model.source()?;
+    let model = args.running.load(&source)?;
+    let mut session = args.running.session(&model)?;
     let ids = &args.ids.0;
     let prefill = args.prefill.map_or(ids.len(), usize::from);
     let mut observer = (interrupt.clone(), Progress::new(&model, ids.len()));

@@ -22,38 +22,64 @@ mod threads;
 mod tokenize;
 mod wishes;
 
+use std::ffi::OsString;
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Args, Command};
-use failure::Result;
+use failure::{Failure, Result};
 use interrupt::Interrupt;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = match Args::try_parse_from(command_first(std::env::args_os().collect())) {
+        Ok(args) => args,
+        Err(error) => return said(&error),
+    };
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
+/// Options may stand before the command that they are for: they are read as if they stood behind it.
+fn command_first(mut args: Vec<OsString>) -> Vec<OsString> {
+    let commands = Args::command();
+    let is_command = |arg: &OsString| arg.to_str().is_some_and(|arg| commands.find_subcommand(arg).is_some());
+    let begins_with_option = args.get(1).and_then(|arg| arg.to_str()).is_some_and(|arg| arg.starts_with('-'));
+    if begins_with_option && let Some(at) = args.iter().skip(1).position(is_command) {
+        let command = args.remove(at + 1);
+        args.insert(1, command);
+    }
+    args
+}
+
+/// Prints what is said in place of a run: help, the version, or what is wrong with the arguments.
+fn said(error: &clap::Error) -> ExitCode {
+    match error.print().and_then(|()| std::io::stdout().flush()) {
+        Ok(()) => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
+        Err(error) => Failure::from(error).report(),
+    }
+}
+
 fn run(args: &Args) -> Result<()> {
-    let Args { common, command } = args;
+    let Args { command } = args;
     let interrupt = Interrupt::install()?;
     // Passes enter this pool from a thread outside it, which may wait where no worker may.
-    let threads = common.threads.unwrap_or_else(threads::default);
+    let threads = command.threads().unwrap_or_else(threads::default);
     rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
     let done = match command {
-        Command::Generate(args) => generate::run(common, args, &interrupt),
-        Command::Chat(args) => chat::run(common, args, &interrupt),
-        Command::Inspect(args) => inspect::run(common, args),
-        Command::Tokenize(args) => tokenize::run(common, args),
-        Command::Logits(args) => logits::run(common, args, &interrupt),
-        Command::Perplexity(args) => perplexity::run(common, args, &interrupt),
+        Command::Generate(args) => generate::run(args, &interrupt),
+        Command::Chat(args) => chat::run(args, &interrupt),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Logits(args) => logits::run(args, &interrupt),
+        Command::Perplexity(args) => perplexity::run(args, &interrupt),
         Command::Route(args) => route::run(args),
-        Command::Bench(args) => bench::run(common, args, &interrupt),
-        Command::Quantize(args) => convert::quantise(common, args, &interrupt),
-        Command::Convert(args) => convert::convert(common, args, &interrupt),
+        Command::Bench(args) => bench::run(args, &interrupt),
+        Command::Quantize(args) => convert::quantise(args, &interrupt),
+        Command::Convert(args) => convert::convert(args, &interrupt),
     };
-    done.map_err(|failure| failure.of_model(common.model.as_deref()))
+    done.map_err(|failure| failure.of_model(command.model()))
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use mixtral_model::{PerplexityOptions, Workspace};
 use serde::Serialize;
 
-use crate::args::{Common, Perplexity};
+use crate::args::Perplexity;
 use crate::failure::{Failure, Result};
 use crate::input;
 use crate::interrupt::Interrupt;
@@ -29,15 +29,15 @@ struct Report {
     perplexity: f64,
 }
 
-pub(crate) fn run(common: &Common, args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
+pub(crate) fn run(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
     let text = match &args.text {
         Some(path) => input::file(path)?,
         None => input::text_or_stdin(None, "--text")?,
     };
-    let source = common.source()?;
-    let model = common.load(&source)?;
+    let source = args.running.model.source()?;
+    let model = args.running.load(&source)?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
-    let mut session = common.session(&model)?;
+    let mut session = args.running.session(&model)?;
     let window = args.window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
     let stride = args.stride.map_or(window, NonZeroUsize::get);
     let options = PerplexityOptions::new(window).with_stride(stride);

@@ -6,7 +6,7 @@ use std::path::Path;
 use mixtral_model::{Chat, Error, Tokenizer};
 use serde::Serialize;
 
-use crate::args::{Common, Tokenize};
+use crate::args::Tokenize;
 use crate::failure::{Result, warn};
 use crate::input;
 use crate::load;
@@ -18,8 +18,8 @@ struct Tokens<'a> {
     pieces: Vec<&'a str>,
 }
 
-pub(crate) fn run(common: &Common, args: &Tokenize) -> Result<()> {
-    let source = common.source()?;
+pub(crate) fn run(args: &Tokenize) -> Result<()> {
+    let source = args.model.source()?;
     let mut tokenizer = source.tokenizer()?;
     // A tokenizer without a model is welcome.
     if let Ok(config) = source.config() {

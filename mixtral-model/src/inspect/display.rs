@@ -56,10 +56,11 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "cache       {} a token in f16, {} for {} positions",
+            "cache       {} a token in {}, {} for {} positions",
             Bytes(self.kv_bytes_per_token),
+            self.kv_type,
             Bytes(self.memory.kv_cache),
-            self.sliding_window.unwrap_or(usize::MAX).min(g.max_positions)
+            self.kv_positions
         )?;
         write!(f, "memory      ")?;
         match (self.memory.available, self.memory.holds_everything(), self.memory.holds_cache()) {

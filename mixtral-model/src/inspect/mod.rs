@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use moe_kernels::Dtype;
 use serde::Serialize;
 
 mod display;
 
-use crate::manifest::{Kind, Manifest};
+use crate::manifest::{Kind, Manifest, elements};
 use crate::{Access, ChatFormat, Checkpoint, Config, LayerExperts, Layout, Result, RopeScaling, Source};
 
 /// Facts about a model. [`Display`](std::fmt::Display) writes them for people, `serde` for programs.
@@ -43,8 +44,12 @@ pub struct Report {
     pub rope_scaling: Option<String>,
     /// The latest tokens that a token attends to; `None` is full causal attention.
     pub sliding_window: Option<usize>,
-    /// Bytes that a token takes in a key/value cache of two-byte elements, over all layers; twice that in f32.
+    /// Type of cached keys and values, by name; f32 unless [`with_cache`](Self::with_cache) says otherwise.
+    pub kv_type: String,
+    /// Bytes that a token takes in a key/value cache of that type, over all layers.
     pub kv_bytes_per_token: u64,
+    /// Positions of the longest sequence that the cache holds: those of the model, or of the window if that is shorter.
+    pub kv_positions: usize,
     /// What running takes of this machine's memory.
     pub memory: Memory,
 }
@@ -144,8 +149,8 @@ pub struct Memory {
     /// Bytes of weights. Mapped, they are pages of files that the system can drop and read again; read, they are
     /// anonymous memory that it cannot.
     pub weights: u64,
-    /// Bytes of a key/value cache of two-byte elements for the longest sequence, or for the window if that is
-    /// shorter: anonymous memory in any case.
+    /// Bytes of a key/value cache for the longest sequence, or for the window if that is shorter: anonymous memory in any
+    /// case.
     pub kv_cache: u64,
     /// Bytes that could be allocated when the report was made: `MemAvailable` of `/proc/meminfo`. `None` where there
     /// is no such file.
@@ -199,10 +204,7 @@ impl Report {
         }
         kinds.retain(|of_kind| of_kind.tensors > 0);
 
-        let sizes = [2, 2, config.layers, config.kv_heads, config.head_dim];
-        let kv_bytes_per_token = crate::manifest::elements(&sizes);
-        let positions = config.sliding_window.unwrap_or(usize::MAX).min(config.max_positions);
-        Ok(Self {
+        let mut report = Self {
             path: checkpoint.root().to_path_buf(),
             about: None,
             layout: checkpoint.layout().clone(),
@@ -217,15 +219,34 @@ impl Report {
                 .filter(|s| *s != RopeScaling::None)
                 .map(|s| s.to_string()),
             sliding_window: config.sliding_window,
-            kv_bytes_per_token,
+            kv_type: String::new(),
+            kv_bytes_per_token: 0,
+            kv_positions: 0,
             memory: Memory {
                 weights: kinds.iter().map(|of_kind| of_kind.bytes).sum(),
-                kv_cache: kv_bytes_per_token.saturating_mul(positions as u64),
+                kv_cache: 0,
                 available: available_memory(),
             },
             kinds,
             dtypes,
-        })
+        };
+        report.set_cache(Dtype::F32, config.max_positions);
+        Ok(report)
+    }
+
+    /// The same for a cache of another element type, and for sequences of at most so many positions.
+    pub fn with_cache(mut self, kv_type: Dtype, positions: Option<usize>) -> Self {
+        let most = self.geometry.max_positions;
+        self.set_cache(kv_type, positions.map_or(most, |positions| positions.min(most)));
+        self
+    }
+
+    fn set_cache(&mut self, kv_type: Dtype, positions: usize) {
+        let Geometry { layers, kv_heads, head_dim, .. } = self.geometry;
+        self.kv_type = kv_type.to_string();
+        self.kv_bytes_per_token = elements(&[2, kv_type.bytes(), layers, kv_heads, head_dim]);
+        self.kv_positions = self.sliding_window.unwrap_or(usize::MAX).min(positions);
+        self.memory.kv_cache = self.kv_bytes_per_token.saturating_mul(self.kv_positions as u64);
     }
 }
 

@@ -17,12 +17,14 @@ pub(super) fn find(name: &Path) -> Result<Source> {
             None if fs::symlink_metadata(name).is_ok() => Err(Error::Io { path: name.to_path_buf(), source }),
             None => {
                 let found = match hub::is_repository_name(name) {
-                    true => {
-                        "neither it nor a repository of that name in the hub's local cache; nothing is downloaded"
-                    }
-                    false => "nothing of that name; nothing is downloaded",
+                    true => format!(
+                        "neither it nor a repository of that name in the hub's local cache; nothing is downloaded, \
+                         but `hf download {}` puts it there",
+                        name.display()
+                    ),
+                    false => "nothing of that name; nothing is downloaded".to_owned(),
                 };
-                Err(Error::checkpoint(name, "a model directory or a GGUF file", found.to_owned()))
+                Err(Error::checkpoint(name, "a model directory or a GGUF file", found))
             }
         },
     }

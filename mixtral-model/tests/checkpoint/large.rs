@@ -48,8 +48,8 @@ fn published_geometry_opens_from_headers_alone() {
         assert_eq!(report.parameters, 46_702_792_704);
         assert_eq!(report.active_parameters, 12_879_925_248);
         assert_eq!(report.memory.weights, 93_405_585_408);
-        assert_eq!(report.kv_bytes_per_token, 128 << 10);
-        assert_eq!(report.memory.kv_cache, 4 << 30);
+        assert_eq!(report.kv_bytes_per_token, 256 << 10);
+        assert_eq!(report.memory.kv_cache, 8 << 30);
         assert!(
             report.to_string().contains("46,702,792,704 (46.7 B), of which 12.9 B act on a token"),
             "{report}"

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use mixtral_model::inspect::Report;
 use mixtral_model::{Access, Checkpoint, Config, Manifest, Source};
+use moe_kernels::Dtype;
 
 const BOTH: [Access; 2] = [Access::Map, Access::Read];
 
@@ -69,8 +70,13 @@ fn report_of_a_fixture() {
     assert_eq!((report.files, report.tensors, report.unused.len()), (3, 3 * (7 + 24) + 3, 0));
     assert_eq!(report.kinds.iter().map(|kind| kind.parameters).sum::<u64>(), report.parameters);
     assert_eq!(report.dtypes.iter().collect::<Vec<_>>(), [(&"bf16".to_owned(), &(2 * report.parameters))]);
-    // Keys and values of 2 heads of 16, 3 layers, 2 bytes.
-    assert_eq!(report.kv_bytes_per_token, 2 * 2 * 16 * 3 * 2);
+    // Keys and values of 2 heads of 16, 3 layers, 4 bytes.
+    assert_eq!(report.kv_bytes_per_token, 2 * 2 * 16 * 3 * 4);
+    let halved = report.clone().with_cache(Dtype::F16, Some(5));
+    assert_eq!(
+        (halved.kv_bytes_per_token, halved.memory.kv_cache),
+        (2 * 2 * 16 * 3 * 2, 5 * 2 * 2 * 16 * 3 * 2)
+    );
     let text = report.to_string();
     assert!(text.contains("full causal") && text.contains("in 96 tensors, 3 files, bf16"), "{text}");
     assert_eq!(serde_json::to_value(&report).unwrap()["layout"], "hub-per-expert");

@@ -27,7 +27,7 @@ struct OfFile {
 }
 
 fn goldens() -> Goldens {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/tekken.json");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/tekken_goldens.json");
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

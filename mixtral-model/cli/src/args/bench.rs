@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use moe_kernels::WeightFormat;
 
-use super::one_or_more;
+use super::{Running, one_or_more};
 
 /// Measure this machine, then a model, or a single layer, against its limits.
 ///
@@ -26,6 +26,7 @@ use super::one_or_more;
 pub(crate) struct Bench {
     /// A layer: model width, hidden width, experts, experts a token
     #[arg(long, value_name = "DxHxExK")]
+    #[arg(conflicts_with_all = ["model", "read", "prefault", "lock", "kv_type", "context"])]
     pub(crate) layer: Option<LayerShape>,
     /// Type of the layer's weights: f32, f16, bf16, or a block type of GGUF files, as q8_0 or q4_k
     #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "layer")]
@@ -48,6 +49,8 @@ pub(crate) struct Bench {
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) running: Running,
 }
 
 const fn positive(n: usize) -> NonZeroUsize {

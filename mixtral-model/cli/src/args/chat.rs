@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use mixtral_model::MistralVersion;
 
-use super::SamplingArgs;
+use super::{Running, SamplingArgs};
 
 /// Talk to an instruct model, one line a turn.
 ///
@@ -21,10 +21,12 @@ pub(crate) struct Chat {
     #[command(flatten)]
     pub(crate) format: FormatArgs,
     /// Most tokens of an answer [default: max_new_tokens or max_length of generation_config.json, else 512]
-    #[arg(long, short = 'n', value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) running: Running,
 }
 
 /// How chats are written.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use mixtral_model::convert::Choice;
 
+use super::{Access, Machine, Source, Threads};
+
 /// Write a model as a GGUF file with smaller weights.
 ///
 /// The model of --model is read a few million weights at a time, rounded on all threads, and written in
@@ -55,6 +57,12 @@ pub(crate) struct Quantize {
     /// Write the summary as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: Source,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    #[command(flatten)]
+    pub(crate) machine: Machine,
 }
 
 /// Write a model as a GGUF file, or as a directory with the hub's files.
@@ -77,6 +85,12 @@ pub(crate) struct Convert {
     /// Write the summary as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) model: Source,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    #[command(flatten)]
+    pub(crate) threads: Threads,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use super::one_or_more;
+use super::{Running, one_or_more};
 
 /// Measure how well a model predicts a text.
 ///
@@ -29,4 +29,6 @@ pub(crate) struct Perplexity {
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) running: Running,
 }

@@ -10,23 +10,31 @@ use mixtral_model::{GenerationFile, Sampling};
 )]
 pub(crate) struct SamplingArgs {
     /// What logits are divided by; 0 is greedy
-    #[arg(long, short = 't', value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, short = 't', value_name = "X", allow_negative_numbers = true, value_parser = number)]
     pub(crate) temperature: Option<f32>,
     /// Only the K most probable tokens; 0 is all
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// Only the most probable tokens whose probabilities add up to P; 1 is all
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
     pub(crate) top_p: Option<f32>,
     /// Only tokens at least P times as probable as the most probable; 0 is all
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
     pub(crate) min_p: Option<f32>,
     /// Divides the positive logits of tokens that occurred, and multiplies negative ones; 1 is none
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
     pub(crate) repetition_penalty: Option<f32>,
     /// Seed: the same text comes of the same seed
     #[arg(long, short, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+}
+
+/// A number that an f32 holds: none that would become infinite, or zero.
+fn number(text: &str) -> Result<f32, String> {
+    let wide: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    let narrow = wide as f32;
+    let holds = wide.is_finite() == narrow.is_finite() && (wide == 0.0) == (narrow == 0.0);
+    holds.then_some(narrow).ok_or_else(|| "expected a number that fits into 32 bits".to_owned())
 }
 
 impl SamplingArgs {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::limits::{self, Limits};
 use super::{Spread, chart, rounds};
-use crate::args::{Bench, Common, LayerShape};
+use crate::args::{Bench, LayerShape};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 
@@ -53,8 +53,8 @@ struct Contestant {
     bytes: Vec<f64>,
 }
 
-pub(super) fn run(common: &Common, args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<String> {
-    let compute = Compute { backend: common.backend.unwrap_or_default(), activations: common.activations };
+pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<String> {
+    let compute = args.running.compute();
     let dtype = args.dtype;
     let kind = Linear::new(WeightMatrix::new(Bytes::new(), dtype, 0, 0)?, compute.backend);
     if kind.with_input_precision(compute.activations).input_precision() != compute.activations {

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::limits::{self, Limits, busy_seconds};
 use super::{Spread, rounds};
-use crate::args::{Bench, Common};
+use crate::args::Bench;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 
@@ -54,13 +54,13 @@ struct Pass {
     tiles: &'static str,
 }
 
-pub(super) fn run(common: &Common, args: &Bench, interrupt: &Interrupt) -> Result<String> {
-    let source = common.source()?;
-    let model = common.load(&source)?;
+pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<String> {
+    let source = args.running.model.source()?;
+    let model = args.running.load(&source)?;
     // Headers only, so that nothing is prefaulted or locked a second time.
     let report = Report::new(model.config(), &source.checkpoint(Access::Map)?)?;
     require_room(&model, args)?;
-    let mut bench = ModelBench { common, args, interrupt, model: &model, report: &report, limits: None };
+    let mut bench = ModelBench { args, interrupt, model: &model, report: &report, limits: None };
     let mut passes = Vec::new();
     for tokens in args.tokens.iter().map(|n| n.get()) {
         passes.push(bench.prompt(tokens)?);
@@ -96,7 +96,6 @@ fn require_room(model: &Model, args: &Bench) -> Result<()> {
 }
 
 struct ModelBench<'a> {
-    common: &'a Common,
     args: &'a Bench,
     interrupt: &'a Interrupt,
     model: &'a Model,
@@ -125,7 +124,8 @@ impl ModelBench<'_> {
         // The first round makes room.
         for round in 0..=rounds {
             if round == 0 {
-                sessions = (0..count).map(|_| self.common.session(self.model)).collect::<Result<Vec<_>>>()?;
+                sessions =
+                    (0..count).map(|_| self.args.running.session(self.model)).collect::<Result<Vec<_>>>()?;
             } else if before == 0 {
                 sessions.iter_mut().for_each(Session::clear);
             }

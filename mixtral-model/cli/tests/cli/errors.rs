@@ -32,7 +32,7 @@ fn errors() {
                 "no/such/dir: expected a model directory or a GGUF file, found nothing of that name",
             ),
             ("generate x --model {}", &[dir], "models: expected a model: config.json"),
-            ("inspect no/such", &[], "nothing is downloaded"),
+            ("inspect no/such", &[], "nothing is downloaded, but `hf download no/such` puts it there"),
             (
                 "tokenize x --model {}",
                 &[&tiny],
@@ -86,13 +86,44 @@ fn usage() {
             ("perplexity x", &[], "unexpected argument 'x'"),
             ("perplexity --seed 1", &[], "unexpected argument '--seed'"),
             ("logits", &[], "--ids"),
+            // What a command has no use for.
+            ("route --list --lock", &[], "unexpected argument '--lock'"),
+            ("route --list -m x", &[], "unexpected argument '-m'"),
+            ("tokenize x --kv-type f16", &[], "unexpected argument '--kv-type'"),
+            ("tokenize x -j 2", &[], "unexpected argument '-j'"),
+            ("-j 2 tokenize x", &[], "unexpected argument '-j'"),
+            ("inspect --activations int8", &[], "unexpected argument '--activations'"),
+            ("convert --out x.gguf --backend avx2", &[], "unexpected argument '--backend'"),
+            ("quantize --dtype q8_0 --out x.gguf --context 5", &[], "unexpected argument '--context'"),
+            ("bench --layer 8x8x2x1 --model x", &[], "cannot be used with"),
+            ("bench --layer 8x8x2x1 --kv-type f16", &[], "cannot be used with"),
+            ("generate x -t 1e39", &[], "invalid value '1e39'"),
+            ("generate x --top-p 1e-320", &[], "expected a number that fits into 32 bits"),
+            ("generate x -t much", &[], "expected a number"),
+            ("generate x --max-tokens -1", &[], "invalid value '-1' for '--max-tokens"),
         ],
     );
+    // The environment is looked at where there is a backend to choose.
+    let mut command = mixtral("tokenize x", &[]);
+    command.env("MIXTRAL_BACKEND", "sse2");
+    assert_eq!(run_with_input(command, b"").status, Some(0));
     let mut command = mixtral("generate x", &[]);
     command.env("MIXTRAL_BACKEND", "sse2");
     let said = run_with_input(command, b"");
     assert_eq!(said.status, Some(2));
     assert!(said.err.contains("expected one of portable, avx2"), "{}", said.err);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn help_that_cannot_be_written() {
+    for line in ["--help", "--version", "generate --help"] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let said = mixtral(line, &[]).stdout(full).stderr(std::process::Stdio::piped()).output().unwrap();
+        let error = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(1), "{line}: {error}");
+        assert!(error.contains("standard output: No space left"), "{line}: {error}");
+    }
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn ids_need_no_tokenizer() {
     let found = run("generate --model {} --ids {} -n {}", &values);
     assert_eq!(found.status, Some(1));
     assert!(found.err.starts_with("error: --ids without --print-ids: "), "{}", found.err);
-    assert!(found.err.contains("expected tokenizer.model or tokenizer.json"), "{}", found.err);
+    assert!(found.err.contains("expected tokenizer.model, tokenizer.json or tekken.json"), "{}", found.err);
 }
 
 #[test]
