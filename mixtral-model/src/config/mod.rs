@@ -35,7 +35,7 @@ pub use generation::{GenerationConfig, GenerationFile};
 pub use rope::RopeScaling;
 
 /// Longest `config.json` or `generation_config.json` that is read.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Hyperparameters of a Mixtral model. Values that were read are [valid](Config::validate).
 #[derive(Debug, Clone, PartialEq)]

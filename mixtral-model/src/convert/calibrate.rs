@@ -38,7 +38,7 @@ impl Importance {
     /// # Errors
     ///
     /// Those of [`Model::load`](crate::Model::load) and [`Model::forward`](crate::Model::forward); [`Error::Setting`] for a window of 0 or
-    /// more than the model's positions; [`Error::TextTooShort`] for no ids; [`Error::Stopped`] if `progress` ends it.
+    /// more than the model's positions; [`Error::TextTooShort`] for fewer than two ids; [`Error::Stopped`] if `progress` ends it.
     pub fn measure(
         conversion: &Conversion<'_>,
         text: Calibration<'_>,
@@ -50,8 +50,9 @@ impl Importance {
             let expected = format!("1 to {} tokens", config.max_positions);
             return Err(Error::Setting { setting: "window", expected, found: window.to_string() });
         }
-        if ids.is_empty() {
-            return Err(Error::TextTooShort { tokens: 0 });
+        // BOS alone is no text.
+        if ids.len() < 2 {
+            return Err(Error::TextTooShort { tokens: ids.len() });
         }
         let banks: Vec<_> = (0..config.layers).map(|_| Arc::new(Mutex::new(OfLayer::default()))).collect();
         let model = Loader::new(config.clone(), checkpoint, backend)

@@ -14,10 +14,11 @@ use crate::save::replace;
 use crate::{Config, Error, Result, RopeScaling, Template};
 
 /// Files that are taken over as they are.
-const COPIED: [&str; 8] = [
+const COPIED: [&str; 9] = [
     "generation_config.json",
     "tokenizer.model",
     "tokenizer.json",
+    "tekken.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -64,7 +65,7 @@ pub(super) fn files(
         Some(metadata) if metadata.get("tokenizer.ggml.tokens").is_some() => {
             files.extend(tokenizer(metadata, &templates)?)
         }
-        _ if files.iter().any(|(name, _)| name.starts_with("tokenizer.")) => {}
+        _ if files.iter().any(|(name, _)| name.starts_with("tokenizer.") || name == "tekken.json") => {}
         _ => warnings.push("the model has no tokenizer: the directory has none either".to_owned()),
     }
     Ok(files)

@@ -149,6 +149,7 @@ mod tests {
     use moe_kernels::Dtype;
 
     use super::*;
+    use crate::LayerExperts;
     use crate::manifest::{ExpertMatrix, LayerPart};
 
     fn recipe(choices: &[&str]) -> Recipe {
@@ -221,6 +222,9 @@ mod tests {
         check("head=q8_0", &config).unwrap();
         assert!(check("experts@30-32=q8_0", &config).unwrap_err().contains("layers below 32"));
         assert!(check("experts:8=q8_0", &config).unwrap_err().contains("experts below 8"));
+        config.experts = LayerExperts::Each((0..32).map(|n| if n == 1 { 2 } else { 8 }).collect());
+        check("experts@0-1:7=q8_0", &config).unwrap();
+        assert!(check("experts@1:5=q8_0", &config).unwrap_err().contains("experts below 2"));
         config.tie_embeddings = true;
         assert!(check("head=q8_0", &config).unwrap_err().contains("embedding"));
     }

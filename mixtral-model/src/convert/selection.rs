@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use crate::Config;
 use crate::manifest::{Kind, LayerPart, TensorKey};
+use crate::{Config, LayerExperts};
 
 /// Tensors of a part of the model, of some layers and experts or of all.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,15 @@ impl Selection {
         if beyond(&self.layers, config.layers) {
             return Err(format!("layers below {}", config.layers));
         }
-        let most = config.experts.most();
+        // Every expert that is named must be in one of the layers at least.
+        let named = |layer: &usize| match &self.layers {
+            Some(layers) => layers.0.iter().any(|range| range.contains(layer)),
+            None => true,
+        };
+        let most = match &config.experts {
+            LayerExperts::Same(experts) => *experts,
+            of_each => (0..config.layers).filter(named).map(|layer| of_each.of(layer)).max().unwrap_or(0),
+        };
         if beyond(&self.experts, most) {
             return Err(format!("experts below {most}"));
         }

@@ -88,7 +88,12 @@ pub(super) fn fields(
 
 /// The pieces of the source's tokenizer, one for every id of the model.
 fn pieces(source: &Source, config: &Config, warnings: &mut Vec<String>) -> Result<Option<SentencePieces>> {
-    let (model, json) = (source.file("tokenizer.model")?, source.file("tokenizer.json")?);
+    let model = source.file("tokenizer.model")?;
+    let json = match source.file("tokenizer.json")? {
+        Some(json) => Some(json),
+        None if model.is_none() => source.file("tekken.json")?,
+        None => None,
+    };
     if model.is_none() && json.is_none() {
         warnings.push("the model has no tokenizer: the file has none either".to_owned());
         return Ok(None);

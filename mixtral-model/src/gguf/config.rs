@@ -153,7 +153,7 @@ impl Header {
             heads,
             kv_heads: metadata.size(&key("attention.head_count_kv"))?.unwrap_or(heads),
             head_dim,
-            experts: experts(metadata, &key("expert_count"))?,
+            experts: experts(metadata, &key("expert_count"), layers)?,
             experts_per_token: metadata.required_size(&key("expert_used_count"))?,
             vocab_size,
             max_positions: metadata.required_size(&key("context_length"))?,
@@ -213,10 +213,14 @@ impl Header {
 }
 
 /// A number, or one for each layer.
-fn experts(metadata: &Metadata, key: &str) -> Result<LayerExperts> {
+fn experts(metadata: &Metadata, key: &str, layers: usize) -> Result<LayerExperts> {
     match metadata.get(key) {
         Some(Value::List(_)) => {
-            Ok(metadata.list(key, "positive integers", Value::size)?.map_or(0.into(), LayerExperts::each))
+            let numbers = metadata.list(key, "positive integers", Value::size)?.unwrap_or_default();
+            if numbers.len() != layers {
+                return Err(metadata.error(key, format!("one number for each of {layers} layers")));
+            }
+            Ok(LayerExperts::each(numbers))
         }
         _ => Ok(metadata.required_size(key)?.into()),
     }

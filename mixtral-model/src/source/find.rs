@@ -80,8 +80,10 @@ fn in_repository(folder: &Path, part: &hub::Part) -> Result<Source> {
             match &fitting[..] {
                 [file] => Source::gguf(file),
                 _ => {
-                    let names: Vec<_> =
-                        files.iter().filter_map(|file| file.file_name()?.to_str()).take(20).collect();
+                    let within = |file: &PathBuf| {
+                        file.strip_prefix(&dir).unwrap_or(file).to_string_lossy().into_owned()
+                    };
+                    let names: Vec<_> = files.iter().take(20).map(within).collect();
                     let found = format!("{} such among: {}", fitting.len(), names.join(", "));
                     Err(Error::checkpoint(&dir, format!("one GGUF file whose name says {wanted}"), found))
                 }
@@ -90,13 +92,16 @@ fn in_repository(folder: &Path, part: &hub::Part) -> Result<Source> {
     }
 }
 
-/// Whether the name of a GGUF file ends in a type, as `model.Q4_K_M.gguf` and `model-q4_k_m-00001-of-00002.gguf` do.
+/// Whether the name of a GGUF file ends in a whole type, as `model.Q4_K_M.gguf` and `model-q4_k_m-00001-of-00002.gguf` do.
 fn is_of_type(name: &str, wanted: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let Some(stem) = name.strip_suffix(".gguf") else { return false };
     let whole = stem.rsplit_once("-of-").and_then(|(part, _)| Some(part.rsplit_once('-')?.0));
     let before = whole.unwrap_or(stem).strip_suffix(&wanted.to_ascii_lowercase());
-    before.is_some_and(|before| before.ends_with(['.', '-', '_']))
+    // Types have underscores themselves, so that what follows one is a type only if it begins as one.
+    let begins = ["q", "iq", "tq", "f16", "f32", "bf16", "mxfp"];
+    let is_type = begins.iter().any(|begin| wanted.to_ascii_lowercase().starts_with(begin));
+    before.is_some_and(|before| before.ends_with(['.', '-']) || before.ends_with('_') && is_type)
 }
 
 /// Whether there are weights or a tokenizer that a config is missing for.
@@ -170,8 +175,10 @@ mod tests {
         for (name, wanted, is) in [
             ("mixtral-8x7b-v0.1.Q4_K_M.gguf", "Q4_K_M", true),
             ("mixtral-8x7b-v0.1.Q4_K_M.gguf", "q4_k_m", true),
+            ("mixtral_q4_k_m.gguf", "Q4_K_M", true),
             ("Mixtral-q8_0-00001-of-00002.gguf", "Q8_0", true),
-            ("mixtral.Q4_K_M.gguf", "K_M", true),
+            ("mixtral.Q4_K_M.gguf", "K_M", false),
+            ("mixtral.Q6_K.gguf", "K", false),
             ("mixtral.IQ4_XS.gguf", "Q4_XS", false),
             ("mixtral.Q4_K_S.gguf", "Q4_K_M", false),
             ("Q4_K_M.gguf", "Q4_K_M", false),

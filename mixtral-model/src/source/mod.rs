@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use crate::config::MAX_CONFIG_BYTES;
+use crate::input::{json_object, read_limited};
 use crate::{Access, ChatEvidence, Checkpoint, Config, Error, GenerationFile, Result, Tokenizer, gguf};
 
 /// A model that nobody has read yet.
@@ -216,10 +218,25 @@ impl Source {
                 ("vocab_size", c.vocab_size),
             ]
         };
-        let mut both = sizes(&params).into_iter().zip(sizes(&config));
-        Ok(both.find(|(theirs, ours)| theirs != ours).map(|((key, theirs), (_, ours))| {
+        let differing = |key: &str, theirs: String, ours: String| {
             format!("{}: {key} is {theirs}, and {ours} by config.json, which counts", path.display())
-        }))
+        };
+        let mut both = sizes(&params).into_iter().zip(sizes(&config));
+        if let Some(((key, theirs), (_, ours))) = both.find(|(theirs, ours)| theirs != ours) {
+            return Ok(Some(differing(key, theirs.to_string(), ours.to_string())));
+        }
+        let window = |c: &Config| c.sliding_window.map_or("none".to_owned(), |window| window.to_string());
+        let others = |c: &Config| {
+            [
+                ("norm_eps", c.rms_norm_eps.to_string()),
+                ("rope_theta", c.rope_theta.to_string()),
+                ("sliding_window", window(c)),
+            ]
+        };
+        let said = json_object(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?;
+        let mut both = others(&params).into_iter().zip(others(&config));
+        let found = both.find(|((key, theirs), (_, ours))| said.contains_key(*key) && theirs != ours);
+        Ok(found.map(|((key, theirs), (_, ours))| differing(key, theirs, ours)))
     }
 }
 

@@ -3,6 +3,9 @@
 //! Control pieces have the first ids, whether the file names them or not, and the pieces of text follow by rank. There are no
 //! merges in it: two neighbours are merged if what they make is a piece, the lowest rank first, as tiktoken does. A word that is a
 //! piece is that piece.
+//!
+//! As with the other files, control pieces with a name are recognised in a text in which tokens may be written, which
+//! mistral-common never does; in one where they may not, and within the messages of a chat, they are text here too.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,7 +14,7 @@ use serde::Deserialize;
 use super::byte_level::{ByteLevel, Words, character};
 use super::draft::{Begins, Draft, Surrounds};
 use super::pieces::merges;
-use super::table::Table;
+use super::table::{AddedToken, Table};
 use super::vocabulary::{Kind, Piece, UNKNOWN_SURFACE};
 use super::written::Layout;
 use super::{Reason, shorten};
@@ -58,6 +61,8 @@ struct Config {
     /// How many ids there are, of which the first so many are for control pieces.
     default_vocab_size: u32,
     default_num_special_tokens: u32,
+    /// Of Mistral's format: `v3` and the like.
+    version: String,
 }
 
 #[derive(Deserialize)]
@@ -74,7 +79,13 @@ struct Control {
 
 impl File {
     pub(super) fn draft(self) -> Reason<Draft> {
-        let Config { pattern, default_vocab_size: size, default_num_special_tokens: first } = &self.config;
+        let Config { pattern, default_vocab_size: size, default_num_special_tokens: first, .. } =
+            &self.config;
+        let number = self.config.version.strip_prefix('v').filter(|number| !number.is_empty());
+        if !number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit())) {
+            let found = shorten(&self.config.version);
+            return Err(format!("config.version: expected a version as v3, found {found:?}"));
+        }
         let words = Words::of(pattern).ok_or_else(|| {
             format!("config.pattern: expected tekken's words, found {:?}", shorten(pattern))
         })?;
@@ -85,12 +96,16 @@ impl File {
                 "vocab: expected default_vocab_size {size} without default_num_special_tokens {first} pieces, at least 256, found {found}"
             ));
         };
-        let mut pieces = control(self.special_tokens, *first)?;
+        let named = self.special_tokens.unwrap_or_else(of_old_files);
+        let mut pieces = control(&named, *first)?;
         for (rank, entry) in (0..).zip(entries) {
             let text = text(rank, entry)?;
             pieces.push((first + rank, Piece { text: text.into(), kind: Kind::Normal }));
         }
-        let table = Table::new(pieces)?;
+        let mut table = Table::new(pieces)?;
+        for Control { token_str, .. } in &named {
+            table.add(AddedToken::new(token_str, true))?;
+        }
         // The lowest rank is the highest score; below 2^24 they are exact.
         let scores: Vec<f32> = (0..*size).map(|id| -(id as f32)).collect();
         Ok(Draft {
@@ -99,7 +114,7 @@ impl File {
             layout: Layout { bytes: Some(ByteLevel::new(words, false)?), ..Layout::default() },
             space_in_front: false,
             user_defined: Vec::new(),
-            written: &[Kind::Control],
+            written: &[],
             byte_fallback: false,
             fuse_unknown: false,
             ignore_merges: true,
@@ -113,20 +128,22 @@ impl File {
     }
 }
 
+fn of_old_files() -> Vec<Control> {
+    (0..).zip(CONTROL).map(|(rank, name)| Control { rank, token_str: name.to_owned() }).collect()
+}
+
 /// The control pieces, of which there are as many as ids; those without a name are called after their id.
-fn control(named: Option<Vec<Control>>, count: u32) -> Reason<Vec<(u32, Piece)>> {
-    let of_old = || (0..).zip(CONTROL).map(|(rank, name)| Control { rank, token_str: name.to_owned() });
-    let named = named.unwrap_or_else(|| of_old().collect());
+fn control(named: &[Control], count: u32) -> Reason<Vec<(u32, Piece)>> {
     if count > 1 << 16 {
         return Err(format!("config.default_num_special_tokens: expected at most 65536, found {count}"));
     }
     let mut names = vec![None; count as usize];
     for Control { rank, token_str } in named {
-        let place = names.get_mut(rank as usize);
+        let place = names.get_mut(*rank as usize);
         match place {
-            Some(name @ None) => *name = Some(token_str),
+            Some(name @ None) => *name = Some(token_str.clone()),
             _ => {
-                let name = shorten(&token_str);
+                let name = shorten(token_str);
                 return Err(format!(
                     "special token {name:?}: expected a rank of its own below {count}, found {rank}"
                 ));

@@ -108,9 +108,24 @@ fn a_config_that_contradicts_params() {
     write("params.json", params.clone());
     assert_eq!(warnings(), [""; 0]);
     params["moe"]["num_experts_per_tok"] = 1.into();
-    write("params.json", params);
+    write("params.json", params.clone());
+    params["moe"]["num_experts_per_tok"] = 2.into();
     let expected = "params.json: num_experts_per_tok is 1, and 2 by config.json, which counts";
     assert!(matches!(&warnings()[..], [only] if only.ends_with(expected)), "{:?}", warnings());
+    for (key, value, expected) in [
+        ("rope_theta", serde_json::json!(5.0), "rope_theta is 5, and 10000 by config.json, which counts"),
+        ("norm_eps", serde_json::json!(0.1), "norm_eps is 0.1, and 0.00001 by config.json, which counts"),
+        (
+            "sliding_window",
+            serde_json::json!(4),
+            "sliding_window is 4, and none by config.json, which counts",
+        ),
+    ] {
+        let mut changed = params.clone();
+        changed[key] = value;
+        write("params.json", changed);
+        assert!(matches!(&warnings()[..], [only] if only.ends_with(expected)), "{:?}", warnings());
+    }
     // Of another model altogether.
     write("params.json", serde_json::json!({"dim": 16}));
     assert_eq!(warnings(), [""; 0]);

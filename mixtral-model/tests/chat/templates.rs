@@ -230,6 +230,21 @@ fn a_template_cannot_go_on_for_ever() {
         let error = failure(&text);
         assert!(error.starts_with("a test"), "{error}");
     }
+    // The engine does not count what filling up makes.
+    for form in [
+        "'{:>1000000000000}'.format(1)",
+        "'{:1000000000}'.format('a')",
+        "'{:.9000000000f}'.format(1.5)",
+        "'{:0>{}}'.format(1, 1000000000)",
+        "'{:>{w}}'.format(1, w=1000000000)",
+        "'%1000000000d' | format(1)",
+        "'a'.ljust(1000000000000)",
+        "'a'.center(1000000000000)",
+        "'a'.zfill(1000000000000)",
+    ] {
+        let error = failure(&format!("{{{{ {form} }}}}"));
+        assert!(error.starts_with("a test"), "{form}: {error}");
+    }
     // The engine does not count the steps of a comparison.
     let text = "{% set ns = namespace(x=[1], y=[1]) %}\
                 {% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\

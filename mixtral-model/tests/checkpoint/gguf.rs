@@ -196,6 +196,11 @@ fn metadata_that_lie() {
         ("dense", healthy().without("llama.expert_count"), &["llama.expert_count"]),
         ("no experts", set("llama.expert_count", Value::U32(0)), &["llama.expert_count"]),
         ("more experts", set("llama.expert_count", Value::U32(8)), &["ffn_gate_inp", "[8, 8]", "[3, 8]"]),
+        (
+            "as many numbers of experts as no layers",
+            set("llama.expert_count", Value::Ints(vec![3; 3])),
+            &["llama.expert_count", "one number for each of 2 layers"],
+        ),
         ("more used", set("llama.expert_used_count", Value::U32(4)), &["llama.expert_used_count"]),
         ("more layers", set("llama.block_count", Value::U32(u32::MAX)), &["blk.2."]),
         ("fewer layers", set("llama.block_count", Value::U32(1)), &["blk.1.", "block_count 1"]),

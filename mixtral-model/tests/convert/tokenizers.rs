@@ -149,3 +149,23 @@ fn chat_templates_come_along() {
         assert_eq!(found, expected.map(|(name, text)| (name.to_owned(), text.to_owned())), "{path:?}");
     }
 }
+
+/// A `tekken.json` goes along to a directory; in a GGUF file there is no place for it, which is an error.
+#[test]
+fn a_tekken_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = demo_with(dir.path(), 2048, "tekken.json", "");
+    let goldens = fs::read(crate::fixtures().join("tokenizer/tekken_goldens.json")).unwrap();
+    let goldens: serde_json::Value = serde_json::from_slice(&goldens).unwrap();
+    let file =
+        serde_json::json!({"config": goldens["goldens"][0]["config"], "vocab": goldens["vocab"]}).to_string();
+    fs::write(from.join("tekken.json"), &file).unwrap();
+    fs::remove_file(from.join("tokenizer.model")).unwrap();
+    let to = dir.path().join("to");
+    to_directory(&from, &["f32"], &to);
+    assert_eq!(fs::read_to_string(to.join("tekken.json")).unwrap(), file);
+    let source = Source::find(&from).unwrap();
+    let conversion = Conversion::new(&source, Access::Map, recipe(&[])).unwrap();
+    let error = conversion.gguf().err().unwrap().to_string();
+    assert!(error.contains("tekken.json: ") && error.contains("found byte-level BPE"), "{error}");
+}

@@ -4,6 +4,9 @@ use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+/// Most characters that `format` fills up to.
+const MAX_WIDTH: usize = 10_000;
+
 /// Adds the methods and filters.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(method);
@@ -56,8 +59,38 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
             parts.reverse();
             Ok(parts.into())
         }
+        "format" => {
+            check_widths(text, args)?;
+            pycompat::unknown_method_callback(state, value, name, args)
+        }
         _ => pycompat::unknown_method_callback(state, value, name, args),
     }
+}
+
+/// Refuses to fill up to a width, or write a number of digits, that no chat has: the engine's companion would take the memory.
+fn check_widths(form: &str, args: &[Value]) -> Result<(), Error> {
+    let wrong = || {
+        let expected = format!("format: expected widths and precisions of at most {MAX_WIDTH}, found more");
+        Err(Error::new(ErrorKind::InvalidOperation, expected))
+    };
+    let (mut depth, mut number, mut nested) = (0usize, 0usize, false);
+    for character in form.chars() {
+        match character {
+            '{' => (depth, number) = (depth + 1, 0),
+            '}' => (depth, number) = (depth.saturating_sub(1), 0),
+            _ => {
+                let digit = character.to_digit(10).filter(|_| depth > 0);
+                number = digit.map_or(0, |digit| number.saturating_mul(10).saturating_add(digit as usize));
+            }
+        }
+        nested |= depth > 1;
+        if number > MAX_WIDTH {
+            return wrong();
+        }
+    }
+    // A width may be one of the arguments.
+    let is_wide = |arg: &Value| arg.as_i64().is_none_or(|number| number > MAX_WIDTH as i64);
+    if nested && args.iter().filter(|arg| arg.is_number()).any(is_wide) { wrong() } else { Ok(()) }
 }
 
 fn triple(before: &str, separator: &str, after: &str) -> Value {
