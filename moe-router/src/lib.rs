@@ -46,6 +46,9 @@
 //! | [`RandomSecond`] | GShard, [2006.16668] | as the inner router's | no | `RandomSecond::new(inner)` |
 //! | [`SkipLight`] | NAEE, [2402.14800]; ST-MoE, [2202.08906] | as the inner router's | no | `SkipLight::by_ratio(inner, 0.5)?` |
 //! | [`WithoutNulls`] | AdaMoE, [2406.13233] | as the inner router's | no | `WithoutNulls::new(inner, true_experts)` |
+//! | [`MappedLogits`], scaled or soft-capped | a temperature; Muse Spark; Laguna | as the inner router's | no | `MappedLogits::scaled(inner, 0.1)?`, `MappedLogits::soft_capped(inner, 30.0)?` |
+//! | [`MappedLogits`], experts forced and omitted | SteerMoE, [2509.09660] | as the inner router's | no | `MappedLogits::steered(inner, [3], [5])?` |
+//! | [`ExpertScales`] | Gemma 4 | as the inner router's | no | `ExpertScales::new(inner, scales)?` |
 //!
 //! Soft MoE ([2308.00951]) mixes tokens instead of choosing them, and is no router: [`soft_dispatch_weights`] and
 //! [`soft_combine_weights`].
@@ -116,6 +119,7 @@
 //! [2412.14711]: https://arxiv.org/abs/2412.14711
 //! [2412.19437]: https://arxiv.org/abs/2412.19437
 //! [2509.01322]: https://arxiv.org/abs/2509.01322
+//! [2509.09660]: https://arxiv.org/abs/2509.09660
 //! [2602.17004]: https://arxiv.org/abs/2602.17004
 //! [2603.11535]: https://arxiv.org/abs/2603.11535
 //! [2606.19348]: https://arxiv.org/abs/2606.19348
@@ -141,6 +145,8 @@ mod top_k;
 
 // Decorators.
 mod capped;
+mod expert_scales;
+mod mapped;
 mod perturbed;
 mod renormalized;
 mod second_choice;
@@ -171,9 +177,11 @@ pub use capped::Capped;
 pub use capped_choice::CappedExpertChoice;
 pub use dynamic::{Dense, ExpertThreshold, Relu, ThresholdEma, TopP};
 pub use expert_choice::ExpertChoice;
+pub use expert_scales::ExpertScales;
 pub use form::LogitForm;
 pub use gates::{CosineGate, SoftCapped};
 pub use groups::ExpertGroups;
+pub use mapped::MappedLogits;
 pub use perturbed::Perturbed;
 pub use renormalized::Renormalized;
 pub use score::{Normalizer, Score};

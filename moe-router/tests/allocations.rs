@@ -6,9 +6,9 @@ use std::cell::Cell;
 
 use moe_core::{Assignments, Gate, PerSequence, RouteInput, Router, RoutingPlan, Scratch, TokenContext};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups,
-    ExpertThreshold, Hash, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized,
-    ScoredTopK, Sinkhorn, SkipLight, SoftCapped, SparseMixer, TopK, TopP, WithoutNulls,
+    Base, Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups, ExpertScales,
+    ExpertThreshold, Hash, MappedLogits, Normalization, Perturbed, RandomChoice, RandomSecond, Relu,
+    Renormalized, ScoredTopK, Sinkhorn, SkipLight, SoftCapped, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::Array2;
 
@@ -89,7 +89,10 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
     let top = TopK::new(4).unwrap();
     let capped = Capped::new(top, Capacity::factor_of_choices(0.5)).unwrap();
     let noisy = Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap();
-    let routers: [&dyn Router; 19] = [
+    let routers: [&dyn Router; 22] = [
+        &MappedLogits::soft_capped(MappedLogits::scaled(top, 0.5).unwrap(), 3.0).unwrap(),
+        &MappedLogits::steered(top, [3], [5]).unwrap(),
+        &ExpertScales::new(top, [0.5; 16]).unwrap(),
         &Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap(),
         &Perturbed::gaussian(Renormalized::new(SkipLight::by_ratio(top, 0.5).unwrap()), 1.0).unwrap(),
         &RandomSecond::new(top),

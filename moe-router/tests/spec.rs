@@ -133,7 +133,7 @@ fn every_example_builds_routes_and_keeps_its_promises() {
             other => panic!("{}: {other:?}", entry.name),
         };
         assert_eq!(router.locality(), promised, "{}", entry.name);
-        let experts = if entry.name == "threshold" { 8 } else { 16 };
+        let experts = if ["threshold", "expert-scales"].contains(&entry.name) { 8 } else { 16 };
         let logits = logits.slice(ndarray::s![.., ..experts]);
         let rows = TokenRows::new(&noise[..20 * experts], experts).unwrap();
         let context = TokenContext::new().with_token_ids(&ids).with_noise_logits(rows);

@@ -5,7 +5,10 @@ use moe_core::{Error, Result, Router};
 use super::RouterEntry;
 use super::catalogue::{self, LEAST, MULTIPLE, PLACES, ROUNDING, Setting};
 use super::settings::{Kind, Settings};
-use crate::{Capacity, Capped, Dense, Perturbed, RandomSecond, Renormalized, SkipLight, WithoutNulls};
+use crate::{
+    Capacity, Capped, Dense, ExpertScales, MappedLogits, Perturbed, RandomSecond, Renormalized, SkipLight,
+    WithoutNulls,
+};
 
 pub(super) const ENTRIES: &[RouterEntry] = &[
     RouterEntry {
@@ -145,6 +148,57 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         example: "without-nulls(top-k:k=2):experts=6",
         settings: &[Setting::required("experts", Kind::Whole, "number of true experts")],
         build: |s, inner| Ok(Box::new(WithoutNulls::new(some(inner), s.whole("experts")))),
+    },
+    RouterEntry {
+        name: "scaled-logits",
+        about: "on logits times a constant, 1 over a temperature",
+        paper: "Muse Spark",
+        locality: "inner",
+        may_drop: false,
+        decorates: true,
+        constructor: "MappedLogits::scaled(inner, by)?",
+        example: "scaled-logits(top-k:k=2):by=0.5",
+        settings: &[Setting::required("by", Kind::Single, "the constant, above 0")],
+        build: |s, inner| Ok(Box::new(MappedLogits::scaled(some(inner), s.single("by"))?)),
+    },
+    RouterEntry {
+        name: "soft-capped",
+        about: "on logits bounded softly by tanh",
+        paper: "Laguna",
+        locality: "inner",
+        may_drop: false,
+        decorates: true,
+        constructor: "MappedLogits::soft_capped(inner, cap)?",
+        example: "soft-capped(top-k:k=2):cap=30.0",
+        settings: &[Setting::required("cap", Kind::Single, "the bound, above 0")],
+        build: |s, inner| Ok(Box::new(MappedLogits::soft_capped(some(inner), s.single("cap"))?)),
+    },
+    RouterEntry {
+        name: "steered",
+        about: "with experts that every token takes, or none does",
+        paper: "2509.09660 (SteerMoE)",
+        locality: "inner",
+        may_drop: false,
+        decorates: true,
+        constructor: "MappedLogits::steered(inner, on, off)?",
+        example: "steered(top-k:k=2):on=[3],off=[0,5]",
+        settings: &[
+            Setting::optional("on", Kind::Wholes, "experts above all others"),
+            Setting::optional("off", Kind::Wholes, "experts that are masked"),
+        ],
+        build: |s, inner| Ok(Box::new(MappedLogits::steered(some(inner), s.wholes("on"), s.wholes("off"))?)),
+    },
+    RouterEntry {
+        name: "expert-scales",
+        about: "weights times a number of the expert",
+        paper: "Gemma 4",
+        locality: "inner",
+        may_drop: false,
+        decorates: true,
+        constructor: "ExpertScales::new(inner, scales)?",
+        example: "expert-scales(top-k:k=2,weights=renormalized):scales=[0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5]",
+        settings: &[Setting::required("scales", Kind::Singles, "one for each expert")],
+        build: |s, inner| Ok(Box::new(ExpertScales::new(some(inner), s.singles("scales"))?)),
     },
 ];
 

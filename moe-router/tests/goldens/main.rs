@@ -16,3 +16,4 @@ mod soft_moe;
 mod sparse_mixer;
 mod tied;
 mod top_k;
+mod transformers_5_24;

@@ -2,9 +2,9 @@
 
 use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, Hash, Normalization,
-    Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, Rounding, Sinkhorn, SkipLight, SparseMixer,
-    TopK, TopP, WithoutNulls,
+    Base, Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertScales, ExpertThreshold, Hash,
+    MappedLogits, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, Rounding,
+    Sinkhorn, SkipLight, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::{Array2, ArrayView2, Axis};
 use proptest::prelude::*;
@@ -44,7 +44,13 @@ fn varying(experts: usize) -> Vec<Listed> {
     let all = || top(k).normalized(Normalization::OverAll);
     let cap = Capacity::absolute(2);
     let thresholds = (0..experts).map(|e| 0.3 + 0.05 * e as f32).collect();
+    let scales: Vec<f32> = (0..experts).map(|e| 0.5 + 0.25 * e as f32).collect();
+    let off: Vec<u32> = (1..experts as u32).step_by(3).collect();
     let mut list: Vec<(&str, Box<dyn Router>)> = vec![
+        ("scaled logits", Box::new(MappedLogits::scaled(top(k), 0.5).unwrap())),
+        ("soft-capped", Box::new(MappedLogits::soft_capped(all(), 3.0).unwrap())),
+        ("steered", Box::new(MappedLogits::steered(top(k), [0], off).unwrap())),
+        ("expert scales", Box::new(ExpertScales::new(all(), scales).unwrap())),
         ("noisy", Box::new(Perturbed::gaussian(top(k), 0.5).unwrap())),
         ("jitter", Box::new(Perturbed::jitter(all(), 0.1).unwrap())),
         ("noisy second", Box::new(Perturbed::gaussian(RandomSecond::new(top(k)), 1.0).unwrap())),

@@ -6,6 +6,7 @@ mod edges;
 mod gates;
 mod listed;
 mod locality;
+mod mapped;
 mod masks;
 mod padding;
 mod particular;

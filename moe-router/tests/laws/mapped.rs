@@ -1,0 +1,107 @@
+//! Decorators that change logits or weights by a fixed rule.
+
+use moe_core::{Router, TokenContext};
+use moe_router::{MappedLogits, Normalization, RouterSpec, TopK};
+use ndarray::{Array2, array};
+use proptest::prelude::*;
+
+use crate::listed::{Decision, batches, config, decisions, route};
+
+/// The decisions on one sequence by a router as a line of text.
+pub(crate) fn by_spec(spec: &str, logits: &Array2<f32>) -> Vec<Vec<(usize, f32)>> {
+    let router = spec.parse::<RouterSpec>().unwrap().build().unwrap();
+    let plan = route(&*router, logits.view(), TokenContext::new());
+    (0..logits.nrows()).map(|t| plan.choices(t).map(|c| (c.expert, c.weight)).collect()).collect()
+}
+
+/// Each of the weights within `1e-6`, relatively, of numbers that f64 gave.
+pub(crate) fn assert_near(found: &[(usize, f32)], expected: &[(usize, f64)]) {
+    let near = |((e, w), (f, v)): (&(usize, f32), &(usize, f64))| {
+        e == f && (f64::from(*w) - v).abs() <= 1e-6 * v.abs()
+    };
+    let all = found.len() == expected.len() && found.iter().zip(expected).all(near);
+    assert!(all, "{found:?}, expected {expected:?}");
+}
+
+#[test]
+fn scales_of_each_expert_by_hand() {
+    let logits = array![[2.0, 1.0, 0.0]];
+    let found = by_spec("expert-scales(top-k:k=2,weights=renormalized):scales=[0.5,3,1]", &logits);
+    assert_near(&found[0], &[(0, 0.365_529_289_315_002_45), (1, 0.806_824_264_109_985_3)]);
+    let spec: RouterSpec = "expert-scales(relu):scales=[1,2]".parse().unwrap();
+    let mut out = moe_core::Assignments::new();
+    out.reset(1, 3).unwrap();
+    let input = moe_core::RouteInput::new(logits.view(), TokenContext::new()).unwrap();
+    let error = spec.build().unwrap().route(&input, &mut out).unwrap_err().to_string();
+    assert!(error.contains("expert scales: expected one for each of 3 experts, found 2"), "{error}");
+}
+
+/// A bias decides differently at another temperature, for sigmoids are not free of scale.
+#[test]
+fn a_temperature_under_a_bias() {
+    let logits = array![[1.0, 9.0, 0.0]];
+    let of = |spec: &str| by_spec(spec, &logits)[0][0].0;
+    // σ(1) + 0.2 < σ(9), but σ(0.1) + 0.2 > σ(0.9).
+    let router = "deepseek-v3:k=1,bias=[0.2,0,0]";
+    assert_eq!((of(router), of(&format!("scaled-logits({router}):by=0.1"))), (1, 0));
+    assert_eq!(of("scaled-logits(deepseek-v3:k=1,bias=[0.6,0,0]):by=0.1"), 0, "σ(0.1) + 0.6 > σ(0.9)");
+}
+
+#[test]
+fn maps_by_hand() {
+    let logits = array![[3.0, -1.0, 0.5, f32::NEG_INFINITY]];
+    let capped: Vec<(usize, f64)> =
+        [(0, 3.0), (2, 0.5)].map(|(e, l): (usize, f64)| (e, 2.0 * (l / 2.0).tanh())).to_vec();
+    assert_near(&by_spec("soft-capped(relu):cap=2", &logits)[0], &capped);
+    assert_eq!(by_spec("scaled-logits(relu):by=2", &logits)[0], [(0, 6.0), (2, 1.0)]);
+    // Forced: 3 + 0.01 · 3.
+    let steered = by_spec("steered(relu):on=[1,3],off=[2]", &logits);
+    assert_eq!(steered[0], [(1, 3.0 + 0.01 * 3.0), (0, 3.0)]);
+    for (spec, message) in [
+        ("steered(relu):on=[1],off=[2,1]", "each either on or off (steered experts), found expert 1 in both"),
+        ("scaled-logits(relu):by=0", "a finite number above 0 (scale of logits), found 0"),
+        ("soft-capped(relu):cap=inf", "a finite number above 0 (logit cap), found inf"),
+    ] {
+        let error = spec.parse::<RouterSpec>().unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// An expert that is on is among the first, one that is off nowhere, and the rest are chosen as if those were not there.
+    #[test]
+    fn steering_is_a_choice_among_the_others(batch in batches(), on: prop::sample::Index, k in 1usize..4) {
+        let experts = batch.experts();
+        let on = on.index(experts);
+        let off: Vec<u32> = (0..experts as u32).filter(|&e| e as usize != on && e % 4 == 1).collect();
+        let k = k.min(experts);
+        let top = TopK::new(k).unwrap();
+        let steered = MappedLogits::steered(top, [on as u32], &*off).unwrap();
+        let plan = route(&steered, batch.logits.view(), batch.padded());
+        let mut others = batch.logits.clone();
+        off.iter().for_each(|&e| others.column_mut(e as usize).fill(f32::NEG_INFINITY));
+        others.column_mut(on).fill(f32::NEG_INFINITY);
+        let rest = route(&top, others.view(), batch.padded());
+        let experts_of = |all: Vec<Decision>| all.into_iter().map(|d| d.1).collect::<Vec<_>>();
+        for t in (0..batch.tokens()).filter(|&t| !batch.padding[t]) {
+            let (found, rest) = (experts_of(decisions(&plan, t)), experts_of(decisions(&rest, t)));
+            prop_assert_eq!(found[0], on);
+            let want = rest.len().min(k - 1);
+            prop_assert_eq!(&found[1..], &rest[..want]);
+        }
+    }
+
+    /// A power of two rounds nowhere: the scaled logits' router is the router on scaled logits.
+    #[test]
+    fn scaling_is_the_product(batch in batches()) {
+        let top = TopK::new(1).unwrap().normalized(Normalization::OverAll);
+        let halves = batch.logits.mapv(|l| 0.5 * l);
+        let found = route(&MappedLogits::scaled(top, 0.5).unwrap(), batch.logits.view(), batch.padded());
+        let expected = route(&top, halves.view(), batch.padded());
+        for t in 0..batch.tokens() {
+            prop_assert_eq!(decisions(&found, t), decisions(&expected, t));
+        }
+    }
+}
