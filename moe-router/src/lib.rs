@@ -25,6 +25,7 @@
 //! | [`Relu`] | ReMoE, [2412.14711] | token | no, but a token may get no expert | `Relu::new()` |
 //! | [`ExpertThreshold`] | Expert Threshold, [2603.11535] | token | no, but a token may get no expert | `ThresholdEma::new(1.0, 0.99)?`, then `.router()` |
 //! | [`Hash`](struct@Hash) of the token's id | Hash layers, [2106.04426] | token | no | `Hash::new(seed)` |
+//! | [`ScoredHash`], weighed by the gate | DeepSeek-V4's first layers, [2606.19348] | token | no | `ScoredHash::deepseek_v4(6, 1.5)?.table(table)?` |
 //! | [`RandomChoice`], [`Dense`] | baselines | token | no | `RandomChoice::new(2)?`, `Dense::new()` |
 //! | [`Base`], balanced assignment | BASE, [2103.16716] | batch | no | `Base::new()` |
 //! | [`Sinkhorn`] | S-BASE, [2202.01169] | batch | no | `Sinkhorn::new(1)?` |
@@ -138,6 +139,7 @@ mod dynamic;
 mod expert_choice;
 mod published;
 mod scored;
+mod scored_hash;
 mod sinkhorn;
 mod soft;
 mod sparse_mixer;
@@ -186,6 +188,7 @@ pub use perturbed::Perturbed;
 pub use renormalized::Renormalized;
 pub use score::{Normalizer, Score};
 pub use scored::ScoredTopK;
+pub use scored_hash::ScoredHash;
 pub use second_choice::{RandomSecond, SkipLight, WithoutNulls};
 pub use sinkhorn::Sinkhorn;
 pub use soft::{soft_combine_weights, soft_dispatch_weights};

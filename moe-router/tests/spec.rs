@@ -364,7 +364,7 @@ fn conditions_are_of_the_same_router() {
             conditions += 1;
         }
     }
-    assert_eq!(conditions, 9);
+    assert_eq!(conditions, 10);
 }
 
 #[test]

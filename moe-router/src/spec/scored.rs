@@ -5,7 +5,7 @@ use moe_core::Result;
 use super::RouterEntry;
 use super::catalogue::{BIAS, K, SCALE, Setting};
 use super::settings::{Kind, Settings};
-use crate::{ExpertGroups, Normalizer, Score, ScoredTopK};
+use crate::{ExpertGroups, Normalizer, Score, ScoredHash, ScoredTopK};
 
 const GROUPS: Setting = Setting::or("groups", Kind::Whole, "1", "groups of experts, of equal size");
 const KEPT: Setting = Setting::or("kept", Kind::Whole, "1", "groups that a token may choose in");
@@ -115,6 +115,34 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         settings: &[K, BIAS, SCALE],
         build: |s, _| {
             Ok(Box::new(ScoredTopK::deepseek_v4(s.whole("k"), s.singles("bias"), s.single("scale"))?))
+        },
+    },
+    RouterEntry {
+        name: "deepseek-v4-hash",
+        about: "experts by the token's vocabulary id, square root of softplus",
+        paper: "2606.19348 (DeepSeek-V4)",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredHash::deepseek_v4(k, scale)?",
+        example: "deepseek-v4-hash:k=6,scale=1.5",
+        settings: &[
+            K,
+            Setting::or("seed", Kind::Whole, "0", "of a random function")
+                .only("without table", |s| !s.has("table")),
+            Setting::optional(
+                "table",
+                Kind::Wholes,
+                "the k experts of each id, in place of a random function",
+            ),
+            SCALE,
+        ],
+        build: |s, _| {
+            let router = ScoredHash::deepseek_v4(s.whole("k"), s.single("scale"))?;
+            Ok(Box::new(match s.has("table") {
+                true => router.table(s.wholes("table"))?,
+                false => router.seeded(s.seed("seed")),
+            }))
         },
     },
     RouterEntry {

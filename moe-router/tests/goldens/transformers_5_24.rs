@@ -3,7 +3,9 @@
 use std::sync::LazyLock;
 
 use moe_core::{Assignments, RouteInput, Router, TokenContext};
-use moe_router::{ExpertScales, MappedLogits, Normalization, Normalizer, Score, ScoredTopK, TopK};
+use moe_router::{
+    ExpertScales, MappedLogits, Normalization, Normalizer, Score, ScoredHash, ScoredTopK, TopK,
+};
 use ndarray::Array2;
 use serde_json::Value;
 
@@ -94,5 +96,26 @@ fn gemma4() {
         let top = TopK::new(size(case, "k")).unwrap().normalized(Normalization::OverAllRenormalized);
         let router = ExpertScales::new(top, singles(&case["inputs"]["scales"])).unwrap();
         compare(&router, &logits(case), TokenContext::new(), BOUND, case);
+    }
+}
+
+#[test]
+fn deepseek_v4_hash() {
+    let wholes = |list: &Value| -> Vec<u32> {
+        list.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    for case in cases("deepseek_v4_hash", 2) {
+        let score = match case["settings"]["score"].as_str().unwrap() {
+            "sigmoid" => Score::Sigmoid,
+            _ => Score::SqrtSoftplus,
+        };
+        let table: Vec<u32> = case["inputs"]["table"].as_array().unwrap().iter().flat_map(wholes).collect();
+        let router = ScoredHash::new(size(case, "k"), score)
+            .and_then(|r| r.normalized(Normalizer::Sum { epsilon: 1e-20 }))
+            .and_then(|r| r.scaled(single(case, "scale")))
+            .and_then(|r| r.table(table))
+            .unwrap();
+        let ids = wholes(&case["inputs"]["token_ids"]);
+        compare(&router, &logits(case), TokenContext::new().with_token_ids(&ids), BOUND, case);
     }
 }

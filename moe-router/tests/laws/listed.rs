@@ -4,7 +4,7 @@ use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
 use moe_router::{
     Base, Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertScales, ExpertThreshold, Hash,
     MappedLogits, Normalization, Perturbed, RandomChoice, RandomSecond, Relu, Renormalized, Rounding,
-    Sinkhorn, SkipLight, SparseMixer, TopK, TopP, WithoutNulls,
+    ScoredHash, Sinkhorn, SkipLight, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::{Array2, ArrayView2, Axis};
 use proptest::prelude::*;
@@ -63,6 +63,7 @@ fn varying(experts: usize) -> Vec<Listed> {
         ("threshold", Box::new(ExpertThreshold::new(thresholds).unwrap())),
         ("dense", Box::new(Dense::new())),
         ("hash", Box::new(Hash::new(3))),
+        ("scored hash", Box::new(ScoredHash::deepseek_v4(k, 1.5).unwrap().seeded(3))),
         ("random", Box::new(RandomChoice::new(k).unwrap())),
         ("base", Box::new(Base::new())),
         ("sinkhorn", Box::new(Sinkhorn::new(k).unwrap())),

@@ -36,6 +36,48 @@ fn scales_of_each_expert_by_hand() {
     assert!(error.contains("expert scales: expected one for each of 3 experts, found 2"), "{error}");
 }
 
+/// The logits of token ids 0 and up by a router as a line of text, or what is wrong.
+fn by_ids(spec: &str, ids: &[u32]) -> moe_core::Result<Vec<(usize, f32)>> {
+    let row = [1.0, 2.0, 0.0, -1.0];
+    let logits = Array2::from_shape_fn((ids.len(), 4), |(_, e)| row[e]);
+    let mut out = moe_core::Assignments::new();
+    out.reset(ids.len(), 4)?;
+    let context = TokenContext::new().with_token_ids(ids);
+    let router = spec.parse::<RouterSpec>().unwrap().build()?;
+    router.route(&moe_core::RouteInput::new(logits.view(), context)?, &mut out)?;
+    Ok(out.granted().iter().map(|p| (p.expert as usize, p.weight)).collect())
+}
+
+#[test]
+fn a_table_of_k_experts_by_hand() {
+    let of = |spec: &str, id: u32| by_ids(spec, &[id]);
+    let found = of("deepseek-v4-hash:k=2,table=[3,0],scale=1.5", 0).unwrap();
+    assert_near(&found, &[(3, 0.492_208_184_794_648_56), (0, 1.007_791_815_205_351_5)]);
+    for (spec, id, message) in [
+        ("deepseek-v4-hash:k=2,table=[3,0]", 1, "expected an id below 1, found 1"),
+        ("deepseek-v4-hash:k=2,table=[3,4]", 0, "expected experts below 4, found 4 for id 0"),
+        ("deepseek-v4-hash:k=5", 0, "expected at least 5 experts, found 4"),
+    ] {
+        let error = of(spec, id).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    for (spec, message) in [
+        ("deepseek-v4-hash:k=2,table=[3,0,1]", "whole rows of 2 (hash of token ids), found 3 experts"),
+        ("deepseek-v4-hash:k=2,table=[3,0,1,1]", "different experts in each row"),
+        ("deepseek-v4-hash:k=0", "k of at least 1"),
+    ] {
+        let error = spec.parse::<RouterSpec>().unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    // A random function is of the id alone, and of the seed.
+    let ids: Vec<u32> = (0..40).map(|i| i % 20).collect();
+    let experts =
+        |spec: &str| -> Vec<usize> { by_ids(spec, &ids).unwrap().into_iter().map(|pair| pair.0).collect() };
+    let first = experts("deepseek-v4-hash:k=2");
+    assert_eq!(first[..40], first[40..]);
+    assert_ne!(first, experts("deepseek-v4-hash:k=2,seed=1"));
+}
+
 /// A bias decides differently at another temperature, for sigmoids are not free of scale.
 #[test]
 fn a_temperature_under_a_bias() {
