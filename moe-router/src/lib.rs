@@ -15,6 +15,7 @@
 //! | [`ScoredTopK`], √softplus, bias | DeepSeek-V4, [2606.19348] | token | no | `ScoredTopK::deepseek_v4(6, bias, 1.5)?` |
 //! | [`ScoredTopK`], sigmoid, bias | AFMoE, [2602.17004] | token | no | `ScoredTopK::afmoe(8, bias, 2.826)?` |
 //! | | MiniMax-M2, Laguna | token | no | `ScoredTopK::minimax_m2(8, bias)?`, `ScoredTopK::laguna(8, bias)?` |
+//! | | Inkling | token | no | `ScoredTopK::inkling(6, 2, bias, scale)?` |
 //! | | LFM2-MoE | token | no | `ScoredTopK::lfm2(4, 1.0)?.with_bias(bias)?` |
 //! | [`ScoredTopK`], softmax, bias | ERNIE 4.5 | token | no | `ScoredTopK::ernie_4_5(6, bias, 1e-12)?` |
 //! | | LongCat-Flash, [2509.01322] | token | no | `ScoredTopK::longcat_flash(12, bias, 6.0)?` |

@@ -156,4 +156,18 @@ impl ScoredTopK {
     pub fn cohere2(k: usize) -> Result<Self> {
         Self::llama4(k)?.normalized(Normalizer::Sum { epsilon: 0.0 })
     }
+
+    /// Inkling: s = sigmoid(l), k chosen by s + bias among all but the last `shared` experts, which every token takes;
+    /// `w = scale · s / Σ s` over chosen and shared.
+    ///
+    /// `scale` is `route_scale` times the learned `global_scale`. The bias is of the experts that are chosen among. The reference
+    /// divides logarithms of sigmoids, which reaches logits below -88, where weights are NaN here as in
+    /// [`minimax_m2`](Self::minimax_m2) if they all are. (`transformers` 5.24.)
+    ///
+    /// # Errors
+    ///
+    /// If `k` is 0, or a bias or `scale` not finite.
+    pub fn inkling(k: usize, shared: usize, bias: impl Into<Vec<f32>>, scale: f32) -> Result<Self> {
+        Ok(Self::minimax_m2(k, bias)?.scaled(scale)?.with_shared(shared))
+    }
 }

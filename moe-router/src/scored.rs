@@ -33,6 +33,9 @@ use crate::{ExpertGroups, Normalizer, Score, select};
 /// # Ok::<(), moe_core::Error>(())
 /// ```
 ///
+/// With [shared experts](Self::with_shared) the last n of the E are not chosen but taken by every token, after S, and divided by
+/// together with it; bias and groups are of the others, `[E - n]`.
+///
 /// A masked expert, whose logit is negative infinity, is neither chosen nor counted in a group's score; where fewer than k are
 /// left, in the kept groups, those are the choices.
 ///
@@ -51,6 +54,8 @@ pub struct ScoredTopK {
     groups: Option<ExpertGroups>,
     normalizer: Normalizer,
     scale: f32,
+    /// Experts at the end that every token takes.
+    shared: usize,
 }
 
 impl ScoredTopK {
@@ -72,7 +77,7 @@ impl ScoredTopK {
 
     /// Without bias, groups and scale; `k` is at least 1 and the normaliser valid.
     pub(crate) const fn plain(k: usize, choose_by: Score, weigh_by: Score, normalizer: Normalizer) -> Self {
-        Self { k, choose_by, weigh_by, bias: Vec::new(), groups: None, normalizer, scale: 1.0 }
+        Self { k, choose_by, weigh_by, bias: Vec::new(), groups: None, normalizer, scale: 1.0, shared: 0 }
     }
 
     /// The same choice, weighed by another score.
@@ -135,7 +140,13 @@ impl ScoredTopK {
         Ok(Self { scale, ..self })
     }
 
-    /// Choices per token, k.
+    /// The same, with the last `shared` experts taken by every token besides its k: a gate that weighs shared experts with the
+    /// chosen ones (Inkling). Their logits count in a softmax over all.
+    pub fn with_shared(self, shared: usize) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// Choices per token, k, without shared experts.
     pub fn k(&self) -> usize {
         self.k
     }
@@ -151,6 +162,7 @@ impl ScoredTopK {
     }
 
     fn check(&self, experts: usize) -> Result<()> {
+        let experts = experts.saturating_sub(self.shared);
         if self.k > experts {
             return Err(Error::Router {
                 setting: "top-k",
@@ -173,11 +185,13 @@ impl ScoredTopK {
         values.clear();
         values.extend(logits);
         self.choose_by.apply(values);
+        let routed = logits.len() - self.shared;
         if self.bias.is_empty() && self.groups.is_none() {
-            let open = values.iter().zip(logits).enumerate().filter(|(_, (_, l))| **l != MASKED);
-            return select::best_of(open.map(|(e, (&score, _))| (e, score)), self.k, keys);
+            let open = values[..routed].iter().zip(logits).enumerate().filter(|(_, (_, l))| **l != MASKED);
+            select::best_of(open.map(|(e, (&score, _))| (e, score)), self.k, keys);
+            return self.take_shared(logits, keys);
         }
-        values.extend_from_within(..);
+        values.extend_from_within(..routed);
         let choice = &mut values[logits.len()..];
         choice.iter_mut().zip(&self.bias).for_each(|(score, bias)| *score += bias);
         let masked = choice.iter_mut().zip(logits).filter(|(_, l)| **l == MASKED);
@@ -187,6 +201,12 @@ impl ScoredTopK {
         }
         let open = choice.iter().copied().enumerate().filter(|&(_, score)| score != MASKED);
         select::best_of(open, self.k, keys);
+        self.take_shared(logits, keys);
+    }
+
+    fn take_shared(&self, logits: ArrayView1<'_, f32>, keys: &mut Vec<u64>) {
+        let shared = (logits.len() - self.shared..logits.len()).filter(|&e| logits[e] != MASKED);
+        keys.extend(shared.map(|e| select::key(0.0, e)));
     }
 
     /// The weights of the chosen by rank, `[k]`, after [`choose`](Self::choose).
@@ -214,7 +234,8 @@ impl ScoredTopK {
 }
 
 impl Router for ScoredTopK {
-    /// Pushes k experts for every token that is not padding, best first; fewer where fewer are not masked.
+    /// Pushes k experts for every token that is not padding, best first, then those that are shared; fewer where fewer are not
+    /// masked.
     ///
     /// Scores that are NaN (a NaN among the logits, or under softmax a positive infinity) make weights NaN, as do chosen scores that are all zero under a [`Normalizer`] that divides by them; sealing reports it.
     ///

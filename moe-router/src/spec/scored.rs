@@ -15,6 +15,8 @@ const NORMALIZED: Setting = Setting::or(
     "yes",
     "divide by the sum of the chosen (norm_topk_prob)",
 );
+const SHARED: Setting =
+    Setting::or("shared", Kind::Whole, "0", "experts at the end that every token takes besides");
 pub(super) const SCORES: Kind = Kind::Word(&["logit", "softmax", "sigmoid", "sqrt-softplus"]);
 
 pub(super) const ENTRIES: &[RouterEntry] = &[
@@ -54,6 +56,7 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             Setting::or("p", Kind::Single, "1.0", "of the norm")
                 .only("with divide=norm", |s| s.word("divide") == "norm"),
             SCALE,
+            SHARED,
         ],
         build: |s, _| Ok(Box::new(scored(s)?)),
     },
@@ -182,6 +185,21 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         build: |s, _| Ok(Box::new(ScoredTopK::laguna(s.whole("k"), s.singles("bias"))?)),
     },
     RouterEntry {
+        name: "inkling",
+        about: "as minimax-m2, shared experts in the divisor",
+        paper: "Inkling",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::inkling(k, shared, bias, scale)?",
+        example: "inkling:k=6,scale=2.5,shared=2",
+        settings: &[K, BIAS, SCALE, SHARED],
+        build: |s, _| {
+            let (k, shared) = (s.whole("k"), s.whole("shared"));
+            Ok(Box::new(ScoredTopK::inkling(k, shared, s.singles("bias"), s.single("scale"))?))
+        },
+    },
+    RouterEntry {
         name: "lfm2",
         about: "sigmoid, guarded by 1e-6",
         paper: "LFM2-MoE",
@@ -277,7 +295,7 @@ fn scored(s: Settings<'_>) -> Result<ScoredTopK> {
         router = router.weighed_by(score("weight"));
     }
     let router = router.with_bias(s.singles("bias"))?.within(by(s.whole("groups"), s.whole("kept"))?);
-    router.normalized(normalizer)?.scaled(s.single("scale"))
+    Ok(router.normalized(normalizer)?.scaled(s.single("scale"))?.with_shared(s.whole("shared")))
 }
 
 fn normalized(s: Settings<'_>, router: ScoredTopK) -> Result<Box<dyn moe_core::Router>> {

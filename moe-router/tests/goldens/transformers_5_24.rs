@@ -70,7 +70,9 @@ fn compare_with(
         found.sort_by_key(|pair| pair.0);
         let expected = expected(t);
         let near = |(a, b): (&(usize, f32), &(usize, f32))| {
-            a.0 == b.0 && (f64::from(a.1) - f64::from(b.1)).abs() <= bound * f64::from(b.1.abs())
+            // Below the normal numbers an ulp is no share of them.
+            let near = bound * f64::from(b.1.abs()) + f64::from(f32::MIN_POSITIVE);
+            a.0 == b.0 && (f64::from(a.1) - f64::from(b.1)).abs() <= near
         };
         let alike = found.len() == expected.len() && found.iter().zip(&expected).all(near);
         assert!(alike, "token {t}: {found:?}, expected {expected:?}");
@@ -117,5 +119,25 @@ fn deepseek_v4_hash() {
             .unwrap();
         let ids = wholes(&case["inputs"]["token_ids"]);
         compare(&router, &logits(case), TokenContext::new().with_token_ids(&ids), BOUND, case);
+    }
+}
+
+#[test]
+fn inkling() {
+    for case in cases("inkling", 3) {
+        let (k, shared) = (size(case, "k"), size(case, "shared"));
+        let bias = singles(&case["inputs"]["bias"]);
+        let router = ScoredTopK::inkling(k, shared, bias, single(case, "scale")).unwrap();
+        let logits = logits(case);
+        let routed = logits.ncols() - shared;
+        let with_shared = |t: usize| {
+            let mut pairs = expected(case, t);
+            pairs.extend((routed..).zip(singles(&case["outputs"]["shared_gammas"][t])));
+            pairs
+        };
+        // The reference rounds logarithms of sigmoids, which are as great as the logits, and their difference.
+        let greatest = logits.iter().fold(0.0f32, |m, l| m.max(l.abs()));
+        let bound = BOUND + f64::from(greatest) * 4.0 / 16_777_216.0;
+        compare_with(&router, &logits, TokenContext::new(), bound, with_shared);
     }
 }

@@ -78,6 +78,23 @@ fn a_table_of_k_experts_by_hand() {
     assert_ne!(first, experts("deepseek-v4-hash:k=2,seed=1"));
 }
 
+#[test]
+fn shared_experts_in_the_divisor_by_hand() {
+    let logits = array![[2.0, 1.0, 0.0, 0.5]];
+    let expected = [(0, 0.394_213_476_069_151_5), (1, 0.327_195_844_193_234_5), (3, 0.278_590_679_737_613_9)];
+    assert_near(&by_spec("scored:k=2,score=sigmoid,divide=sum,shared=1", &logits)[0], &expected);
+    assert_near(&by_spec("inkling:k=2,shared=1", &logits)[0], &expected);
+    // The bias is of the three that are chosen among; a masked shared expert is no part of the sum.
+    let masked = array![[2.0, 1.0, 0.0, f32::NEG_INFINITY]];
+    let found = by_spec("inkling:k=1,bias=[0,0,1],shared=1", &masked);
+    assert_eq!(found[0], [(2, 1.0)]);
+    let softmax = by_spec("scored:k=1,score=softmax,shared=3", &logits);
+    let total: f64 = [2.0f64, 1.0, 0.0, 0.5].map(f64::exp).iter().sum();
+    let expected: Vec<_> =
+        [2.0f64, 1.0, 0.0, 0.5].iter().enumerate().map(|(e, l)| (e, l.exp() / total)).collect();
+    assert_near(&softmax[0], &expected);
+}
+
 /// A bias decides differently at another temperature, for sigmoids are not free of scale.
 #[test]
 fn a_temperature_under_a_bias() {

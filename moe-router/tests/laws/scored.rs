@@ -31,6 +31,9 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
     let v2 = ScoredTopK::deepseek_v2(k, 16.0).unwrap();
     let limited = v2.clone().within(ExpertGroups::by_best(groups, kept).unwrap());
     let raw = v3.clone().normalized(Normalizer::None).unwrap();
+    let shared = (experts - 1).min(2);
+    let routed = experts - shared;
+    let inkling = ScoredTopK::inkling(2.min(routed), shared, &bias[..routed], 1.0).unwrap();
     let ernie = ScoredTopK::ernie_4_5(two, &*bias, 1e-12);
     let longcat = ScoredTopK::longcat_flash(two, &*bias, 6.0);
     // Name, router, most that weights sum to, guarded, symmetric.
@@ -42,6 +45,7 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
         ("deepseek-v4", ScoredTopK::deepseek_v4(two, &*bias, 1.5).unwrap(), 1.5, true, false),
         ("afmoe", ScoredTopK::afmoe(two, &*bias, 2.826).unwrap(), 2.826, true, false),
         ("minimax", ScoredTopK::minimax_m2(two, &*bias).unwrap(), 1.0, false, false),
+        ("inkling", inkling, 1.0, false, false),
         ("lfm2", ScoredTopK::lfm2(two, 1.5).unwrap(), 1.5, true, true),
         ("ernie", ernie.unwrap(), 1.0, true, false),
         ("longcat", longcat.unwrap(), 6.0, true, false),
@@ -54,9 +58,9 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
     ];
     let listed = |(name, router, most, guarded, symmetric): (&str, ScoredTopK, f32, bool, bool)| Listed {
         name: name.into(),
-        k: Some(router.k()),
+        k: Some(if name == "inkling" { router.k() + shared } else { router.k() }),
         router: Box::new(router),
-        sums_to_one: ["minimax", "cohere 2", "dbrx p 1"].contains(&name),
+        sums_to_one: ["minimax", "inkling", "cohere 2", "dbrx p 1"].contains(&name),
         most,
         guarded,
         symmetric,
