@@ -115,6 +115,26 @@ impl<'a> LoadBalance<'a> {
         Self::new(self.inputs, self.groups, true)
     }
 
+    /// The same with f of `choices` over `tokens` in every group: those of the global batch, all ranks and micro-batches together,
+    /// while P stays that of the tokens at hand (global-batch balance, Qiu et al., [2501.11873](https://arxiv.org/abs/2501.11873)).
+    ///
+    /// A mean of the values of all ranks, weighted by their tokens, is the value over all of them in one, and the gradient of a
+    /// rank times its share of the tokens the part of that one's gradient.
+    ///
+    /// # Panics
+    ///
+    /// If there is not one count an expert.
+    #[track_caller]
+    pub fn with_global_choices(mut self, choices: &[u64], tokens: u64) -> Self {
+        let n = tokens.max(1) as f64;
+        let f: Vec<f64> = choices.iter().map(|&c| c as f64 / n).collect();
+        for group in &mut self.groups {
+            assert_eq!(group.f.len(), f.len(), "a count of choices for each expert");
+            group.f.clone_from(&f);
+        }
+        Self::new(self.inputs, self.groups, self.by_tokens)
+    }
+
     fn new(inputs: Vec<RouteInput<'a>>, groups: Vec<Balance>, by_tokens: bool) -> Self {
         let counted = groups.iter().filter(|g| g.tokens > 0).count() as f64;
         let all = groups.iter().map(|g| g.tokens).sum::<usize>() as f64;

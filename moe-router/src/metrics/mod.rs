@@ -3,6 +3,7 @@
 //! | what | where |
 //! |---|---|
 //! | load before and after capacity, importance, drop rate, entropy and CV of the load, max over mean, idle experts | [`PlanStats`](moe_core::PlanStats), by [`RoutingPlan::stats`](moe_core::RoutingPlan::stats) |
+//! | MaxVio, Gini, exp(H)/N of the load; load of devices under a placement, and the tokens that they receive | [`ExpertLoad`] |
 //! | share of the places that are taken | [`capacity_utilisation`] |
 //! | router confidence, top-1 margin, z, entropy within a token | [`Confidence`] |
 //! | same expert for consecutive tokens (Mixtral, [2401.04088], section 5) | [`TemporalLocality`] |
@@ -39,6 +40,7 @@
 mod agreement;
 mod co_activation;
 mod confidence;
+mod expert_load;
 mod proportion;
 mod temporal;
 mod transitions;
@@ -46,6 +48,7 @@ mod transitions;
 pub use agreement::Agreement;
 pub use co_activation::CoActivation;
 pub use confidence::{Confidence, capacity_utilisation};
+pub use expert_load::ExpertLoad;
 pub use proportion::Proportion;
 pub use temporal::TemporalLocality;
 pub use transitions::Transitions;

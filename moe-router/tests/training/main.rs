@@ -3,6 +3,7 @@
 
 mod batch;
 mod differences;
+mod loads;
 mod losses;
 mod measured;
 mod metrics;
