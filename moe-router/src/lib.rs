@@ -62,6 +62,8 @@
 //! | [`CosineGate`], logits that are cosines | X-MoE, [2204.09179] | `CosineGate::new(projection, experts, 0.07)?` |
 //! | [`SoftCapped`], logits bounded by tanh | Laguna | `SoftCapped::new(gate, 30.0)?` |
 //! | [`BiasBalancer`], selection biases instead of a loss | loss-free balancing, [2408.15664] | `BiasBalancer::new(experts, 0.001)?` |
+//! | [`BiasBalancer`], moved by more than a sign | LongCat-Flash, [2509.01322]; SMEBU, [2602.17004] | `.proportional()`, `.soft_clamped(kappa)?.centred().with_momentum(beta)?` |
+//! | [`quantile_biases`], in one step | quantile balancing, Kimi K3 | `quantile_biases(&input, Score::Sigmoid, k)?` |
 //!
 //! [`RouterSpec`] has every router as a line of text, such as `capped(top-k:k=2):factor=1.25`, and lists them all.
 //!
@@ -172,7 +174,7 @@ mod requested;
 mod score;
 mod select;
 
-pub use balancer::BiasBalancer;
+pub use balancer::{BiasBalancer, quantile_biases};
 pub use base::Base;
 pub use blind::{Hash, RandomChoice};
 pub use capacity::{Capacity, Rounding};

@@ -217,6 +217,7 @@ fn no_number_is_too_much() {
 fn every_router_is_in_the_catalogue() {
     let none = [
         "BiasBalancer",
+        "quantile_biases",
         "Capacity",
         "LogitForm",
         "Rounding",

@@ -1,6 +1,7 @@
 //! Laws that every router keeps. A router joins by being listed in [`listed::routers`].
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
+mod balancing;
 mod capacities;
 mod edges;
 mod gates;
