@@ -11,6 +11,7 @@
 //! | [`TopK`] on logits with a bias of the gate | gpt-oss | token | no | `TopK::new(4)?` after [`LinearGate::with_bias`](moe_core::LinearGate::with_bias) |
 //! | [`ScoredTopK`], p-norm | DBRX | token | no | `ScoredTopK::dbrx(4, Some(1.0))?` |
 //! | [`ScoredTopK`], softmax, device-limited | DeepSeek-V2, [2405.04434] | token | no | `ScoredTopK::deepseek_v2(6, 16.0)?.within(ExpertGroups::by_best(8, 3)?)` |
+//! | [`ScoredTopK`], softmax, as many of each group | Pangu Pro MoE, [2505.21411] | token | no | `ScoredTopK::pangu_pro(8, 8)?` |
 //! | [`ScoredTopK`], sigmoid, bias, node-limited | DeepSeek-V3, [2412.19437] | token | no | `ScoredTopK::deepseek_v3(8, bias, ExpertGroups::by_two_best(8, 4)?, 2.5)?` |
 //! | [`ScoredTopK`], √softplus, bias | DeepSeek-V4, [2606.19348] | token | no | `ScoredTopK::deepseek_v4(6, bias, 1.5)?` |
 //! | [`ScoredTopK`], sigmoid, bias | AFMoE, [2602.17004] | token | no | `ScoredTopK::afmoe(8, bias, 2.826)?` |
@@ -122,6 +123,7 @@
 //! [2409.12136]: https://arxiv.org/abs/2409.12136
 //! [2412.14711]: https://arxiv.org/abs/2412.14711
 //! [2412.19437]: https://arxiv.org/abs/2412.19437
+//! [2505.21411]: https://arxiv.org/abs/2505.21411
 //! [2509.01322]: https://arxiv.org/abs/2509.01322
 //! [2509.09660]: https://arxiv.org/abs/2509.09660
 //! [2602.17004]: https://arxiv.org/abs/2602.17004

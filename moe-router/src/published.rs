@@ -170,4 +170,17 @@ impl ScoredTopK {
     pub fn inkling(k: usize, shared: usize, bias: impl Into<Vec<f32>>, scale: f32) -> Result<Self> {
         Ok(Self::minimax_m2(k, bias)?.scaled(scale)?.with_shared(shared))
     }
+
+    /// Pangu Pro MoE, [2505.21411]: p = softmax(l), the `k/groups` best of [each](ExpertGroups::each) group, `w = p`.
+    ///
+    /// [`ExpertScales`](crate::ExpertScales) around it has the factors of each expert that a model may learn besides.
+    ///
+    /// # Errors
+    ///
+    /// If `k` or `groups` is 0.
+    ///
+    /// [2505.21411]: https://arxiv.org/abs/2505.21411
+    pub fn pangu_pro(k: usize, groups: usize) -> Result<Self> {
+        Ok(Self::dbrx(k, None)?.within(ExpertGroups::each(groups)?))
+    }
 }

@@ -197,7 +197,7 @@ impl ScoredTopK {
         let masked = choice.iter_mut().zip(logits).filter(|(_, l)| **l == MASKED);
         masked.for_each(|(score, _)| *score = MASKED);
         if let Some(groups) = self.groups {
-            groups.exclude(choice, keys);
+            groups.exclude(choice, self.k, keys);
         }
         let open = choice.iter().copied().enumerate().filter(|&(_, score)| score != MASKED);
         select::best_of(open, self.k, keys);

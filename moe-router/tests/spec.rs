@@ -365,7 +365,7 @@ fn conditions_are_of_the_same_router() {
             conditions += 1;
         }
     }
-    assert_eq!(conditions, 10);
+    assert_eq!(conditions, 11);
 }
 
 #[test]

@@ -38,11 +38,13 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             KEPT,
             Setting::or(
                 "group-score",
-                Kind::Word(&["best", "two-best"]),
+                Kind::Word(&["best", "two-best", "n-best"]),
                 "best",
-                "of a group: its best score, or the sum of its two best",
+                "of a group: its best score, or the sum of its two, or n, best",
             )
             .only("with groups above 1", |s| s.whole("groups") > 1),
+            Setting::or("n", Kind::Whole, "1", "how many best scores of a group are summed")
+                .only("with group-score=n-best", |s| s.word("group-score") == "n-best"),
             Setting::or(
                 "divide",
                 Kind::Word(&["nothing", "softmax", "sum", "at-least", "norm"]),
@@ -89,6 +91,21 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             let router = ScoredTopK::deepseek_v2(s.whole("k"), s.single("scale"))?;
             Ok(Box::new(router.within(ExpertGroups::by_best(s.whole("groups"), s.whole("kept"))?)))
         },
+    },
+    RouterEntry {
+        name: "pangu-pro",
+        about: "softmax, equally many in each group",
+        paper: "2505.21411 (Pangu Pro MoE)",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "ScoredTopK::pangu_pro(k, groups)?",
+        example: "pangu-pro:k=8,groups=8",
+        settings: &[
+            K,
+            Setting::required("groups", Kind::Whole, "groups of experts, each of which has k/groups choices"),
+        ],
+        build: |s, _| Ok(Box::new(ScoredTopK::pangu_pro(s.whole("k"), s.whole("groups"))?)),
     },
     RouterEntry {
         name: "deepseek-v3",
@@ -289,12 +306,17 @@ fn scored(s: Settings<'_>) -> Result<ScoredTopK> {
         "norm" => Normalizer::Norm { p: s.single("p") },
         _ => Normalizer::None,
     };
-    let by = if s.word("group-score") == "best" { ExpertGroups::by_best } else { ExpertGroups::by_two_best };
+    let best = match s.word("group-score") {
+        "best" => 1,
+        "two-best" => 2,
+        _ => s.whole("n"),
+    };
+    let groups = ExpertGroups::by_sum_of_best(s.whole("groups"), s.whole("kept"), best)?;
     let mut router = ScoredTopK::new(s.whole("k"), score("score"))?;
     if s.has("weight") {
         router = router.weighed_by(score("weight"));
     }
-    let router = router.with_bias(s.singles("bias"))?.within(by(s.whole("groups"), s.whole("kept"))?);
+    let router = router.with_bias(s.singles("bias"))?.within(groups);
     Ok(router.normalized(normalizer)?.scaled(s.single("scale"))?.with_shared(s.whole("shared")))
 }
 

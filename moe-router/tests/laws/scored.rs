@@ -45,6 +45,7 @@ pub(crate) fn routers(experts: usize) -> Vec<Listed> {
         ("deepseek-v4", ScoredTopK::deepseek_v4(two, &*bias, 1.5).unwrap(), 1.5, true, false),
         ("afmoe", ScoredTopK::afmoe(two, &*bias, 2.826).unwrap(), 2.826, true, false),
         ("minimax", ScoredTopK::minimax_m2(two, &*bias).unwrap(), 1.0, false, false),
+        ("pangu pro", ScoredTopK::pangu_pro(groups, groups).unwrap(), 1.0, true, false),
         ("inkling", inkling, 1.0, false, false),
         ("lfm2", ScoredTopK::lfm2(two, 1.5).unwrap(), 1.5, true, true),
         ("ernie", ernie.unwrap(), 1.0, true, false),
@@ -365,4 +366,41 @@ fn settings_that_cannot_work_are_errors() {
     let mut router = router(1).with_bias([1.0, 2.0]).unwrap();
     assert!(router.set_bias(&[f32::INFINITY]).is_err());
     assert_eq!(router.bias(), [1.0, 2.0]);
+}
+
+#[test]
+fn each_group_has_its_part() {
+    let logits = Array2::from_shape_fn((50, 12), |(t, e)| ((t * 31 + e * e * 7) % 37) as f32 * 0.2);
+    for (k, groups) in [(3, 3), (6, 3), (8, 4), (12, 2)] {
+        let router = ScoredTopK::pangu_pro(k, groups).unwrap();
+        let plan = route(&router, logits.view(), TokenContext::new());
+        let size = 12 / groups;
+        for t in 0..50 {
+            let mut expected = vec![];
+            for g in 0..groups {
+                let mut group: Vec<usize> = (g * size..(g + 1) * size).collect();
+                group.sort_by(|&a, &b| logits[[t, b]].total_cmp(&logits[[t, a]]));
+                expected.extend_from_slice(&group[..k / groups]);
+            }
+            expected.sort_unstable();
+            let mut found: Vec<usize> = plan.choices(t).map(|c| c.expert).collect();
+            found.sort_unstable();
+            assert_eq!(found, expected);
+            let mut probabilities = logits.row(t).to_vec();
+            numerics::softmax(&mut probabilities);
+            assert!(plan.choices(t).all(|c| c.weight == probabilities[c.expert]));
+        }
+    }
+}
+
+/// Three groups whose order depends on how many of their best are summed.
+#[test]
+fn group_scores_of_n() {
+    let logits = array![[9.0, 0.0, 0.0, 0.0, 8.0, 7.0, 0.0, 0.0, 6.0, 6.0, 6.0, 0.0]];
+    for (n, first) in [(1, 0), (2, 4), (3, 8), (4, 8)] {
+        let groups = ExpertGroups::by_sum_of_best(3, 1, n).unwrap();
+        let router = ScoredTopK::new(1, Score::Logit).unwrap().within(groups);
+        let plan = route(&router, logits.view(), TokenContext::new());
+        assert_eq!(plan.choices(0).next().unwrap().expert, first, "{n}");
+    }
 }
