@@ -10,6 +10,7 @@ pub(crate) enum Stream {
     SparseMixer,
     RandomChoice,
     Priority,
+    GumbelSecond,
 }
 
 /// A number in `0..1` for a column of token `t`: a function of (seed, stream, layer, sequence, position, column).

@@ -23,6 +23,7 @@
 //! | [`ScoredTopK`], sigmoid of the chosen | Llama 4 | token | no | `ScoredTopK::llama4(1)?` with [`ApplyWeights::Input`](moe_core::ApplyWeights) |
 //! | | Cohere 2 | token | no | `ScoredTopK::cohere2(8)?` |
 //! | [`SparseMixer`] | GRIN, Phi-3.5-MoE, [2409.12136] | token | no | `SparseMixer::new(0.01)?`, in training `.sampling()` |
+//! | [`GumbelSecond`], the second drawn | DeepSpeed, after GShard, [2006.16668] | token | no | `GumbelSecond::new()` |
 //! | [`TopP`] | Huang et al., [2403.07652] | token | no | `TopP::new(0.4)?` |
 //! | [`Relu`] | ReMoE, [2412.14711] | token | no, but a token may get no expert | `Relu::new()` |
 //! | [`ExpertThreshold`] | Expert Threshold, [2603.11535] | token | no, but a token may get no expert | `ThresholdEma::new(1.0, 0.99)?`, then `.router()` |
@@ -142,6 +143,7 @@ mod blind;
 mod capped_choice;
 mod dynamic;
 mod expert_choice;
+mod gumbel_second;
 mod published;
 mod scored;
 mod scored_hash;
@@ -188,6 +190,7 @@ pub use expert_scales::ExpertScales;
 pub use form::LogitForm;
 pub use gates::{CosineGate, SoftCapped};
 pub use groups::ExpertGroups;
+pub use gumbel_second::GumbelSecond;
 pub use mapped::MappedLogits;
 pub use perturbed::Perturbed;
 pub use renormalized::Renormalized;

@@ -5,8 +5,8 @@ use super::catalogue::{self, K, LEAST, MULTIPLE, PLACES, ROUNDING, Setting};
 use super::scored::{self, SCORES};
 use super::settings::Kind;
 use crate::{
-    Base, Capacity, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, Hash, Normalization,
-    RandomChoice, Relu, Sinkhorn, SparseMixer, TopK, TopP,
+    Base, Capacity, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, GumbelSecond, Hash,
+    Normalization, RandomChoice, Relu, Sinkhorn, SparseMixer, TopK, TopP,
 };
 
 /// Ten times the default. A text from outside must not keep a machine busy: each iteration passes over all logits.
@@ -114,6 +114,18 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
             let router = SparseMixer::new(s.single("epsilon"))?;
             Ok(Box::new(if s.word("choice") == "sampled" { router.sampling() } else { router }))
         },
+    },
+    RouterEntry {
+        name: "gumbel-second",
+        about: "the most probable expert, and a second drawn by probability",
+        paper: "2006.16668 (GShard), as DeepSpeed has it",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "GumbelSecond::new()",
+        example: "gumbel-second",
+        settings: &[],
+        build: |_, _| Ok(Box::new(GumbelSecond::new())),
     },
     RouterEntry {
         name: "hash",

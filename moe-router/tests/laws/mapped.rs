@@ -164,3 +164,29 @@ proptest! {
         }
     }
 }
+
+/// The draws given decide the second choice: `-ln(-ln(1 - u))` is -0.83 at 0.9, 2.25 at 0.1.
+#[test]
+fn a_second_choice_by_gumbel_noise() {
+    let logits = array![
+        [2.0f32, 1.0, 0.0, f32::NEG_INFINITY],
+        [0.0, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY]
+    ];
+    let of = |noise: [f32; 8]| -> Vec<(u32, u32)> {
+        let context = TokenContext::new().with_noise(moe_core::TokenRows::new(&noise, 4).unwrap());
+        let mut out = moe_core::Assignments::new();
+        out.reset(2, 4).unwrap();
+        let input = moe_core::RouteInput::new(logits.view(), context).unwrap();
+        moe_router::GumbelSecond::new().route(&input, &mut out).unwrap();
+        out.granted().iter().map(|p| (p.token, p.expert)).collect()
+    };
+    assert_eq!(of([0.5; 8]), [(0, 0), (0, 1), (1, 0)]);
+    assert_eq!(of([0.5, 0.9, 0.1, 0.0, 0.5, 0.5, 0.5, 0.5]), [(0, 0), (0, 2), (1, 0)]);
+    // The share of the second expert is its probability among the others: e / (e + 1) of 20000 draws, within four deviations.
+    let many = Array2::from_shape_fn((20_000, 3), |(_, e)| 2.0 - e as f32);
+    let plan = route(&moe_router::GumbelSecond::new(), many.view(), TokenContext::new());
+    let share = plan.expert_rows(1).len() as f64 / 20_000.0;
+    let expected = 1.0f64.exp() / (1.0f64.exp() + 1.0);
+    let deviation = (expected * (1.0 - expected) / 20_000.0).sqrt();
+    assert!((share - expected).abs() < 4.0 * deviation, "{share}, expected {expected}");
+}

@@ -28,7 +28,8 @@ fn separated(router: &dyn Router, logits: &Array2<f32>) -> bool {
 
 /// Routers that a constant added to a token's logits may change: those by sigmoid, softplus, the logit itself or a share of it, the
 /// one that hashes words made of logits, and those whose sums then round otherwise (noise, Sinkhorn). All others are softmax routers.
-const SEES_SHIFTS: [&str; 20] = [
+const SEES_SHIFTS: [&str; 21] = [
+    "gumbel second",
     "inkling",
     "scored hash",
     "soft-capped",
