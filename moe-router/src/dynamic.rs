@@ -118,7 +118,7 @@ impl Router for Dense {
 
 /// For each token: scores from logits, in descending order of these, of which the first so many are assigned; without masked
 /// ones.
-fn each_sorted(
+pub(crate) fn each_sorted(
     input: &RouteInput<'_>,
     out: &mut Assignments,
     score: impl Fn(&mut [f32]),

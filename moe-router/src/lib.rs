@@ -25,6 +25,7 @@
 //! | [`SparseMixer`] | GRIN, Phi-3.5-MoE, [2409.12136] | token | no | `SparseMixer::new(0.01)?`, in training `.sampling()` |
 //! | [`GumbelSecond`], the second drawn | DeepSpeed, after GShard, [2006.16668] | token | no | `GumbelSecond::new()` |
 //! | [`TopP`] | Huang et al., [2403.07652] | token | no | `TopP::new(0.4)?` |
+//! | [`AdaptiveK`], k by entropy | Adaptive-K | token | no | `AdaptiveK::new([1, 2, 4], [0.6, 1.2])?` |
 //! | [`Relu`] | ReMoE, [2412.14711] | token | no, but a token may get no expert | `Relu::new()` |
 //! | [`ExpertThreshold`] | Expert Threshold, [2603.11535] | token | no, but a token may get no expert | `ThresholdEma::new(1.0, 0.99)?`, then `.router()` |
 //! | [`Hash`](struct@Hash) of the token's id | Hash layers, [2106.04426] | token | no | `Hash::new(seed)` |
@@ -138,6 +139,7 @@ pub mod losses;
 pub mod metrics;
 
 // Strategies.
+mod adaptive_k;
 mod base;
 mod blind;
 mod capped_choice;
@@ -178,6 +180,7 @@ mod requested;
 mod score;
 mod select;
 
+pub use adaptive_k::AdaptiveK;
 pub use balancer::{BiasBalancer, quantile_biases};
 pub use base::Base;
 pub use blind::{Hash, RandomChoice};

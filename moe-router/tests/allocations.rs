@@ -6,10 +6,10 @@ use std::cell::Cell;
 
 use moe_core::{Assignments, Gate, PerSequence, RouteInput, Router, RoutingPlan, Scratch, TokenContext};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups, ExpertScales,
-    ExpertThreshold, GumbelSecond, Hash, MappedLogits, Normalization, Perturbed, RandomChoice, RandomSecond,
-    Relu, Renormalized, ScoredHash, ScoredTopK, Sinkhorn, SkipLight, SoftCapped, SparseMixer, TopK, TopP,
-    WithoutNulls,
+    AdaptiveK, Base, Capacity, Capped, CappedExpertChoice, CosineGate, Dense, ExpertChoice, ExpertGroups,
+    ExpertScales, ExpertThreshold, GumbelSecond, Hash, MappedLogits, Normalization, Perturbed, RandomChoice,
+    RandomSecond, Relu, Renormalized, ScoredHash, ScoredTopK, Sinkhorn, SkipLight, SoftCapped, SparseMixer,
+    TopK, TopP, WithoutNulls,
 };
 use ndarray::Array2;
 
@@ -90,7 +90,7 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
     let top = TopK::new(4).unwrap();
     let capped = Capped::new(top, Capacity::factor_of_choices(0.5)).unwrap();
     let noisy = Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap();
-    let routers: [&dyn Router; 24] = [
+    let routers: [&dyn Router; 25] = [
         &MappedLogits::soft_capped(MappedLogits::scaled(top, 0.5).unwrap(), 3.0).unwrap(),
         &MappedLogits::steered(top, [3], [5]).unwrap(),
         &ExpertScales::new(top, [0.5; 16]).unwrap(),
@@ -105,6 +105,7 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
         &Dense::new(),
         &ExpertThreshold::new(vec![0.6; 16]).unwrap(),
         &Hash::new(1),
+        &AdaptiveK::new([1, 2, 4], [0.6, 1.2]).unwrap(),
         &GumbelSecond::new(),
         &ScoredHash::deepseek_v4(3, 1.5).unwrap(),
         &RandomChoice::new(2).unwrap(),

@@ -5,7 +5,7 @@ use super::catalogue::{self, K, LEAST, MULTIPLE, PLACES, ROUNDING, Setting};
 use super::scored::{self, SCORES};
 use super::settings::Kind;
 use crate::{
-    Base, Capacity, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, GumbelSecond, Hash,
+    AdaptiveK, Base, Capacity, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, GumbelSecond, Hash,
     Normalization, RandomChoice, Relu, Sinkhorn, SparseMixer, TopK, TopP,
 };
 
@@ -51,6 +51,28 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         example: "top-p:p=0.6",
         settings: &[Setting::required("p", Kind::Single, "the sum to reach, above 0, at most 1")],
         build: |s, _| Ok(Box::new(TopP::new(s.single("p"))?)),
+    },
+    RouterEntry {
+        name: "adaptive-k",
+        about: "the k most probable experts, k by the entropy of the probabilities",
+        paper: "Adaptive-K",
+        locality: "token",
+        may_drop: false,
+        decorates: false,
+        constructor: "AdaptiveK::new(ks, at)?",
+        example: "adaptive-k:ks=[1,2,4],at=[0.6,1.2]",
+        settings: &[
+            Setting::required("ks", Kind::Wholes, "numbers of experts, one more than entropies"),
+            Setting::required(
+                "at",
+                Kind::Singles,
+                "ascending entropies, in nats, from which the next applies",
+            ),
+        ],
+        build: |s, _| {
+            let ks: Vec<usize> = s.wholes("ks").into_iter().map(|k| k as usize).collect();
+            Ok(Box::new(AdaptiveK::new(ks, s.singles("at"))?))
+        },
     },
     RouterEntry {
         name: "relu",

@@ -2,9 +2,9 @@
 
 use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
 use moe_router::{
-    Base, Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertScales, ExpertThreshold,
-    GumbelSecond, Hash, MappedLogits, Normalization, Perturbed, RandomChoice, RandomSecond, Relu,
-    Renormalized, Rounding, ScoredHash, Sinkhorn, SkipLight, SparseMixer, TopK, TopP, WithoutNulls,
+    AdaptiveK, Base, Capacity, Capped, CappedExpertChoice, Dense, ExpertChoice, ExpertScales,
+    ExpertThreshold, GumbelSecond, Hash, MappedLogits, Normalization, Perturbed, RandomChoice, RandomSecond,
+    Relu, Renormalized, Rounding, ScoredHash, Sinkhorn, SkipLight, SparseMixer, TopK, TopP, WithoutNulls,
 };
 use ndarray::{Array2, ArrayView2, Axis};
 use proptest::prelude::*;
@@ -59,6 +59,7 @@ fn varying(experts: usize) -> Vec<Listed> {
         ("skip by weight", Box::new(SkipLight::by_weight(top(k), 0.2).unwrap())),
         ("without nulls", Box::new(Renormalized::new(WithoutNulls::new(top(k), experts.div_ceil(2))))),
         ("gumbel second", Box::new(GumbelSecond::new())),
+        ("adaptive k", Box::new(AdaptiveK::new([1, 2, 4], [0.6, 1.2]).unwrap())),
         ("top-p", Box::new(TopP::new(0.7).unwrap())),
         ("relu", Box::new(Relu::new())),
         ("threshold", Box::new(ExpertThreshold::new(thresholds).unwrap())),

@@ -190,3 +190,21 @@ fn a_second_choice_by_gumbel_noise() {
     let deviation = (expected * (1.0 - expected) / 20_000.0).sqrt();
     assert!((share - expected).abs() < 4.0 * deviation, "{share}, expected {expected}");
 }
+
+/// Entropies of about 0.05, 0.69 and 1.39 nats: one, two and four experts.
+#[test]
+fn k_by_entropy() {
+    let logits = array![[9.0, 0.0, 4.0, 0.0], [5.0, 5.0, -9.0, -9.0], [0.0, 0.0, 0.0, 0.0]];
+    let found = by_spec("adaptive-k:ks=[1,2,4],at=[0.6,1.2]", &logits);
+    let experts: Vec<Vec<usize>> = found.iter().map(|all| all.iter().map(|c| c.0).collect()).collect();
+    assert_eq!(experts, [vec![0], vec![0, 1], vec![0, 1, 2, 3]]);
+    assert_eq!(found[2][0].1, 0.25);
+    for (spec, message) in [
+        ("adaptive-k:ks=[1,2],at=[0.6,1.2]", "3 numbers of experts (adaptive k), found 2"),
+        ("adaptive-k:ks=[1,0],at=[0.6]", "k of at least 1"),
+        ("adaptive-k:ks=[1,2,3],at=[1.2,0.6]", "entropies that ascend"),
+    ] {
+        let error = spec.parse::<RouterSpec>().unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
