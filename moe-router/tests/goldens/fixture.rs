@@ -7,6 +7,7 @@ use serde_json::Value;
 
 static TRANSFORMERS: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/transformers.json")));
 static JAX: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/jax.json")));
+static MEGATRON: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/megatron.json")));
 
 fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -14,8 +15,8 @@ fn parse(text: &str) -> Value {
 
 /// The cases of a group, from whichever file has it.
 pub(crate) fn cases(group: &str) -> Vec<Case> {
-    let groups = [&JAX["groups"], &TRANSFORMERS["groups"]];
-    let group = groups.into_iter().find_map(|g| g.get(group)).unwrap();
+    let files = [&JAX, &TRANSFORMERS, &MEGATRON];
+    let group = files.into_iter().find_map(|file| file["groups"].get(group)).unwrap();
     group["cases"].as_array().unwrap().iter().map(Case).collect()
 }
 

@@ -10,6 +10,7 @@ mod given;
 mod gradients;
 mod gradients_jax;
 mod losses;
+mod megatron;
 mod megatron_groups;
 mod routed;
 mod scored;
