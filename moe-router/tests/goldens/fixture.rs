@@ -7,6 +7,8 @@ use serde_json::Value;
 
 static TRANSFORMERS: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/transformers.json")));
 static JAX: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/jax.json")));
+static DEEPSPEED: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/deepspeed.json")));
+static PAPERS: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/papers.json")));
 static MEGATRON: LazyLock<Value> = LazyLock::new(|| parse(include_str!("../fixtures/megatron.json")));
 
 fn parse(text: &str) -> Value {
@@ -15,7 +17,7 @@ fn parse(text: &str) -> Value {
 
 /// The cases of a group, from whichever file has it.
 pub(crate) fn cases(group: &str) -> Vec<Case> {
-    let files = [&JAX, &TRANSFORMERS, &MEGATRON];
+    let files = [&JAX, &TRANSFORMERS, &MEGATRON, &DEEPSPEED, &PAPERS];
     let group = files.into_iter().find_map(|file| file["groups"].get(group)).unwrap();
     group["cases"].as_array().unwrap().iter().map(Case).collect()
 }

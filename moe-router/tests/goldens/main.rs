@@ -3,6 +3,7 @@
 
 mod buffers;
 mod capped;
+mod deepspeed;
 mod expert_choice;
 mod fixture;
 mod flaxformer_losses;
@@ -12,6 +13,7 @@ mod gradients_jax;
 mod losses;
 mod megatron;
 mod megatron_groups;
+mod papers;
 mod routed;
 mod scored;
 mod soft_moe;
