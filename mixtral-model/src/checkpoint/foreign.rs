@@ -83,7 +83,10 @@ fn describe(name: &str) -> Option<&'static str> {
         Some("the original release's weights in a form that is not read: convert them to safetensors")
     } else if name.starts_with("pytorch_model_fsdp_") || name.ends_with(".distcp") {
         Some("a distributed checkpoint: gather it into safetensors")
-    } else if name.starts_with("pytorch_model") || name.ends_with(".pt") || name.ends_with(".pth") {
+    } else if name.starts_with("pytorch_model") && !name.contains(".safetensors")
+        || name.ends_with(".pt")
+        || name.ends_with(".pth")
+    {
         Some("pickled weights, which are programs: convert them to safetensors")
     } else if is_variant(name) {
         Some("weights of a variant: give them or their index such a name")

@@ -149,7 +149,11 @@ impl OfTensor {
         let mean = |(sums, &tokens): (&[f32], &f32)| {
             (tokens > 0.0).then(|| sums.iter().map(|sum| sum / tokens).collect())
         };
-        let means = sums_of.chunks_exact(columns.max(1)).zip(&tokens_of).map(mean).collect();
+        let means: Vec<Option<Vec<f32>>> =
+            sums_of.chunks_exact(columns.max(1)).zip(&tokens_of).map(mean).collect();
+        if let Some(bad) = means.iter().flatten().flatten().find(|mean| !mean.is_finite()) {
+            return wrong(sums, "finite means, as sums by counts", bad.to_string());
+        }
         Ok(Self { columns, means, tokens: tokens_of })
     }
 }

@@ -245,6 +245,8 @@ fn a_template_cannot_go_on_for_ever() {
         let error = failure(&format!("{{{{ {form} }}}}"));
         assert!(error.starts_with("a test"), "{form}: {error}");
     }
+    let raised = failure("{{ raise_exception('x' * 1000000) }}");
+    assert!(raised.len() < 500 && raised.ends_with("xxx..."), "{raised}");
     // The engine does not count the steps of a comparison.
     let text = "{% set ns = namespace(x=[1], y=[1]) %}\
                 {% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}\

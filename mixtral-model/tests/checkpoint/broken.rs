@@ -190,6 +190,11 @@ fn files_of_other_kinds_and_layouts() {
         ("nothing", Model::with_config(), &[INDEX, "no weights"][..]),
         ("pickled", Model::with_config().file("pytorch_model.bin", b"PK"), &["pytorch_model.bin", "pickled"]),
         (
+            "not pickled",
+            Model::with_config().file("pytorch_model.safetensors", b"PK"),
+            &["pytorch_model.safetensors", "safetensors that no index names"],
+        ),
+        (
             "distributed",
             Model::with_config().file("pytorch_model_fsdp_0", b"").file("__0_0.distcp", b"PK"),
             &["distributed checkpoint"],

@@ -149,6 +149,7 @@ fn what_are_no_importances() {
         ("imatrix", of(vec![vec![1.0; 128]; 8], &[1.0; 8]).to_vec(), "(8, 128)"),
         ("imatrix", of(vec![vec![1.0; 256]; 8], &[1.0; 7]).to_vec(), "a count for each row"),
         ("imatrix", of(vec![vec![-1.0; 256]; 8], &[1.0; 8]).to_vec(), "at least 0"),
+        ("imatrix", of(vec![vec![3e38; 256]; 8], &[1e-30; 8]).to_vec(), "finite means"),
         ("imatrix", of(vec![vec![f32::NAN; 256]; 8], &[1.0; 8]).to_vec(), "at least 0"),
     ] {
         let error = read(kind, &all).unwrap_err();

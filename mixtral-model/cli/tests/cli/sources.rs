@@ -31,7 +31,7 @@ fn parts_of_a_repository_in_the_cache() {
     }
     for (name, expected) in [
         ("org/Mixtral-GGUF", "2 of them, m.Q2_K.gguf the first: name one"),
-        ("org/Mixtral-GGUF:Q5_K_M", "0 such among: m.Q2_K.gguf, m.Q3_K_M.gguf, m-Q6_K.gguf"),
+        ("org/Mixtral-GGUF:Q5_K_M", "0 such among: m.Q2_K.gguf, m.Q3_K_M.gguf, Q6_K/m-Q6_K.gguf"),
         ("org/Mixtral-GGUF/m.Q8_0.gguf", "m.Q8_0.gguf: No such file"),
         ("org/Mixtral-GGUF/../0123", "nothing of that name"),
         ("org/Mixtral:Q2_K", "nothing is downloaded"),

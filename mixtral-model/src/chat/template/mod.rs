@@ -29,6 +29,9 @@ const FUEL: u64 = 1 << 20;
 /// The most bytes that come of a template.
 const MAX_TEXT: usize = 1 << 24;
 
+/// Characters of an error that are told.
+const MAX_REASON: usize = 400;
+
 /// Time to compile or run a template. Those in use take milliseconds.
 const TIME: Duration = Duration::from_secs(5);
 
@@ -215,6 +218,11 @@ fn explain(error: &minijinja::Error) -> (Option<usize>, String) {
         (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
         (kind, Some(detail)) => format!("{kind}: {detail}"),
         (kind, None) => kind.to_string(),
+    };
+    // A template may raise whatever text it makes.
+    let reason = match reason.char_indices().nth(MAX_REASON) {
+        Some((end, _)) => format!("{}...", &reason[..end]),
+        None => reason,
     };
     (innermost.line().or(error.line()), reason)
 }
