@@ -79,7 +79,7 @@ impl Kernel for ByteChains {
             let mut chains = [none; CHAINS];
             for _ in 0..ROUNDS {
                 for (chain, x) in chains.iter_mut().zip(black_box(&x)) {
-                    *chain = s.add_dot(*chain, w, half, Bytes::Unsigned { bits: 4 }, *x);
+                    *chain = s.dot_unpacked(*chain, [w], half, Bytes::Unsigned { bits: 4 }, &[*x]);
                 }
             }
             let mut sum = none;

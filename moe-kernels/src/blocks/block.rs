@@ -96,16 +96,30 @@ pub(crate) trait IntegerBlock: Block {
         );
     }
 
-    /// Writes the scales of the sub-blocks.
+    /// Unpacks scales and minima of sub-blocks, where the layout has them, as signed and as unsigned bytes: calls
+    /// `scale(i, four)` and `minimum(i, four)` with those of sub-blocks 4 i to 4 i + 3, once for every i.
     #[inline(always)]
-    fn scales(_block: &[u8], to: &mut [i8]) {
-        to.fill(1);
+    fn unpack_scales<R: BlockBytes>(
+        _from: &R,
+        _scale: impl FnMut(usize, R::Four),
+        _minimum: impl FnMut(usize, R::Four),
+    ) {
     }
 
-    /// Writes the minima of the sub-blocks.
+    /// Writes the scales of the sub-blocks, 1 where the layout has none.
     #[inline(always)]
-    fn minima(_block: &[u8], to: &mut [u8]) {
+    fn scales(block: &[u8], to: &mut [i8]) {
+        to.fill(1);
+        let (to, _) = bytemuck::cast_slice_mut(to).as_chunks_mut();
+        Self::unpack_scales(&OneBlock(block), |i, four| to[i] = four, |_, _| ());
+    }
+
+    /// Writes the minima of the sub-blocks, 0 where the layout has none.
+    #[inline(always)]
+    fn minima(block: &[u8], to: &mut [u8]) {
         to.fill(0);
+        let (to, _) = to.as_chunks_mut();
+        Self::unpack_scales(&OneBlock(block), |_, _| (), |i, four| to[i] = four);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Blocks of 256 elements with integer scales for each 16 or 32: ggml's K types.
 
-use super::block::{Block, IntegerBlock, part, u16_at, widen_integers};
-use super::sixteen::{BlockBytes, Sixteen, halves, quarters};
+use super::block::{Block, IntegerBlock, u16_at, widen_integers};
+use super::sixteen::{BlockBytes, EachByte, halves, quarters};
 use crate::BlockType;
 
 /// A block of 256 elements: its name, its bytes, elements of a sub-block, and what else its [`IntegerBlock`] says.
@@ -47,15 +47,15 @@ k! {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8], to: &mut [i8]) {
-        let packed = part::<16>(block, 0);
-        to.iter_mut().zip(packed).for_each(|(to, b)| *to = (b & 15) as i8);
-    }
-
-    #[inline(always)]
-    fn minima(block: &[u8], to: &mut [u8]) {
-        let packed = part::<16>(block, 0);
-        to.iter_mut().zip(packed).for_each(|(to, b)| *to = b >> 4);
+    fn unpack_scales<R: BlockBytes>(
+        from: &R,
+        mut scale: impl FnMut(usize, R::Four),
+        mut minimum: impl FnMut(usize, R::Four),
+    ) {
+        for (i, both) in from.fours(0).into_iter().enumerate() {
+            scale(i, both.bits(0, 15));
+            minimum(i, both.bits(4, 15));
+        }
     }
 
     #[inline(always)]
@@ -82,12 +82,14 @@ k! {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8], to: &mut [i8]) {
-        let packed = part::<12>(block, 96);
-        for (s, to) in to.iter_mut().enumerate() {
-            let low = packed[s % 8] >> (4 * (s / 8)) & 15;
-            let high = packed[8 + s % 4] >> (2 * (s / 4)) & 3;
-            *to = (low | high << 4) as i8 - 32;
+    fn unpack_scales<R: BlockBytes>(
+        from: &R,
+        mut scale: impl FnMut(usize, R::Four),
+        _: impl FnMut(usize, R::Four),
+    ) {
+        let [_, a, b, high] = from.fours(92);
+        for (i, low) in [a.bits(0, 15), b.bits(0, 15), a.bits(4, 15), b.bits(4, 15)].into_iter().enumerate() {
+            scale(i, low.with_upper(high.bits(2 * i as u32, 3), 4).minus(32));
         }
     }
 
@@ -121,13 +123,12 @@ k! {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8], to: &mut [i8]) {
-        six_bit_scales(part(block, 4), to);
-    }
-
-    #[inline(always)]
-    fn minima(block: &[u8], to: &mut [u8]) {
-        six_bit_minima(part(block, 4), to);
+    fn unpack_scales<R: BlockBytes>(
+        from: &R,
+        scale: impl FnMut(usize, R::Four),
+        minimum: impl FnMut(usize, R::Four),
+    ) {
+        six_bits(from, scale, minimum);
     }
 
     #[inline(always)]
@@ -159,13 +160,12 @@ k! {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8], to: &mut [i8]) {
-        six_bit_scales(part(block, 4), to);
-    }
-
-    #[inline(always)]
-    fn minima(block: &[u8], to: &mut [u8]) {
-        six_bit_minima(part(block, 4), to);
+    fn unpack_scales<R: BlockBytes>(
+        from: &R,
+        scale: impl FnMut(usize, R::Four),
+        minimum: impl FnMut(usize, R::Four),
+    ) {
+        six_bits(from, scale, minimum);
     }
 
     #[inline(always)]
@@ -193,9 +193,14 @@ k! {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8], to: &mut [i8]) {
-        let packed = part::<16>(block, 192);
-        to.iter_mut().zip(packed).for_each(|(to, b)| *to = *b as i8);
+    fn unpack_scales<R: BlockBytes>(
+        from: &R,
+        mut scale: impl FnMut(usize, R::Four),
+        _: impl FnMut(usize, R::Four),
+    ) {
+        for (i, scales) in from.fours(192).into_iter().enumerate() {
+            scale(i, scales);
+        }
     }
 
     #[inline(always)]
@@ -217,29 +222,18 @@ k! {
     }
 }
 
-/// The scales among 8 scales and 8 minima in 12 bytes. Bytes 0 to 3 are scales 0 to 3 and the upper two bits of scales 4
-/// to 7, bytes 4 to 7 the same of the minima; the low halves of bytes 8 to 11 are the lower bits of scales 4 to 7, the high
-/// halves those of the minima.
+/// 8 scales and 8 minima in bytes 4 to 15. Bytes 4 to 7 are scales 0 to 3 and the upper two bits of scales 4 to 7, bytes 8 to
+/// 11 the same of the minima; the low halves of bytes 12 to 15 are the lower bits of scales 4 to 7, the high halves those of the
+/// minima.
 #[inline(always)]
-fn six_bit_scales(packed: &[u8; 12], to: &mut [i8]) {
-    let [a, _, c] = dwords(packed);
-    let scales = [a & SIX, c & 0x0f0f_0f0f | (a >> 6 & 0x0303_0303) << 4];
-    to.iter_mut().zip(scales.map(u32::to_le_bytes).as_flattened()).for_each(|(to, s)| *to = *s as i8);
-}
-
-/// The minima of [`six_bit_scales`]' bytes.
-#[inline(always)]
-fn six_bit_minima(packed: &[u8; 12], to: &mut [u8]) {
-    let [_, b, c] = dwords(packed);
-    let minima = [b & SIX, c >> 4 & 0x0f0f_0f0f | (b >> 6 & 0x0303_0303) << 4];
-    to.copy_from_slice(minima.map(u32::to_le_bytes).as_flattened());
-}
-
-/// The lower six bits of each byte of a dword.
-const SIX: u32 = 0x3f3f_3f3f;
-
-#[inline(always)]
-fn dwords(packed: &[u8; 12]) -> [u32; 3] {
-    let (four, _) = packed.as_chunks();
-    [u32::from_le_bytes(four[0]), u32::from_le_bytes(four[1]), u32::from_le_bytes(four[2])]
+fn six_bits<R: BlockBytes>(
+    from: &R,
+    mut scale: impl FnMut(usize, R::Four),
+    mut minimum: impl FnMut(usize, R::Four),
+) {
+    let [_, scales, minima, low] = from.fours(0);
+    scale(0, scales.bits(0, 63));
+    scale(1, low.bits(0, 15).with_upper(scales.bits(6, 3), 4));
+    minimum(0, minima.bits(0, 63));
+    minimum(1, low.bits(4, 15).with_upper(minima.bits(6, 3), 4));
 }

@@ -1,8 +1,8 @@
 //! Blocks whose four-bit codes are numbers of a table's entries.
 
-use super::block::{Block, IntegerBlock, part, u16_at, widen_integers};
+use super::block::{Block, IntegerBlock, u16_at, widen_integers};
 use super::scale::widen_half_e8m0;
-use super::sixteen::{BlockBytes, nibbles};
+use super::sixteen::{BlockBytes, EachByte, nibbles};
 use crate::BlockType;
 
 /// The integers of [`BlockType::Iq4Nl`] and [`BlockType::Iq4Xs`] (`kvalues_iq4nl` of ggml, by the ggml authors, MIT licence).
@@ -71,12 +71,24 @@ impl IntegerBlock for Iq4Xs {
     }
 
     #[inline(always)]
-    fn scales(block: &[u8], to: &mut [i8]) {
-        let (high, low) = (u16_at(block, 2), part::<4>(block, 4));
-        for (s, to) in to.iter_mut().enumerate() {
-            let low = low[s / 2] >> (4 * (s % 2)) & 15;
-            let high = (high >> (2 * s)) as u8 & 3;
-            *to = (low | high << 4) as i8 - 32;
+    fn unpack_scales<R: BlockBytes>(
+        from: &R,
+        mut scale: impl FnMut(usize, R::Four),
+        _: impl FnMut(usize, R::Four),
+    ) {
+        for i in 0..2 {
+            let four = from.four(
+                #[inline(always)]
+                |block| {
+                    let (low, high) = (u16_at(block, 4 + 2 * i), u16_at(block, 2) >> (8 * i));
+                    let mut four = [0; 4];
+                    for (s, to) in four.iter_mut().enumerate() {
+                        *to = (low >> (4 * s) & 15 | (high >> (2 * s) & 3) << 4) as u8;
+                    }
+                    four
+                },
+            );
+            scale(i, four.minus(32));
         }
     }
 

@@ -1,7 +1,7 @@
 //! Blocks of 32 elements with one scale.
 
 use super::block::{Block, IntegerBlock, u16_at, widen_integers};
-use super::sixteen::{BlockBytes, Sixteen, nibbles};
+use super::sixteen::{BlockBytes, EachByte, nibbles};
 use crate::BlockType;
 
 /// A block of 32 elements: its name, its bytes, and what else its [`IntegerBlock`] says.

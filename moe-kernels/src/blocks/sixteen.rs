@@ -3,28 +3,39 @@
 //! A layout says once how its codes lie in a block, in operations on each of sixteen bytes that follow each other. Those may
 //! be bytes of one row, or of many rows at once in whatever form a kernel keeps them.
 
-/// Sixteen bytes of a block, or of each of several.
-pub(crate) trait Sixteen: Copy {
+/// Some bytes of a block, or of each of several.
+pub(crate) trait EachByte: Copy {
     /// `(self >> shift) & mask` of each byte; the mask has only bits that a byte has after the shift.
     fn bits(self, shift: u32, mask: u8) -> Self;
 
     /// `self | upper << shift` of each byte; what is shifted stays within its byte.
     fn with_upper(self, upper: Self, shift: u32) -> Self;
+
+    /// `self - n` of each byte; what is less than nothing becomes a signed byte.
+    fn minus(self, n: u8) -> Self;
 }
 
 /// The bytes of a block, or of each of several.
 pub(crate) trait BlockBytes {
     /// What is read at a time.
-    type Sixteen: Sixteen;
+    type Sixteen: EachByte;
+    /// A quarter of that.
+    type Four: EachByte;
 
     /// Bytes `at` to `at + 15`.
     fn sixteen(&self, at: usize) -> Self::Sixteen;
 
     /// The bits of bytes `at` and `at + 1`, the lowest first, each as a byte of 0 or 1.
     fn sixteen_bits(&self, at: usize) -> Self::Sixteen;
+
+    /// Bytes `at` to `at + 15`, four by four.
+    fn fours(&self, at: usize) -> [Self::Four; 4];
+
+    /// What is made of a block, byte by byte.
+    fn four(&self, of: impl Fn(&[u8]) -> [u8; 4]) -> Self::Four;
 }
 
-impl Sixteen for [u8; 16] {
+impl<const N: usize> EachByte for [u8; N] {
     #[inline(always)]
     fn bits(self, shift: u32, mask: u8) -> Self {
         let mut to = self;
@@ -37,8 +48,17 @@ impl Sixteen for [u8; 16] {
     #[inline(always)]
     fn with_upper(self, upper: Self, shift: u32) -> Self {
         let mut to = self;
-        for i in 0..16 {
+        for i in 0..N {
             to[i] |= upper[i] << shift;
+        }
+        to
+    }
+
+    #[inline(always)]
+    fn minus(self, n: u8) -> Self {
+        let mut to = self;
+        for byte in &mut to {
+            *byte = byte.wrapping_sub(n);
         }
         to
     }
@@ -50,6 +70,7 @@ pub(crate) struct OneBlock<'a>(pub(crate) &'a [u8]);
 
 impl BlockBytes for OneBlock<'_> {
     type Sixteen = [u8; 16];
+    type Four = [u8; 4];
 
     #[inline(always)]
     fn sixteen(&self, at: usize) -> [u8; 16] {
@@ -64,6 +85,17 @@ impl BlockBytes for OneBlock<'_> {
             to[i] = (bits >> i) as u8 & 1;
         }
         to
+    }
+
+    #[inline(always)]
+    fn fours(&self, at: usize) -> [[u8; 4]; 4] {
+        let four = |i: usize| *super::block::part(self.0, at + 4 * i);
+        [four(0), four(1), four(2), four(3)]
+    }
+
+    #[inline(always)]
+    fn four(&self, of: impl Fn(&[u8]) -> [u8; 4]) -> [u8; 4] {
+        of(self.0)
     }
 }
 

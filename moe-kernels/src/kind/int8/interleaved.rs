@@ -3,13 +3,13 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use bytemuck::{cast, cast_slice_mut};
+use bytemuck::cast;
 use moe_core::numerics::{BLOCK, LANES};
 
 use crate::WeightView;
 use crate::blocks::IntegerBlock;
 use crate::blocks::block::{part, u16_at};
-use crate::blocks::sixteen::{BlockBytes, Sixteen};
+use crate::blocks::sixteen::{BlockBytes, EachByte};
 use crate::chunk::Chunk;
 use crate::simd::{Bytes, Kernel, Simd, ints_chunk};
 
@@ -112,35 +112,55 @@ pub(super) struct SixteenBlocks<'a, S> {
     pub(super) blocks: [&'a [u8]; LANES],
 }
 
+/// N vectors, in each of which a lane has four bytes of a row.
 #[derive(Clone, Copy)]
-pub(super) struct FourVectors<S: Simd> {
-    pub(super) s: S,
-    pub(super) vectors: [S::Bytes; 4],
+pub(super) struct Vectors<S: Simd, const N: usize> {
+    s: S,
+    pub(super) vectors: [S::Bytes; N],
 }
 
 impl<S: Simd> BlockBytes for SixteenBlocks<'_, S> {
-    type Sixteen = FourVectors<S>;
+    type Sixteen = Vectors<S, 4>;
+    type Four = Vectors<S, 1>;
 
     #[inline(always)]
-    fn sixteen(&self, at: usize) -> FourVectors<S> {
+    fn sixteen(&self, at: usize) -> Vectors<S, 4> {
         let mut rows = [&[0; 16]; LANES];
         for i in 0..LANES {
             rows[i] = part(self.blocks[i], at);
         }
-        FourVectors { s: self.s, vectors: self.s.interleave(rows) }
+        Vectors { s: self.s, vectors: self.s.interleave(rows) }
     }
 
     #[inline(always)]
-    fn sixteen_bits(&self, at: usize) -> FourVectors<S> {
+    fn sixteen_bits(&self, at: usize) -> Vectors<S, 4> {
         let mut bits = [0; LANES];
         for i in 0..LANES {
             bits[i] = i32::from(u16_at(self.blocks[i], at));
         }
-        FourVectors { s: self.s, vectors: self.s.spread_bits(&ints_chunk(bits)) }
+        Vectors { s: self.s, vectors: self.s.spread_bits(&ints_chunk(bits)) }
+    }
+
+    #[inline(always)]
+    fn fours(&self, at: usize) -> [Vectors<S, 1>; 4] {
+        let s = self.s;
+        self.sixteen(at).vectors.map(
+            #[inline(always)]
+            |v| Vectors { s, vectors: [v] },
+        )
+    }
+
+    #[inline(always)]
+    fn four(&self, of: impl Fn(&[u8]) -> [u8; 4]) -> Vectors<S, 1> {
+        let mut lanes = [[0; 4]; LANES];
+        for i in 0..LANES {
+            lanes[i] = of(self.blocks[i]);
+        }
+        Vectors { s: self.s, vectors: [self.s.load_bytes(&cast(lanes))] }
     }
 }
 
-impl<S: Simd> Sixteen for FourVectors<S> {
+impl<S: Simd, const N: usize> EachByte for Vectors<S, N> {
     #[inline(always)]
     fn bits(mut self, shift: u32, mask: u8) -> Self {
         for v in &mut self.vectors {
@@ -153,6 +173,14 @@ impl<S: Simd> Sixteen for FourVectors<S> {
     fn with_upper(mut self, upper: Self, shift: u32) -> Self {
         for (v, upper) in self.vectors.iter_mut().zip(upper.vectors) {
             *v = self.s.with_upper(*v, upper, shift);
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn minus(mut self, n: u8) -> Self {
+        for v in &mut self.vectors {
+            *v = self.s.minus(*v, n);
         }
         self
     }
@@ -181,7 +209,8 @@ pub(super) fn finished<S: Simd, B: IntegerBlock>(s: S, codes: S::Bytes) -> S::By
         Some(table) => s.look_up(table, codes),
         None => codes,
     };
-    if B::SIGNED { s.with_signed_offset(quants) } else { quants }
+    // Of signed bytes plus 128 and less 128 is the same.
+    if B::SIGNED && S::SIGNED_OFFSET != 0 { s.minus(quants, S::SIGNED_OFFSET) } else { quants }
 }
 
 /// What an interleaved block has before its bytes.
@@ -211,29 +240,14 @@ pub(super) fn interleave_head<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LA
 /// Integer scales and minima of the sub-blocks, four bytes a lane.
 #[inline(always)]
 pub(super) fn interleave_scales<S: Simd, B: IntegerBlock>(s: S, blocks: [&[u8]; LANES], to: &mut [Chunk]) {
-    let (mut scales, mut minima) = ([[0; 16]; LANES], [[0; 16]; LANES]);
-    for i in 0..LANES {
-        B::scales(blocks[i], cast_slice_mut(&mut scales[i][..subs::<B>()]));
-        if B::MINIMA {
-            B::minima(blocks[i], &mut minima[i][..subs::<B>()]);
-        }
-    }
     let (scales_to, minima_to) = to.split_at_mut(subs::<B>() / 4);
-    interleave_rows(s, &scales, scales_to);
-    if B::MINIMA {
-        interleave_rows(s, &minima, minima_to);
-    }
-}
-
-#[inline(always)]
-pub(super) fn interleave_rows<S: Simd>(s: S, rows: &[[u8; 16]; LANES], to: &mut [Chunk]) {
-    let mut all = [&[0; 16]; LANES];
-    for i in 0..LANES {
-        all[i] = &rows[i];
-    }
-    for (v, to) in s.interleave(all).into_iter().zip(to) {
-        s.store_bytes(v, to);
-    }
+    B::unpack_scales(
+        &SixteenBlocks { s, blocks },
+        #[inline(always)]
+        |i, scales| s.store_bytes(scales.vectors[0], &mut scales_to[i]),
+        #[inline(always)]
+        |i, minima| s.store_bytes(minima.vectors[0], &mut minima_to[i]),
+    );
 }
 
 /// The integer scale of a sub-block, of what an interleaved block begins with.

@@ -79,17 +79,19 @@ fn add_block<S: Simd, B: IntegerBlock>(
     let head = &mut head[..head_chunks::<B>()];
     interleave_head::<S, B>(s, blocks.blocks, head);
     let (none, zero) = (s.splat_ints(0), zero::<S, B>());
+    let (x, _) = x.as_chunks::<4>();
     let mut products = [none; 2];
     B::unpack(
         blocks,
         #[inline(always)]
         |g, codes| {
+            let mut quants = codes.vectors;
+            for codes in &mut quants {
+                *codes = finished::<S, B>(s, *codes);
+            }
             for half in 0..S::HALVES {
-                let mut sum = if B::SCALED { none } else { products[half] };
-                for j in 0..4 {
-                    let codes = finished::<S, B>(s, codes.vectors[j]);
-                    sum = s.add_dot(sum, codes, half, bytes::<B>(), x[4 * g + j]);
-                }
+                let sum = if B::SCALED { none } else { products[half] };
+                let sum = s.dot_unpacked(sum, quants, half, bytes::<B>(), &x[g]);
                 products[half] = match B::SCALED {
                     true => {
                         let scale = scale_of(s, head, 16 * g / B::SUB, half);

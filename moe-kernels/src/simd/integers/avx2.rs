@@ -32,11 +32,11 @@ fn add_pairs(words: __m256i, to: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_unsigned<const N: usize, const D: usize>(
+fn dot_unsigned<const N: usize, const D: usize, const X: usize>(
     mut sums: [__m256i; N],
     w: [__m256i; D],
     bits: u32,
-    x: &[[i32; 8]; N],
+    x: &[[i32; X]; N],
     at: usize,
 ) -> [__m256i; N] {
     let together = pairs_in_word(bits).min(D);
@@ -60,10 +60,10 @@ fn dot_unsigned<const N: usize, const D: usize>(
 /// A product of signed bytes is that of the magnitude of one with the other, negated where the first is negative.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_signed<const N: usize, const D: usize>(
+fn dot_signed<const N: usize, const D: usize, const X: usize>(
     mut sums: [__m256i; N],
     w: [__m256i; D],
-    x: &[[i32; 8]; N],
+    x: &[[i32; X]; N],
     at: usize,
 ) -> [__m256i; N] {
     for d in 0..D {
@@ -74,19 +74,6 @@ fn dot_signed<const N: usize, const D: usize>(
         }
     }
     sums
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_unsigned(sum: __m256i, w: __m256i, x: i32) -> __m256i {
-    add_pairs(_mm256_maddubs_epi16(w, _mm256_set1_epi32(x)), sum)
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn add_signed(sum: __m256i, w: __m256i, x: i32) -> __m256i {
-    let x = _mm256_sign_epi8(_mm256_set1_epi32(x), w);
-    add_pairs(_mm256_maddubs_epi16(_mm256_abs_epi8(w), x), sum)
 }
 
 /// Copies of four bits, each a byte less one bit further on: bit k then is the lowest of byte k.
@@ -116,6 +103,12 @@ fn two(low: __m128i, high: __m128i) -> __m256i {
 #[target_feature(enable = "avx2")]
 fn bits(v: __m256i, shift: u32, mask: u8) -> __m256i {
     _mm256_and_si256(_mm256_srlv_epi32(v, _mm256_set1_epi32(shift as i32)), _mm256_set1_epi8(mask as i8))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn minus(v: __m256i, n: u8) -> __m256i {
+    _mm256_sub_epi8(v, _mm256_set1_epi8(n as i8))
 }
 
 #[inline]
@@ -164,6 +157,23 @@ impl Avx2 {
     fn load_16(self, from: &[u8; 16]) -> __m128i {
         // SAFETY: `from` is 16 readable bytes, and the load asks for no alignment.
         unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn dot_half<const N: usize, const D: usize, const X: usize>(
+        self,
+        sums: [__m256i; N],
+        w: [__m256i; D],
+        bytes: Bytes,
+        x: &[[i32; X]; N],
+        at: usize,
+    ) -> [__m256i; N] {
+        match bytes {
+            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
+            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x, at) },
+            // SAFETY: as above.
+            Bytes::Signed => unsafe { dot_signed(sums, w, x, at) },
+        }
     }
 }
 
@@ -214,12 +224,24 @@ impl Integers for Avx2 {
             #[inline(always)]
             |d| self.load_ints(&w[d], half),
         );
-        match bytes {
-            // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x, at) },
-            // SAFETY: as above.
-            Bytes::Signed => unsafe { dot_signed(sums, w, x, at) },
+        self.dot_half(sums, w, bytes, x, at)
+    }
+
+    #[inline(always)]
+    fn dot_unpacked<const D: usize>(
+        self,
+        sum: __m256i,
+        w: [[__m256i; 2]; D],
+        half: usize,
+        bytes: Bytes,
+        x: &[i32; D],
+    ) -> __m256i {
+        let mut w_half = [sum; D];
+        for d in 0..D {
+            w_half[d] = w[d][half];
         }
+        let [sum] = self.dot_half([sum], w_half, bytes, &[*x], 0);
+        sum
     }
 
     #[inline(always)]
@@ -296,18 +318,13 @@ impl Integers for Avx2 {
     }
 
     #[inline(always)]
-    fn with_signed_offset(self, v: [__m256i; 2]) -> [__m256i; 2] {
-        v
-    }
-
-    #[inline(always)]
-    fn add_dot(self, sum: __m256i, w: [__m256i; 2], half: usize, bytes: Bytes, x: i32) -> __m256i {
-        match bytes {
+    fn minus(self, [low, high]: [__m256i; 2], n: u8) -> [__m256i; 2] {
+        [
             // SAFETY: `self` exists only where AVX2 was detected (`Avx2::new`).
-            Bytes::Unsigned { .. } => unsafe { add_unsigned(sum, w[half], x) },
+            unsafe { minus(low, n) },
             // SAFETY: as above.
-            Bytes::Signed => unsafe { add_signed(sum, w[half], x) },
-        }
+            unsafe { minus(high, n) },
+        ]
     }
 
     #[inline(always)]
@@ -317,6 +334,11 @@ impl Integers for Avx2 {
         // SAFETY: as above.
         let [e, f, g, h] = unsafe { spread_bits(self.load_ints(bits, 1)) };
         [[a, e], [b, f], [c, g], [d, h]]
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &Chunk) -> [__m256i; 2] {
+        [self.load_ints(from, 0), self.load_ints(from, 1)]
     }
 
     #[inline(always)]

@@ -25,10 +25,10 @@ fn transpose([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_vnni<const N: usize, const D: usize>(
+fn dot_vnni<const N: usize, const D: usize, const X: usize>(
     mut sums: [__m512i; N],
     w: [__m512i; D],
-    x: &[[i32; 8]; N],
+    x: &[[i32; X]; N],
     at: usize,
 ) -> [__m512i; N] {
     for d in 0..D {
@@ -48,11 +48,11 @@ fn add_pairs(words: __m512i, to: __m512i) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn dot_unsigned<const N: usize, const D: usize>(
+fn dot_unsigned<const N: usize, const D: usize, const X: usize>(
     mut sums: [__m512i; N],
     w: [__m512i; D],
     bits: u32,
-    x: &[[i32; 8]; N],
+    x: &[[i32; X]; N],
     at: usize,
 ) -> [__m512i; N] {
     let together = pairs_in_word(bits).min(D);
@@ -76,10 +76,10 @@ fn dot_unsigned<const N: usize, const D: usize>(
 /// A product of signed bytes is that of the magnitude of one with the other, negated where the first is negative.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn dot_signed<const N: usize, const D: usize>(
+fn dot_signed<const N: usize, const D: usize, const X: usize>(
     mut sums: [__m512i; N],
     w: [__m512i; D],
-    x: &[[i32; 8]; N],
+    x: &[[i32; X]; N],
     at: usize,
 ) -> [__m512i; N] {
     for d in 0..D {
@@ -103,26 +103,6 @@ fn dot_words_vnni(sum: __m512i, w: __m512i, x: i32) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn dot_words(sum: __m512i, w: __m512i, x: i32) -> __m512i {
     _mm512_add_epi32(sum, _mm512_madd_epi16(w, _mm512_set1_epi32(x)))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn add_vnni(sum: __m512i, w: __m512i, x: i32) -> __m512i {
-    _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(x))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn add_unsigned(sum: __m512i, w: __m512i, x: i32) -> __m512i {
-    add_pairs(_mm512_maddubs_epi16(w, _mm512_set1_epi32(x)), sum)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn add_signed(sum: __m512i, w: __m512i, x: i32) -> __m512i {
-    let x = _mm512_set1_epi32(x);
-    let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w), _mm512_setzero_si512(), x);
-    add_pairs(_mm512_maddubs_epi16(_mm512_abs_epi8(w), x), sum)
 }
 
 /// Copies of four bits, each a byte less one bit further on: bit k then is the lowest of byte k.
@@ -164,11 +144,10 @@ fn with_upper(v: __m512i, upper: __m512i, shift: u32) -> __m512i {
     _mm512_or_si512(v, _mm512_sllv_epi32(upper, _mm512_set1_epi32(shift as i32)))
 }
 
-/// A signed byte plus 128 is that byte with its highest bit turned.
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn exclusive_or(v: __m512i, byte: u8) -> __m512i {
-    _mm512_xor_si512(v, _mm512_set1_epi8(byte as i8))
+#[target_feature(enable = "avx512f,avx512bw")]
+fn minus(v: __m512i, n: u8) -> __m512i {
+    _mm512_sub_epi8(v, _mm512_set1_epi8(n as i8))
 }
 
 #[inline]
@@ -212,6 +191,27 @@ impl<L: Level> Avx512<L> {
     fn load_16(self, from: &[u8; 16]) -> __m128i {
         // SAFETY: `from` is 16 readable bytes, and the load asks for no alignment.
         unsafe { _mm_loadu_si128(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn dot<const N: usize, const D: usize, const X: usize>(
+        self,
+        sums: [__m512i; N],
+        w: [__m512i; D],
+        bytes: Bytes,
+        x: &[[i32; X]; N],
+        at: usize,
+    ) -> [__m512i; N] {
+        if L::VNNI {
+            // SAFETY: this `self` exists only where VNNI was detected (`Avx512::new` of its level).
+            return unsafe { dot_vnni(sums, w, x, at) };
+        }
+        match bytes {
+            // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
+            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x, at) },
+            // SAFETY: as above.
+            Bytes::Signed => unsafe { dot_signed(sums, w, x, at) },
+        }
     }
 }
 
@@ -257,16 +257,20 @@ impl<L: Level> Integers for Avx512<L> {
             #[inline(always)]
             |d| self.load_64(&w[d]),
         );
-        if L::VNNI {
-            // SAFETY: this `self` exists only where VNNI was detected (`Avx512::new` of its level).
-            return unsafe { dot_vnni(sums, w, x, at) };
-        }
-        match bytes {
-            // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
-            Bytes::Unsigned { bits } => unsafe { dot_unsigned(sums, w, bits, x, at) },
-            // SAFETY: as above.
-            Bytes::Signed => unsafe { dot_signed(sums, w, x, at) },
-        }
+        self.dot(sums, w, bytes, x, at)
+    }
+
+    #[inline(always)]
+    fn dot_unpacked<const D: usize>(
+        self,
+        sum: __m512i,
+        w: [__m512i; D],
+        _: usize,
+        bytes: Bytes,
+        x: &[i32; D],
+    ) -> __m512i {
+        let [sum] = self.dot([sum], w, bytes, &[*x], 0);
+        sum
     }
 
     #[inline(always)]
@@ -334,29 +338,20 @@ impl<L: Level> Integers for Avx512<L> {
     }
 
     #[inline(always)]
-    fn with_signed_offset(self, v: __m512i) -> __m512i {
-        // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
-        unsafe { exclusive_or(v, Self::SIGNED_OFFSET) }
-    }
-
-    #[inline(always)]
-    fn add_dot(self, sum: __m512i, w: __m512i, _: usize, bytes: Bytes, x: i32) -> __m512i {
-        if L::VNNI {
-            // SAFETY: this `self` exists only where VNNI was detected (`Avx512::new` of its level).
-            return unsafe { add_vnni(sum, w, x) };
-        }
-        match bytes {
-            // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
-            Bytes::Unsigned { .. } => unsafe { add_unsigned(sum, w, x) },
-            // SAFETY: as above.
-            Bytes::Signed => unsafe { add_signed(sum, w, x) },
-        }
+    fn minus(self, v: __m512i, n: u8) -> __m512i {
+        // SAFETY: `self` exists only where AVX-512 F and BW were detected (`Avx512::new`).
+        unsafe { minus(v, n) }
     }
 
     #[inline(always)]
     fn spread_bits(self, bits: &Chunk) -> [__m512i; 4] {
         // SAFETY: `self` exists only where AVX-512 F was detected (`Avx512::new`).
         unsafe { spread_bits(self.load_64(bits)) }
+    }
+
+    #[inline(always)]
+    fn load_bytes(self, from: &Chunk) -> __m512i {
+        self.load_64(from)
     }
 
     #[inline(always)]

@@ -55,8 +55,15 @@ pub(crate) trait Integers: Copy {
         at: usize,
     ) -> [Self::Ints; N];
 
-    /// Adds to each lane of a half the products of its four bytes in `w` with the signed bytes of a dword, the same for all.
-    fn add_dot(self, sum: Self::Ints, w: Self::Bytes, half: usize, bytes: Bytes, x: i32) -> Self::Ints;
+    /// The same for one row of x and weights in registers.
+    fn dot_unpacked<const D: usize>(
+        self,
+        sum: Self::Ints,
+        w: [Self::Bytes; D],
+        half: usize,
+        bytes: Bytes,
+        x: &[i32; D],
+    ) -> Self::Ints;
 
     /// Adds to each lane of `sums[n]` the products of its two signed words in `w` with those of `x[n]`.
     fn dot_words<const N: usize>(self, sums: [Self::Ints; N], w: Self::Ints, x: [i32; N]) -> [Self::Ints; N];
@@ -77,10 +84,11 @@ pub(crate) trait Integers: Copy {
     fn with_upper(self, v: Self::Bytes, upper: Self::Bytes, shift: u32) -> Self::Bytes;
     /// What stands in a table at the place that each byte, a number below 16, says.
     fn look_up(self, table: &[i8; 16], codes: Self::Bytes) -> Self::Bytes;
-    /// Each signed byte plus [`SIGNED_OFFSET`](Self::SIGNED_OFFSET).
-    fn with_signed_offset(self, v: Self::Bytes) -> Self::Bytes;
+    /// `v - n` of each byte, modulo 256.
+    fn minus(self, v: Self::Bytes, n: u8) -> Self::Bytes;
     /// The lower sixteen bits of each integer as bytes of 0 and 1, four in each vector, the lowest first.
     fn spread_bits(self, bits: &Chunk) -> [Self::Bytes; 4];
+    fn load_bytes(self, from: &Chunk) -> Self::Bytes;
     fn store_bytes(self, v: Self::Bytes, to: &mut Chunk);
 }
 
@@ -89,11 +97,15 @@ pub(crate) fn ints_chunk(lanes: [i32; LANES]) -> Chunk {
     cast(lanes)
 }
 
-/// How many products of two pairs, each of a byte below `1 << bits` and one of -127 to 127, add up in a signed word.
+/// How many products of two pairs, each of a byte below `1 << bits` and one of -127 to 127, add up in a signed word. With six bits
+/// two pairs are at most 2 · 63 · 127 = 16,002, and two of those still fit; with five bits four of 7,874 do, with four eight of
+/// 3,810.
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "for instructions that add words"))]
 pub(crate) const fn pairs_in_word(bits: u32) -> usize {
     i16::MAX as usize / (2 * ((1 << bits) - 1) * 127)
 }
+
+const _: () = assert!(pairs_in_word(6) == 2 && pairs_in_word(5) == 4 && pairs_in_word(4) == 8);
 
 /// The definition, for instruction sets without instructions of their own, whose half is all sixteen lanes or eight of them.
 macro_rules! plain_integers {
@@ -151,6 +163,30 @@ macro_rules! plain_integers {
                     }
                 }
                 sums
+            }
+
+            #[inline(always)]
+            fn dot_unpacked<const D: usize>(
+                self,
+                mut sum: Self::Ints,
+                w: [[u8; 64]; D],
+                half: usize,
+                bytes: $crate::simd::integers::Bytes,
+                x: &[i32; D],
+            ) -> Self::Ints {
+                for (w, x) in w.iter().zip(x) {
+                    let x = x.to_ne_bytes();
+                    for (sum, w) in sum.iter_mut().zip(w[4 * half * $lanes..].chunks_exact(4)) {
+                        for i in 0..4 {
+                            let w = match bytes {
+                                $crate::simd::integers::Bytes::Signed => i32::from(w[i] as i8),
+                                $crate::simd::integers::Bytes::Unsigned { .. } => i32::from(w[i]),
+                            };
+                            *sum += w * i32::from(x[i] as i8);
+                        }
+                    }
+                }
+                sum
             }
 
             #[inline(always)]
@@ -217,30 +253,8 @@ macro_rules! plain_integers {
             }
 
             #[inline(always)]
-            fn with_signed_offset(self, v: [u8; 64]) -> [u8; 64] {
-                v
-            }
-
-            #[inline(always)]
-            fn add_dot(
-                self,
-                mut sum: Self::Ints,
-                w: [u8; 64],
-                half: usize,
-                bytes: $crate::simd::integers::Bytes,
-                x: i32,
-            ) -> Self::Ints {
-                let x = x.to_ne_bytes();
-                for (sum, w) in sum.iter_mut().zip(w[4 * half * $lanes..].chunks_exact(4)) {
-                    for i in 0..4 {
-                        let w = match bytes {
-                            $crate::simd::integers::Bytes::Signed => i32::from(w[i] as i8),
-                            $crate::simd::integers::Bytes::Unsigned { .. } => i32::from(w[i]),
-                        };
-                        *sum += w * i32::from(x[i] as i8);
-                    }
-                }
-                sum
+            fn minus(self, v: [u8; 64], n: u8) -> [u8; 64] {
+                std::array::from_fn(|i| v[i].wrapping_sub(n))
             }
 
             #[inline(always)]
@@ -248,6 +262,11 @@ macro_rules! plain_integers {
                 let bits: &[i32; 16] = bytemuck::cast_ref(bits);
                 let bit = |i: usize, j: usize| (bits[i] >> j) as u8 & 1;
                 std::array::from_fn(|j| std::array::from_fn(|i| bit(i / 4, 4 * j + i % 4)))
+            }
+
+            #[inline(always)]
+            fn load_bytes(self, from: &$crate::chunk::Chunk) -> [u8; 64] {
+                bytemuck::cast(*from)
             }
 
             #[inline(always)]
