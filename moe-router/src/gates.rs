@@ -123,6 +123,11 @@ fn normalize(v: &mut [f32]) -> bool {
     true
 }
 
+/// `cap · tanh(l / cap)`; what is masked stays so.
+pub(crate) fn soft_cap(l: f32, cap: f32) -> f32 {
+    if l == MASKED { l } else { cap * numerics::tanh(l / cap) }
+}
+
 /// The logits of another gate, bounded softly: `l ↦ cap · tanh(l / cap)`, within ±cap. Laguna does so.
 ///
 /// A masked expert stays so: its logit is negative infinity before and after.
@@ -174,7 +179,7 @@ impl<G: Gate> Gate for SoftCapped<G> {
         mut out: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
         self.inner.logits(hidden, context, scratch, out.view_mut())?;
-        out.mapv_inplace(|l| if l == MASKED { l } else { self.cap * numerics::tanh(l / self.cap) });
+        out.mapv_inplace(|l| soft_cap(l, self.cap));
         Ok(())
     }
 }

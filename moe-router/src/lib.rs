@@ -171,6 +171,7 @@ mod spec;
 
 // What they share.
 mod capacity;
+mod changed;
 mod decimal;
 mod draw;
 mod form;

@@ -1,10 +1,10 @@
 //! Another router on logits that are a fixed function of those given.
 
-use moe_core::{
-    Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, TokenContext, numerics,
-};
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, TokenContext};
 use ndarray::{ArrayViewMut1, ArrayViewMut2};
 
+use crate::changed;
+use crate::gates::soft_cap;
 use crate::select::MASKED;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -101,9 +101,7 @@ impl<R: Router> MappedLogits<R> {
                 true => (by * l).clamp(f32::MIN, f32::MAX),
                 false => l,
             }),
-            Map::SoftCapped(cap) => {
-                logits.mapv_inplace(|l| if l == MASKED { l } else { cap * numerics::tanh(l / cap) });
-            }
+            Map::SoftCapped(cap) => logits.mapv_inplace(|l| soft_cap(l, *cap)),
             Map::Steered { on, off } => {
                 let experts = logits.ncols();
                 if let Some(e) = on.iter().chain(off).find(|e| **e as usize >= experts) {
@@ -141,14 +139,7 @@ impl<R: Router> Router for MappedLogits<R> {
     ///
     /// [`Error::Router`] if an expert to steer is not there; what the inner router reports.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        out.with_scratch(|out, RouteScratch { values, .. }| {
-            values.clear();
-            values.extend(input.logits);
-            #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
-            let mut logits = ArrayViewMut2::from_shape(input.logits.raw_dim(), values).unwrap();
-            self.apply(logits.view_mut())?;
-            self.inner.route(&RouteInput::new(logits.view(), input.context)?, out)
-        })
+        changed::route(&self.inner, input, input.context, out, |logits| self.apply(logits))
     }
 
     fn locality(&self) -> Locality {

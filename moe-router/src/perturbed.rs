@@ -1,10 +1,9 @@
 //! Noise on the logits.
 
-use moe_core::{
-    Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, TokenContext, numerics,
-};
+use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, TokenContext, numerics};
 use ndarray::ArrayViewMut2;
 
+use crate::changed;
 use crate::draw::{self, Stream, without_noise};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -118,14 +117,8 @@ impl<R: Router> Router for Perturbed<R> {
     /// If given noise, or the noise logits that [`learned`](Self::learned) needs, are not `[T, E]`; what the inner router
     /// reports.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
-        out.with_scratch(|out, RouteScratch { values, .. }| {
-            values.clear();
-            values.extend(input.logits);
-            #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
-            let mut logits = ArrayViewMut2::from_shape(input.logits.raw_dim(), values).unwrap();
-            self.add_noise(&input.context, logits.view_mut())?;
-            self.inner.route(&RouteInput::new(logits.view(), without_noise(&input.context))?, out)
-        })
+        let context = without_noise(&input.context);
+        changed::route(&self.inner, input, context, out, |logits| self.add_noise(&input.context, logits))
     }
 
     fn locality(&self) -> Locality {

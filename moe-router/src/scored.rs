@@ -130,13 +130,7 @@ impl ScoredTopK {
     ///
     /// [`Error::Router`] if `scale` is not finite.
     pub fn scaled(self, scale: f32) -> Result<Self> {
-        if !scale.is_finite() {
-            return Err(Error::Router {
-                setting: "routed scale",
-                expected: "a finite number".into(),
-                found: scale.to_string(),
-            });
-        }
+        check_scale(scale)?;
         Ok(Self { scale, ..self })
     }
 
@@ -231,6 +225,15 @@ impl ScoredTopK {
         weights.iter_mut().for_each(|w| *w *= self.scale);
         weights
     }
+}
+
+/// Checks what all weights are multiplied by.
+pub(crate) fn check_scale(scale: f32) -> Result<()> {
+    if scale.is_finite() {
+        return Ok(());
+    }
+    let (expected, found) = ("a finite number".into(), scale.to_string());
+    Err(Error::Router { setting: "routed scale", expected, found })
 }
 
 impl Router for ScoredTopK {

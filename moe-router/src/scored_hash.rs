@@ -5,6 +5,7 @@ use moe_core::{
 };
 use ndarray::ArrayViewMut2;
 
+use crate::scored::check_scale;
 use crate::{Normalizer, Score, select};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -99,10 +100,7 @@ impl ScoredHash {
     ///
     /// [`Error::Router`] if `scale` is not finite.
     pub fn scaled(self, scale: f32) -> Result<Self> {
-        if !scale.is_finite() {
-            let (expected, found) = ("a finite number".into(), scale.to_string());
-            return Err(Error::Router { setting: "routed scale", expected, found });
-        }
+        check_scale(scale)?;
         Ok(Self { scale, ..self })
     }
 

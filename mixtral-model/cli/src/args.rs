@@ -49,34 +49,37 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// How a model is run, by a command that runs one.
+    fn running(&self) -> Option<&Running> {
+        match self {
+            Self::Generate(args) => Some(&args.running),
+            Self::Chat(args) => Some(&args.running),
+            Self::Logits(args) => Some(&args.running),
+            Self::Perplexity(args) => Some(&args.running),
+            Self::Bench(args) => Some(&args.running),
+            Self::Inspect(_) | Self::Tokenize(_) | Self::Route(_) | Self::Quantize(_) | Self::Convert(_) => {
+                None
+            }
+        }
+    }
+
     /// Worker threads, where they are asked for.
     pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
-        let running = match self {
-            Self::Convert(args) => return args.threads.threads,
-            Self::Quantize(args) => return args.machine.threads.threads,
-            Self::Inspect(_) | Self::Tokenize(_) | Self::Route(_) => return None,
-            Self::Generate(args) => &args.running,
-            Self::Chat(args) => &args.running,
-            Self::Logits(args) => &args.running,
-            Self::Perplexity(args) => &args.running,
-            Self::Bench(args) => &args.running,
-        };
-        running.machine.threads.threads
+        match self {
+            Self::Convert(args) => args.threads.threads,
+            Self::Quantize(args) => args.machine.threads.threads,
+            _ => self.running()?.machine.threads.threads,
+        }
     }
 
     /// What --model says.
     pub(crate) fn model(&self) -> Option<&Path> {
         let model = match self {
-            Self::Route(_) => return None,
             Self::Inspect(args) => &args.model,
             Self::Tokenize(args) => &args.model,
             Self::Convert(args) => &args.model,
             Self::Quantize(args) => &args.model,
-            Self::Generate(args) => &args.running.model,
-            Self::Chat(args) => &args.running.model,
-            Self::Logits(args) => &args.running.model,
-            Self::Perplexity(args) => &args.running.model,
-            Self::Bench(args) => &args.running.model,
+            _ => &self.running()?.model,
         };
         model.model.as_deref()
     }

@@ -45,10 +45,12 @@ fn main() -> ExitCode {
 
 /// Options may stand before the command that they are for: they are read as if they stood behind it.
 fn command_first(mut args: Vec<OsString>) -> Vec<OsString> {
+    if args.get(1).and_then(|arg| arg.to_str()).is_none_or(|arg| !arg.starts_with('-')) {
+        return args;
+    }
     let commands = Args::command();
     let is_command = |arg: &OsString| arg.to_str().is_some_and(|arg| commands.find_subcommand(arg).is_some());
-    let begins_with_option = args.get(1).and_then(|arg| arg.to_str()).is_some_and(|arg| arg.starts_with('-'));
-    if begins_with_option && let Some(at) = args.iter().skip(1).position(is_command) {
+    if let Some(at) = args.iter().skip(1).position(is_command) {
         let command = args.remove(at + 1);
         args.insert(1, command);
     }

@@ -6,7 +6,7 @@ mod list;
 mod losses;
 mod report;
 
-use moe_core::{Assignments, Router, RoutingPlan};
+use moe_core::{Assignments, RouteInput, Router, RoutingPlan};
 use moe_router::LogitForm;
 use moe_router::losses::noisy;
 use ndarray::Array2;
@@ -29,13 +29,14 @@ pub(crate) fn run(args: &Route) -> Result<()> {
         spec = spec.with_bias(bias)?;
     }
     let router = spec.build()?;
-    let routed = layers.iter().enumerate().map(|(i, given)| route(given, &*router, args, i));
-    let routed = routed.collect::<Result<Vec<_>>>()?;
-
-    let mut bases = vec![];
-    for (i, (given, (plan, noisy))) in layers.iter().zip(&routed).enumerate() {
+    let (mut inputs, mut routed, mut bases) = (vec![], vec![], vec![]);
+    for (i, given) in layers.iter().enumerate() {
         let input = given.input(args.seed, args.layer.saturating_add(i))?;
-        bases.push(Basis::new(&input, plan, noisy.view(), &spec, args)?);
+        routed.push(route(given, &input, &*router, args)?);
+        inputs.push(input);
+    }
+    for (input, (plan, noisy)) in inputs.iter().zip(&routed) {
+        bases.push(Basis::new(input, plan, noisy.view(), &spec, args)?);
     }
     let report = |(given, basis): (&Given, &Basis<'_>)| {
         (given.tensor().to_owned(), Report::new(&spec, router.locality(), basis))
@@ -58,9 +59,13 @@ pub(crate) fn run(args: &Route) -> Result<()> {
 }
 
 /// The plan of a layer and the logits that it was made of, `[T, E]`, noise included.
-fn route(given: &Given, router: &dyn Router, args: &Route, i: usize) -> Result<(RoutingPlan, Array2<f32>)> {
-    let input = given.input(args.seed, args.layer.saturating_add(i))?;
-    if args.given == GivenAs::Logits && LogitForm::looks_like_probabilities(&input) {
+fn route(
+    given: &Given,
+    input: &RouteInput<'_>,
+    router: &dyn Router,
+    args: &Route,
+) -> Result<(RoutingPlan, Array2<f32>)> {
+    if args.given == GivenAs::Logits && LogitForm::looks_like_probabilities(input) {
         warn(&given.says(
             "every row is from 0 to 1 and sums to 1, as probabilities do and logits hardly: \
              --given probabilities takes them for such",
@@ -68,9 +73,9 @@ fn route(given: &Given, router: &dyn Router, args: &Route, i: usize) -> Result<(
     }
     let (mut assignments, mut plan) = (Assignments::new(), RoutingPlan::new());
     assignments.reset(input.tokens(), input.experts())?;
-    router.route(&input, &mut assignments).map_err(|error| given.blame(error))?;
+    router.route(input, &mut assignments).map_err(|error| given.blame(error))?;
     plan.seal(&assignments).map_err(|error| given.blame(error))?;
-    let noisy = noisy(router, &input).map_err(|error| given.blame(error))?;
+    let noisy = noisy(router, input).map_err(|error| given.blame(error))?;
     Ok((plan, noisy))
 }
 

@@ -79,7 +79,8 @@ impl ChatFormat {
     /// 1. The template `default`, and `tool_use` for chats with tools, if there are templates: as one of Mistral's formats if they
     ///    write the same but for spaces, else as they are. What such a template refuses or leaves out, a system message or tools,
     ///    is then written as Mistral does.
-    /// 2. Without one, the format that `tekken.json` is for; where there is none, the newest of Mistral's formats whose control pieces the vocabulary holds.
+    /// 2. Without one, the format that `tekken.json` is for; where there is none, the newest of Mistral's formats whose control
+    ///    pieces the vocabulary holds.
     /// 3. Without these, Mistral's first format, [assumed](Self::is_assumed).
     ///
     /// # Errors

@@ -34,6 +34,14 @@ impl LayerExperts {
         }
     }
 
+    /// The experts of the layer that has fewest.
+    pub fn least(&self) -> usize {
+        match self {
+            Self::Same(experts) => *experts,
+            Self::Each(experts) => experts.iter().copied().min().unwrap_or(0),
+        }
+    }
+
     /// The experts of so many layers together, none counted beyond the first `at_most` of a layer; saturating.
     pub(crate) fn total(&self, layers: usize, at_most: usize) -> u64 {
         match self {
@@ -45,11 +53,12 @@ impl LayerExperts {
         }
     }
 
-    /// One number where all are the same.
-    pub(crate) fn each(experts: Vec<usize>) -> Self {
+    /// A list of one number a layer, told as one number where all are the same; `None` if it is of so many layers not.
+    pub(crate) fn each(experts: Vec<usize>, layers: usize) -> Option<Self> {
         match experts[..] {
-            [first, ..] if experts.iter().all(|&experts| experts == first) => Self::Same(first),
-            _ => Self::Each(experts),
+            _ if experts.len() != layers => None,
+            [first, ..] if experts.iter().all(|&experts| experts == first) => Some(Self::Same(first)),
+            _ => Some(Self::Each(experts)),
         }
     }
 
@@ -59,10 +68,8 @@ impl LayerExperts {
             return Ok(fields.size(field)?.map(Self::Same));
         };
         let numbers: Option<Vec<_>> = items.iter().map(|item| usize::try_from(item.as_u64()?).ok()).collect();
-        match numbers {
-            Some(experts) if experts.len() == layers => Ok(Some(Self::each(experts))),
-            _ => Err(fields.error(field, format!("a number, or one for each of {layers} layers"))),
-        }
+        let expected = || fields.error(field, format!("a number, or one for each of {layers} layers"));
+        numbers.and_then(|experts| Self::each(experts, layers)).map(Some).ok_or_else(expected)
     }
 }
 
@@ -87,9 +94,7 @@ impl fmt::Display for LayerExperts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Same(experts) => write!(f, "{experts}"),
-            Self::Each(experts) => {
-                write!(f, "{} to {}", experts.iter().min().unwrap_or(&0), self.most())
-            }
+            Self::Each(_) => write!(f, "{} to {}", self.least(), self.most()),
         }
     }
 }

@@ -222,10 +222,7 @@ impl Config {
             let expected = format!("a number for each of {} layers", self.layers);
             check(experts.len() == self.layers, "num_local_experts", &expected, &experts.len())?;
         }
-        let least = match &self.experts {
-            LayerExperts::Same(experts) => *experts,
-            LayerExperts::Each(experts) => experts.iter().copied().min().unwrap_or(0),
-        };
+        let least = self.experts.least();
         check(least > 0, "num_local_experts", "at least 1", &least)?;
         let most = format!("at most num_local_experts {}", self.experts.most());
         let chosen = self.experts_per_token;

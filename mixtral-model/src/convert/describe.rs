@@ -73,35 +73,45 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
     for (key, text) in [("architecture", "llama"), ("type", "model"), ("name", name)] {
         fields.push((format!("general.{key}"), Field::Text(text.to_owned())));
     }
+    let experts = match &config.experts {
+        LayerExperts::Same(experts) => vec![*experts],
+        LayerExperts::Each(experts) => {
+            warnings.push(
+                "layers have different numbers of experts: llama.cpp does not load such a file".to_owned(),
+            );
+            experts.clone()
+        }
+    };
+    // In the order of llama.cpp's converter; several numbers are an array.
+    let one = |size: usize| vec![size];
     let mut sizes = vec![
-        ("block_count", config.layers),
-        ("context_length", config.max_positions),
-        ("embedding_length", config.hidden_size),
-        ("feed_forward_length", config.intermediate_size),
-        ("attention.head_count", config.heads),
-        ("attention.head_count_kv", config.kv_heads),
-        ("expert_used_count", config.experts_per_token),
-        ("vocab_size", config.vocab_size),
-        ("rope.dimension_count", config.head_dim),
+        ("block_count", one(config.layers)),
+        ("context_length", one(config.max_positions)),
+        ("embedding_length", one(config.hidden_size)),
+        ("feed_forward_length", one(config.intermediate_size)),
+        ("attention.head_count", one(config.heads)),
+        ("attention.head_count_kv", one(config.kv_heads)),
+        ("expert_count", experts),
+        ("expert_used_count", one(config.experts_per_token)),
+        ("vocab_size", one(config.vocab_size)),
+        ("rope.dimension_count", one(config.head_dim)),
     ];
     if config.heads.checked_mul(config.head_dim) != Some(config.hidden_size) {
-        sizes.push(("attention.key_length", config.head_dim));
-        sizes.push(("attention.value_length", config.head_dim));
+        sizes.push(("attention.key_length", one(config.head_dim)));
+        sizes.push(("attention.value_length", one(config.head_dim)));
     }
-    sizes.extend(config.sliding_window.map(|window| ("attention.sliding_window", window)));
-    let fitting = |key: &str, size: usize| {
-        u32::try_from(size).map_err(|_| Error::Setting {
-            setting: "size",
-            expected: format!("at most {}, which llama.{key} of a GGUF file can be", u32::MAX),
-            found: size.to_string(),
-        })
-    };
-    for (key, size) in sizes {
-        fields.push((format!("llama.{key}"), Field::U32(fitting(key, size)?)));
-        // Where llama.cpp's converter has it.
-        if key == "attention.head_count_kv" {
-            fields.push(("llama.expert_count".to_owned(), of_experts(&config.experts, &fitting, warnings)?));
-        }
+    sizes.extend(config.sliding_window.map(|window| ("attention.sliding_window", one(window))));
+    for (key, sizes) in sizes {
+        let fitting = |size: usize| {
+            u32::try_from(size).map_err(|_| Error::Setting {
+                setting: "size",
+                expected: format!("at most {}, which llama.{key} of a GGUF file can be", u32::MAX),
+                found: size.to_string(),
+            })
+        };
+        let sizes = sizes.into_iter().map(fitting).collect::<Result<Vec<_>>>()?;
+        let field = if let [size] = sizes[..] { Field::U32(size) } else { Field::U32s(sizes) };
+        fields.push((format!("llama.{key}"), field));
     }
     let base = config.rope_theta as f32;
     if f64::from(base) != config.rope_theta {
@@ -115,24 +125,6 @@ fn of_config(config: &Config, name: &str, warnings: &mut Vec<String>) -> Result<
     let epsilon = Field::F32(config.rms_norm_eps);
     fields.push(("llama.attention.layer_norm_rms_epsilon".to_owned(), epsilon));
     Ok(fields)
-}
-
-/// The numbers of experts: one, or a list of one a layer.
-fn of_experts(
-    experts: &LayerExperts,
-    fitting: &impl Fn(&str, usize) -> Result<u32>,
-    warnings: &mut Vec<String>,
-) -> Result<Field> {
-    let fitting = |experts: &usize| fitting("expert_count", *experts);
-    match experts {
-        LayerExperts::Same(experts) => Ok(Field::U32(fitting(experts)?)),
-        LayerExperts::Each(experts) => {
-            warnings.push(
-                "layers have different numbers of experts: llama.cpp does not load such a file".to_owned(),
-            );
-            Ok(Field::U32s(experts.iter().map(fitting).collect::<Result<_>>()?))
-        }
-    }
 }
 
 /// How tokens should be chosen, as far as there are keys for it.

@@ -217,10 +217,8 @@ fn experts(metadata: &Metadata, key: &str, layers: usize) -> Result<LayerExperts
     match metadata.get(key) {
         Some(Value::List(_)) => {
             let numbers = metadata.list(key, "positive integers", Value::size)?.unwrap_or_default();
-            if numbers.len() != layers {
-                return Err(metadata.error(key, format!("one number for each of {layers} layers")));
-            }
-            Ok(LayerExperts::each(numbers))
+            let expected = || metadata.error(key, format!("one number for each of {layers} layers"));
+            LayerExperts::each(numbers, layers).ok_or_else(expected)
         }
         _ => Ok(metadata.required_size(key)?.into()),
     }

@@ -228,7 +228,7 @@ fn value(reader: &mut Reader<'_, impl Read>, kind: u32, key: &str, depth: u32) -
         12 => Value::Float(reader.array(what).map(f64::from_le_bytes)?),
         _ => {
             let expected = format!("key {}: a type of 0 to 12", key.escape_debug());
-            return Err(Error::checkpoint(reader.path(), &expected, format!("type {kind}")));
+            return Err(Error::checkpoint(reader.path(), expected, format!("type {kind}")));
         }
     })
 }

@@ -205,38 +205,30 @@ impl Source {
         }
         // One that is not understood is of no model that would run here.
         let (config, Ok(params)) = (self.config()?, Config::from_params(&path)) else { return Ok(None) };
-        let sizes = |c: &Config| {
+        let facts = |c: &Config| {
             [
-                ("dim", c.hidden_size),
-                ("hidden_dim", c.intermediate_size),
-                ("n_layers", c.layers),
-                ("n_heads", c.heads),
-                ("n_kv_heads", c.kv_heads),
-                ("head_dim", c.head_dim),
-                ("num_experts", c.experts.most()),
-                ("num_experts_per_tok", c.experts_per_token),
-                ("vocab_size", c.vocab_size),
-            ]
-        };
-        let differing = |key: &str, theirs: String, ours: String| {
-            format!("{}: {key} is {theirs}, and {ours} by config.json, which counts", path.display())
-        };
-        let mut both = sizes(&params).into_iter().zip(sizes(&config));
-        if let Some(((key, theirs), (_, ours))) = both.find(|(theirs, ours)| theirs != ours) {
-            return Ok(Some(differing(key, theirs.to_string(), ours.to_string())));
-        }
-        let window = |c: &Config| c.sliding_window.map_or("none".to_owned(), |window| window.to_string());
-        let others = |c: &Config| {
-            [
+                ("dim", c.hidden_size.to_string()),
+                ("hidden_dim", c.intermediate_size.to_string()),
+                ("n_layers", c.layers.to_string()),
+                ("n_heads", c.heads.to_string()),
+                ("n_kv_heads", c.kv_heads.to_string()),
+                ("head_dim", c.head_dim.to_string()),
+                ("num_experts", c.experts.most().to_string()),
+                ("num_experts_per_tok", c.experts_per_token.to_string()),
+                ("vocab_size", c.vocab_size.to_string()),
                 ("norm_eps", c.rms_norm_eps.to_string()),
                 ("rope_theta", c.rope_theta.to_string()),
-                ("sliding_window", window(c)),
+                ("sliding_window", c.sliding_window.map_or("none".to_owned(), |window| window.to_string())),
             ]
         };
+        // Of these, what such a file does not say is no contradiction.
         let said = json_object(&read_limited(&path, MAX_CONFIG_BYTES)?, &path)?;
-        let mut both = others(&params).into_iter().zip(others(&config));
-        let found = both.find(|((key, theirs), (_, ours))| said.contains_key(*key) && theirs != ours);
-        Ok(found.map(|((key, theirs), (_, ours))| differing(key, theirs, ours)))
+        let is_said = |key: &str| !["rope_theta", "sliding_window"].contains(&key) || said.contains_key(key);
+        let mut both = facts(&params).into_iter().zip(facts(&config));
+        let found = both.find(|((key, theirs), (_, ours))| theirs != ours && is_said(key));
+        Ok(found.map(|((key, theirs), (_, ours))| {
+            format!("{}: {key} is {theirs}, and {ours} by config.json, which counts", path.display())
+        }))
     }
 }
 

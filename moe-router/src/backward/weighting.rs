@@ -1,9 +1,10 @@
 //! Weights as functions of logits, and their derivatives.
 
-use moe_core::{Error, Result, RoutingPlan};
+use moe_core::{Result, RoutingPlan};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
 use crate::precise::{log_softplus, log_sum_exp, sigmoid, softmax, softplus, widened};
+use crate::scored::check_scale;
 use crate::{Normalizer, Score};
 
 /// How weights are made of logits once the experts are chosen: `wₑ = scale · normalized(score(l))ₑ`.
@@ -67,10 +68,7 @@ impl Weighting {
     ///
     /// [`Error::Router`] if `scale` is not finite.
     pub fn scaled(self, scale: f32) -> Result<Self> {
-        if !scale.is_finite() {
-            let expected = "a finite number".into();
-            return Err(Error::Router { setting: "routed scale", expected, found: scale.to_string() });
-        }
+        check_scale(scale)?;
         Ok(Self { scale: scale.into(), ..self })
     }
 

@@ -1,9 +1,8 @@
-//! Choice by scores: the pieces by their definition, balance by biases, and what is refused.
+//! Choice by scores: the pieces by their definition, and what is refused.
 
 use moe_core::{Assignments, RouteInput, Router, TokenContext, numerics};
 use moe_router::{
-    BiasBalancer, Capacity, Capped, ExpertGroups, Normalization, Normalizer, Renormalized, Score, ScoredTopK,
-    TopK,
+    Capacity, Capped, ExpertGroups, Normalization, Normalizer, Renormalized, Score, ScoredTopK, TopK,
 };
 use ndarray::{Array2, array};
 use proptest::prelude::*;
@@ -280,47 +279,6 @@ fn published_epsilons() {
         // The sigmoid of -14 is exp(-14) but for its millionth part.
         assert!((f64::from(found) - expected).abs() < 2e-6, "{name}: expected {expected}, found {found}");
     }
-}
-
-#[test]
-fn balance_comes_from_biases_alone() {
-    const EXPERTS: usize = 8;
-    // Experts of lower index are liked better by far.
-    let noise = |t: usize, e: usize| ((t * 31 + e * 17 + t * e) % 97) as f32 / 97.0;
-    let logits = Array2::from_shape_fn((256, EXPERTS), |(t, e)| noise(t, e) - 0.5 * e as f32);
-    let mut router = ScoredTopK::new(2, Score::Sigmoid).unwrap();
-    let mut balancer = BiasBalancer::new(EXPERTS, 0.01).unwrap();
-    let imbalance = |router: &ScoredTopK| {
-        let stats = route(router, logits.view(), TokenContext::new()).stats();
-        (stats.max_over_mean, stats.requested_load)
-    };
-    let before = imbalance(&router).0;
-    for _ in 0..200 {
-        balancer.update(&imbalance(&router).1).unwrap();
-        router.set_bias(balancer.biases()).unwrap();
-    }
-    let after = imbalance(&router).0;
-    assert!(before > 3.0 && after < 1.3, "{before} to {after}");
-    assert!(router.bias().is_sorted(), "{:?}", router.bias());
-}
-
-#[test]
-fn the_balancer_compares_exactly() {
-    let mut balancer = BiasBalancer::resume([0.5, 0.25, -0.5], 0.125).unwrap();
-    // The mean is a third above the second load.
-    balancer.update(&[2, 1, 1]).unwrap();
-    assert_eq!(balancer.biases(), [0.375, 0.375, -0.375]);
-    balancer.update(&[usize::MAX, usize::MAX, usize::MAX - 1]).unwrap();
-    assert_eq!(balancer.biases(), [0.25, 0.25, -0.25]);
-    balancer.update(&[0, 0, 0]).unwrap();
-    balancer.update(&[7, 7, 7]).unwrap();
-    assert_eq!(balancer.biases(), [0.25, 0.25, -0.25]);
-    let message = balancer.update(&[1, 2]).unwrap_err().to_string();
-    assert_eq!(message, "expert load: expected 3 entries, found 2");
-    for step in [-0.1, f32::NAN, f32::INFINITY] {
-        assert!(BiasBalancer::new(2, step).is_err());
-    }
-    assert!(BiasBalancer::resume([f32::NAN], 0.1).is_err());
 }
 
 #[test]
