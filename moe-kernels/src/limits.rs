@@ -43,11 +43,11 @@ const ROUNDS: usize = 200_000;
 /// Independent chains: enough to hide the latency of one, few enough for sixteen registers of eight lanes.
 const CHAINS: usize = 12;
 
-/// Whether multiply-adds of sixteen lanes run at twice the rate of those of eight, measured once (a tenth of a millisecond):
+/// Whether multiply-adds of sixteen lanes run at twice the rate of those of eight, measured once (half a millisecond):
 /// processors with AVX-512 have one unit for the former or two, and nothing that they say of themselves tells.
 pub(crate) fn two_wide_units() -> bool {
-    /// Some microseconds.
-    const SOME: usize = 1_000;
+    /// Tens of microseconds: to read the clock takes up to one, which must not make a fast unit look slow.
+    const SOME: usize = 16_000;
     static TWO: OnceLock<bool> = OnceLock::new();
     *TWO.get_or_init(|| {
         let (Some(sixteen), Some(eight)) = (Backend::avx512(), Backend::avx2()) else { return false };
@@ -57,7 +57,7 @@ pub(crate) fn two_wide_units() -> bool {
             begun.elapsed().as_secs_f64()
         };
         // Wide units take some microseconds to wake, and whoever shares the processor disturbs: the best of several.
-        let best = (0..10)
+        let best = (0..5)
             .fold([f64::INFINITY; 2], |best, _| [best[0].min(seconds(sixteen)), best[1].min(seconds(eight))]);
         best[0] < 0.75 * best[1]
     })
