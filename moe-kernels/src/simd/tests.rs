@@ -1,6 +1,6 @@
 //! Operations on every backend, on every kind of number, with the definition's bits.
 
-use moe_core::numerics::{LANES, ROUND_MAGIC};
+use moe_core::numerics::{LANES, ROUND_MAGIC, padded};
 
 use super::{Kernel, Simd};
 use crate::Backend;
@@ -26,6 +26,28 @@ const ODD: [f32; 14] = [
 /// Sixteen of them from the i-th on, by steps.
 fn odd(i: usize, step: usize) -> [f32; LANES] {
     std::array::from_fn(|lane| ODD[(i + lane * step) % ODD.len()])
+}
+
+/// Lanes whose sum is 2⁻²⁴ if lane i takes lane i + 8, then i + 4, i + 2, i + 1, and zero if two of these levels change places:
+/// ones that must cancel before the small numbers are added to either, for each pair of levels and each place of the rest.
+fn level_by_level() -> impl Iterator<Item = [f32; LANES]> {
+    const SMALL: f32 = 1.0 / (1 << 25) as f32;
+    let pairs = [(8, 4), (8, 2), (8, 1), (4, 2), (4, 1), (2, 1)];
+    pairs.into_iter().flat_map(|(first, second)| {
+        (0..LANES).filter(move |base| base & (first | second) == 0).map(move |base| {
+            let mut lanes = [0.0; LANES];
+            (lanes[base], lanes[base | first]) = (1.0, -1.0);
+            (lanes[base | second], lanes[base | first | second]) = (SMALL, SMALL);
+            lanes
+        })
+    })
+}
+
+#[test]
+fn levels_of_the_tree_have_an_order() {
+    for lanes in level_by_level() {
+        assert_eq!(moe_core::numerics::tree_sum(lanes), 1.0 / (1 << 24) as f32, "{lanes:?}");
+    }
 }
 
 /// The bits of everything, NaN as one where it is computed: its sign and payload are nobody's promise.
@@ -74,7 +96,7 @@ impl Kernel for All {
             }
         }
         for i in 0..LANES {
-            // Every order of additions rounds to another sum.
+            // Most orders of additions round to another sum; those of the tree's levels are told apart below.
             let lanes = std::array::from_fn(|lane| {
                 3_u32.pow(((i + 5 * lane) % LANES) as u32) as f32 * [0.1, -0.07][lane % 2]
             });
@@ -90,6 +112,19 @@ impl Kernel for All {
             for sums in &sums {
                 put(s.load(sums), false);
             }
+        }
+        for lanes in level_by_level() {
+            let lanes = s.load(&lanes);
+            put(s.splat(s.tree_sum(lanes)), false);
+            let mut sums = [0.0; LANES];
+            s.add_tree_sums_16([lanes; LANES], &mut sums);
+            put(s.load(&sums), false);
+            let mut sums = [0.0; 8];
+            s.add_tree_sums_8([lanes; 8], &mut sums);
+            put(s.load(&padded(&sums)), false);
+            let mut sums = [0.0; 4];
+            s.add_tree_sums_4([lanes; 4], &mut sums);
+            put(s.load(&padded(&sums)), false);
         }
         // Halves of these are exponents of normal numbers.
         for n in (-252..240).step_by(LANES) {
