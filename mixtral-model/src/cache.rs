@@ -123,3 +123,60 @@ fn regrow(
     }
     Ok(grown)
 }
+
+#[cfg(test)]
+mod tests {
+    use moe_kernels::widen_row;
+
+    use super::*;
+
+    fn shape(window: Option<usize>) -> AttentionShape {
+        AttentionShape { heads: 2, kv_heads: 2, head_dim: 2, scale: 1.0, window }
+    }
+
+    fn row(dtype: Dtype, stored: &[u8]) -> [f32; 2] {
+        let mut wide = [0.0; 2];
+        widen_row(dtype, stored, &mut wide);
+        wide
+    }
+
+    /// Values between two that the type has, at the place of their position and head.
+    #[test]
+    fn what_is_stored_is_rounded_to_nearest() {
+        for (dtype, step) in [(Dtype::Bf16, 2f32.powi(-7)), (Dtype::F16, 2f32.powi(-10)), (Dtype::F32, 0.0)] {
+            let mut cache = KvCache::new([shape(Some(3))].into_iter(), dtype);
+            cache.reserve(0, 2, 100).unwrap();
+            let [up, tie, down] = [0.75, 0.5, 0.25].map(|part| 1.0 + part * step);
+            cache.write(0, 5, &[up, -up, tie, 3.0, down, -tie, up, down], &[0.5; 8]);
+            let kv = cache.rows(0);
+            let bytes = padded_row_bytes(dtype, 2);
+            let at = |position: usize, head: usize| {
+                row(dtype, &kv.keys[(head * kv.capacity + position % kv.capacity) * bytes..][..bytes])
+            };
+            let next = 1.0 + step;
+            assert_eq!([at(5, 0), at(5, 1)], [[next, -next], [1.0, 3.0]], "{dtype}");
+            assert_eq!([at(6, 0), at(6, 1)], [[1.0, -1.0], [next, 1.0]], "{dtype}");
+            assert_eq!(row(dtype, &kv.values[5 % kv.capacity * bytes..][..bytes]), [0.5; 2]);
+        }
+    }
+
+    /// A ring holds what the first query of a chunk sees besides the chunk, and not one position less.
+    #[test]
+    fn a_ring_has_room_for_window_and_chunk() {
+        for window in [1, 2, 63, 64, 65, 70, 128, 200] {
+            let mut cache = KvCache::new([shape(Some(window))].into_iter(), Dtype::F32);
+            let (mut position, mut most) = (0, 0);
+            for chunk in [window.max(2) - 1, window, window, 1, window + 1, 3 * window] {
+                cache.reserve(position, chunk, 1 << 20).unwrap();
+                let first = (position + 1).saturating_sub(window);
+                let seen = position + chunk - first;
+                let capacity = cache.rows(0).capacity;
+                assert!(capacity >= seen, "{capacity} for {seen}");
+                // Nor more than the longest chunk so far wants.
+                most = most.max(window + chunk - 1);
+                assert!(capacity <= most, "{capacity} for {most}");
+                position += chunk;
+            }
+        }
+    }
+}

@@ -50,12 +50,46 @@ fn limits_leave_the_right_tokens() {
     assert_eq!(left(at(1e-40)), [1]);
 }
 
+/// Shares that are reached exactly, and tokens exactly as probable as the least that is left.
+#[test]
+fn limits_at_equality() {
+    let left = |logits: &[f32], sampling: Sampling| -> Vec<u32> {
+        let mut sampler = Sampler::new(sampling).unwrap();
+        sampler.probabilities(logits, &[], 0).unwrap().map(|(token, _)| token).collect()
+    };
+    let equal = [0.5; 4];
+    assert_eq!(left(&equal, Sampling { top_p: 0.25, ..at(1.0) }), [0]);
+    assert_eq!(left(&equal, Sampling { top_p: 0.5, ..at(1.0) }), [0, 1]);
+    assert_eq!(left(&equal, Sampling { top_p: 0.75, ..at(1.0) }), [0, 1, 2]);
+    assert_eq!(left(&equal, Sampling { top_k: Some(1), ..at(1.0) }), [0, 1, 2, 3]);
+    assert_eq!(left(&[1.0, 3.0, 2.0, 3.0, 2.0], Sampling { top_k: Some(3), ..at(1.0) }), [1, 3, 2, 4]);
+    assert_eq!(left(&[1.0, 3.0, 2.0, 3.0], Sampling { min_p: 1.0, ..at(1.0) }), [1, 3]);
+    // A share that is one token's to the bit, then the next one.
+    let share = numerics::exp(-1.0);
+    assert_eq!(left(&[2.0, 1.0, 0.0], Sampling { min_p: share, ..at(1.0) }), [0, 1]);
+    assert_eq!(left(&[2.0, 1.0, 0.0], Sampling { min_p: share.next_up(), ..at(1.0) }), [0]);
+}
+
+#[test]
+fn a_seed_is_one_sequence_of_draws() {
+    let drawn = |seed| -> Vec<u32> {
+        let mut sampler = Sampler::new(Sampling { seed, ..at(1.0) }).unwrap();
+        (0..64).map(|position| sampler.sample(&[0.0; 50], &[], position).unwrap()).collect()
+    };
+    let all: std::collections::BTreeSet<_> = [0, 1, 2, 3, 1 << 32, u64::MAX].map(drawn).into();
+    assert_eq!(all.len(), 6, "each its own");
+    assert_eq!(drawn(7), drawn(7));
+}
+
 #[test]
 fn repetition_counts_once() {
     let mut greedy = Sampler::new(Sampling { repetition_penalty: 2.0, ..at(0.0) }).unwrap();
     assert_eq!(greedy.sample(&[3.0, 2.0, -1.0], &[], 0).unwrap(), 0);
     assert_eq!(greedy.sample(&[3.0, 2.0, -1.0], &[0], 0).unwrap(), 1);
     assert_eq!(greedy.sample(&[3.0, 1.4, -1.0], &[0, 0, 0], 0).unwrap(), 0);
+    // The newest and the oldest alike.
+    assert_eq!(greedy.sample(&[3.0, 2.9, 2.8], &[2, 0], 0).unwrap(), 1);
+    assert_eq!(greedy.sample(&[3.0, 2.9, 2.8], &[0, 2], 0).unwrap(), 1);
     assert_eq!(greedy.sample(&[-1.0, -1.5], &[0, 77], 0).unwrap(), 1);
     // Beyond any float there is still an order.
     let mut extreme = Sampler::new(Sampling { repetition_penalty: 1e-38, ..at(1.0) }).unwrap();

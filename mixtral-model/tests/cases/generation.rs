@@ -36,6 +36,37 @@ fn end_tokens_of_the_generation_config_alone() {
     assert_eq!(generated(name), (vec![1812, 204], Ended::Stop(1007)));
 }
 
+#[test]
+fn each_of_several_stop_tokens_ends_it() {
+    let model = model("35-dtype-said-twice");
+    let options = |stop: &[u32]| GenerateOptions::new(&model, 6).with_stop(stop.to_vec());
+    let (all, ended) = continued(&model, &PROMPT, &options(&[]));
+    assert_eq!((all.len(), ended), (6, Ended::MaxTokens));
+    let first = |token: u32| all.iter().position(|&t| t == token).unwrap();
+    for &token in &all {
+        for stop in [&[token, 2047][..], &[2047, token], &[2046, 2047, token], &[token]] {
+            assert!(!all.contains(&2046) && !all.contains(&2047));
+            let found = continued(&model, &PROMPT, &options(stop));
+            assert_eq!(found, (all[..first(token)].to_vec(), Ended::Stop(token)), "{stop:?}");
+        }
+    }
+}
+
+/// The prompt and all that was drawn, the newest token too, are what a penalty knows.
+#[test]
+fn a_harsh_penalty_lets_nothing_come_twice() {
+    let model = model("35-dtype-said-twice");
+    let mut sampling = mixtral_model::Sampling::greedy();
+    sampling.repetition_penalty = 1e30;
+    let options = GenerateOptions::new(&model, 40).with_stop(vec![]).with_sampling(sampling);
+    let (mut tokens, _) = continued(&model, &PROMPT, &options);
+    tokens.extend(PROMPT);
+    assert_eq!(tokens.len(), 43);
+    tokens.sort_unstable();
+    tokens.dedup();
+    assert_eq!(tokens.len(), 43, "{tokens:?}");
+}
+
 fn goldens() -> Value {
     serde_json::from_str(include_str!("../fixtures/generation/goldens.json")).unwrap()
 }

@@ -114,6 +114,19 @@ proptest! {
     }
 }
 
+/// Chunks as long as the window, one less and one more, whose keys take the places of those that their first query still sees.
+#[test]
+fn chunks_as_long_as_the_window() {
+    let shape = Shape { window: Some(70), ..Shape::plain() };
+    let model = shape.model(Backend::best());
+    let ids = shape.ids(69 + 3 * 70 + 71);
+    let options = SessionOptions::default();
+    let expected = read(&model, &ids, &vec![1; ids.len()], options, &mut ());
+    for pieces in [&[69, 70, 70, 70, 71][..], &[70, 70, 70, 70, 70], &[71, 69, 70, 71, 69], &[350]] {
+        assert!(read(&model, &ids, pieces, options, &mut ()) == expected, "{pieces:?}");
+    }
+}
+
 #[test]
 fn wanted_rows_are_rows_of_all() {
     let shape = Shape::plain();
