@@ -1,7 +1,7 @@
 //! The plan is what the router pushed, seen from both sides; its statistics.
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
-use moe_core::{Assignments, RoutingPlan, TokenContext, Verdict};
+use moe_core::{Assignments, Error, RoutingPlan, TokenContext, Verdict};
 use proptest::prelude::*;
 
 type Pairs = Vec<(usize, usize, f32, bool)>;
@@ -74,6 +74,28 @@ proptest! {
         }
         prop_assert!(seen.iter().all(|&n| n == 1));
         prop_assert_eq!(plan.refused().len(), pairs.len() - granted);
+    }
+
+    /// Wherever the second of two equal pairs is pushed, and whatever was pushed before.
+    #[test]
+    fn a_pair_is_granted_once(
+        (tokens, experts, pairs) in pushes(),
+        first in any::<proptest::sample::Index>(),
+        second in any::<proptest::sample::Index>(),
+    ) {
+        let mut granted: Pairs = pairs.into_iter().filter(|pair| pair.3).collect();
+        prop_assume!(!granted.is_empty());
+        let twice = granted[first.index(granted.len())];
+        granted.insert(second.index(granted.len() + 1), twice);
+        let mut out = Assignments::new();
+        out.reset(tokens, experts).unwrap();
+        granted.iter().for_each(|&(token, expert, weight, _)| out.assign(token, expert, weight));
+        let mut plan = RoutingPlan::new();
+        let error = plan.seal(&out).unwrap_err();
+        let (token, expert) = (twice.0 as u32, twice.1 as u32);
+        let named = matches!(error, Error::DuplicateAssignment { token: t, expert: e } if (t, e) == (token, expert));
+        prop_assert!(named, "{error}");
+        prop_assert_eq!((plan.tokens(), plan.rows()), (0, 0));
     }
 }
 

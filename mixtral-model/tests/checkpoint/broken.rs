@@ -258,8 +258,25 @@ fn indexes_that_lie() {
         all.values_mut().for_each(|tensor| tensor.data[0] ^= 1);
         model.file("b.safetensors", &encode(&all))
     };
+    // A tensor mapped twice, whether or not both say the same, and the map itself twice.
+    let doubled = |tensor: &str, shard: &str| {
+        let model = Model::sharded();
+        let text = fs::read_to_string(model.path(INDEX)).unwrap();
+        let twice =
+            text.replacen("{\"weight_map\":{", &format!("{{\"weight_map\":{{\"{tensor}\":\"{shard}\","), 1);
+        assert_ne!(text, twice);
+        model.file(INDEX, twice.as_bytes())
+    };
+    let two_maps = {
+        let model = Model::sharded();
+        let text = fs::read_to_string(model.path(INDEX)).unwrap();
+        model.file(INDEX, text.replacen('{', "{\"weight_map\":{},", 1).as_bytes())
+    };
     refuse([
-        ("up", remap(json!("../a.safetensors")), &[INDEX, Q0, "beside or below", "../a.safetensors"][..]),
+        ("twice, to two", doubled(Q0, "b.safetensors"), &[INDEX, Q0, "twice"][..]),
+        ("twice, to one", doubled(Q0, "a.safetensors"), &[INDEX, Q0, "twice"]),
+        ("two maps", two_maps, &[INDEX, "weight_map", "twice"]),
+        ("up", remap(json!("../a.safetensors")), &[INDEX, Q0, "beside or below", "../a.safetensors"]),
         ("absolute", remap(json!(stranger.to_str().unwrap())), &[INDEX, Q0, "beside or below"]),
         ("below and up", remap(json!("part/../../a.safetensors")), &[INDEX, Q0, "beside or below"]),
         ("below, not there", remap(json!("part/a.safetensors")), &["part/a.safetensors"]),
