@@ -50,6 +50,23 @@ pub fn refill<T: Clone>(
     Ok(())
 }
 
+/// Makes a list, which is `what`, hold these values, of which there are `most` at most.
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub fn refill_from<T>(
+    list: &mut Vec<T>,
+    most: usize,
+    values: impl IntoIterator<Item = T>,
+    what: &'static str,
+) -> Result<(), OutOfMemory> {
+    list.clear();
+    reserve(list, most, what)?;
+    list.extend(values);
+    Ok(())
+}
+
 /// Makes a buffer, which is `what`, at least so long. Contents are unspecified, new ones `value`.
 ///
 /// # Errors
@@ -102,6 +119,9 @@ mod tests {
         assert_eq!(said(reserve(&mut list, half, "numbers")), expected);
         assert_eq!(list, [1, 2, 3]);
         assert_eq!(said(refill(&mut list, half, 0, "numbers")), expected);
+        assert_eq!(said(refill_from(&mut list, half, 0..3, "numbers")), expected);
+        refill_from(&mut list, 3, 5..8, "numbers").unwrap();
+        assert_eq!(list, [5, 6, 7]);
         assert_eq!(said(grow(&mut list, half, 0, "numbers")), expected);
         assert_eq!(held(&list), 0, "what is let go before is gone");
         let mut floats = vec![];

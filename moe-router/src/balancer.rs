@@ -1,5 +1,6 @@
 //! Balance by biases instead of a loss.
 
+use moe_core::memory::reserve;
 use moe_core::{Error, Result, RouteInput};
 
 use crate::Score;
@@ -202,7 +203,7 @@ impl BiasBalancer {
 ///
 /// # Errors
 ///
-/// [`Error::Router`] if `k` is 0 or not below the number of experts, or a score is not finite.
+/// [`Error::Router`] if `k` is 0 or not below the number of experts, or a score is not finite; [`Error::OutOfMemory`].
 ///
 /// [kexue.fm 11619]: https://kexue.fm/archives/11619
 pub fn quantile_biases(input: &RouteInput<'_>, score: Score, k: usize) -> Result<Vec<f32>> {
@@ -213,6 +214,10 @@ pub fn quantile_biases(input: &RouteInput<'_>, score: Score, k: usize) -> Result
         return Err(wrong(format!("k from 1 to below {experts}"), k.to_string()));
     }
     let mut lacks: Vec<Vec<f64>> = vec![vec![]; experts];
+    let tokens = input.present().count();
+    for lacks in &mut lacks {
+        reserve(lacks, tokens, "scores that tokens lack")?;
+    }
     let (mut scores, mut keys) = (vec![], vec![]);
     for token in input.present() {
         let logits = input.logits.row(token);

@@ -1,6 +1,6 @@
 //! Balanced assignment: every expert gets its equal share of the tokens, at the greatest total score.
 
-use moe_core::memory::held;
+use moe_core::memory::{OutOfMemory, held, refill, refill_from};
 use moe_core::{Assignments, Locality, Result, RouteInput, Router, ScratchValue, numerics};
 
 use crate::select;
@@ -43,11 +43,12 @@ impl Router for Base {
         }
         input.each_sequence(out, |input, scratch, out| {
             let matching: &mut Matching = scratch.own.of();
-            matching.tokens.clear();
-            matching.tokens.extend(input.present().filter(|&t| best(input, t).is_some()));
+            let open = input.present().filter(|&t| best(input, t).is_some());
+            refill_from(&mut matching.tokens, input.tokens(), open, "tokens to assign")?;
             let tokens = matching.tokens.iter();
-            integers(tokens.flat_map(|&t| input.logits.row(t)), &mut matching.scores);
-            matching.assign(input.experts());
+            let all = matching.tokens.len() * input.experts();
+            integers(tokens.flat_map(|&t| input.logits.row(t)), all, &mut matching.scores)?;
+            matching.assign(input.experts())?;
             for (&t, &e) in matching.tokens.iter().zip(&matching.chosen) {
                 match e {
                     NOWHERE => best(input, t).into_iter().for_each(|e| out.refuse(t, e)),
@@ -69,8 +70,12 @@ fn best(input: &RouteInput<'_>, t: usize) -> Option<usize> {
     open.map(|(e, &l)| select::key(l, e)).max().map(select::index)
 }
 
-/// Scores as integers of at most 2⁴⁰, or 2⁴¹ for infinity and NaN; [`MASKED`] for negative infinity.
-fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone, out: &mut Vec<i64>) {
+/// `count` scores as integers of at most 2⁴⁰, or 2⁴¹ for infinity and NaN; [`MASKED`] for negative infinity.
+fn integers<'a>(
+    scores: impl Iterator<Item = &'a f32> + Clone,
+    count: usize,
+    out: &mut Vec<i64>,
+) -> Result<(), OutOfMemory> {
     let finite = scores.clone().filter(|s| s.is_finite());
     let greatest = finite.fold(0.0f64, |most, &s| most.max(f64::from(s).abs()));
     let unit = if greatest > 0.0 { (1u64 << 40) as f64 / greatest } else { 0.0 };
@@ -80,8 +85,7 @@ fn integers<'a>(scores: impl Iterator<Item = &'a f32> + Clone, out: &mut Vec<i64
         select::MASKED => MASKED,
         _ => -(1 << 41),
     };
-    out.clear();
-    out.extend(scores.map(|&s| integer(s)));
+    refill_from(out, count, scores.map(|&s| integer(s)), "scores as integers")
 }
 
 /// A balanced assignment as it comes about.
@@ -124,21 +128,26 @@ impl Matching {
     /// Finds the expert of each row of the scores, at the greatest total, or [`NOWHERE`].
     ///
     /// A token that finds no way to a free place finds none later either: what the others do since only exchanges places.
-    fn assign(&mut self, experts: usize) {
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    fn assign(&mut self, experts: usize) -> Result<(), OutOfMemory> {
         let tokens = self.scores.len() / experts;
         let open = |e: &usize| self.scores.iter().skip(*e).step_by(experts).any(|&s| s != MASKED);
         let open = (0..experts).filter(open).count().max(1);
-        self.chosen.clear();
-        refill(&mut self.load, experts, 0);
+        refill_from(&mut self.chosen, tokens, [], "experts of tokens")?;
+        refill(&mut self.load, experts, 0, "load")?;
         for new in 0..tokens {
-            self.find_moves(experts);
-            self.measure(new, experts, tokens / open);
+            self.find_moves(experts)?;
+            self.measure(new, experts, tokens / open)?;
             self.make_room(tokens / open, tokens % open);
         }
+        Ok(())
     }
 
-    fn find_moves(&mut self, experts: usize) {
-        refill(&mut self.edges, experts * experts, (FAR, usize::MAX));
+    fn find_moves(&mut self, experts: usize) -> Result<(), OutOfMemory> {
+        refill(&mut self.edges, experts * experts, (FAR, usize::MAX), "moves between experts")?;
         for (t, (&from, scores)) in self.chosen.iter().zip(self.scores.chunks_exact(experts)).enumerate() {
             if from == NOWHERE {
                 continue;
@@ -148,16 +157,17 @@ impl Matching {
                 *edge = (*edge).min((scores[from] - score, t));
             }
         }
+        Ok(())
     }
 
     /// Distances from the new token, by Bellman and Ford.
-    fn measure(&mut self, new: usize, experts: usize, floor: usize) {
+    fn measure(&mut self, new: usize, experts: usize, floor: usize) -> Result<(), OutOfMemory> {
         let Self { scores, load, edges, distance, before, .. } = self;
         let pool = experts;
-        distance.clear();
         let own = scores[new * experts..][..experts].iter();
-        distance.extend(own.map(|&s| if s == MASKED { FAR } else { -s }).chain([FAR]));
-        refill(before, experts + 1, usize::MAX);
+        let own = own.map(|&s| if s == MASKED { FAR } else { -s }).chain([FAR]);
+        refill_from(distance, experts + 1, own, "distances")?;
+        refill(before, experts + 1, usize::MAX, "ways")?;
         let mut changed = true;
         while changed {
             changed = false;
@@ -179,6 +189,7 @@ impl Matching {
                 }
             }
         }
+        Ok(())
     }
 
     /// Moves tokens along the cheapest way to a free place, and lets the new one in where it begins; it goes nowhere if
@@ -216,11 +227,6 @@ impl Matching {
     }
 }
 
-fn refill<T: Copy>(list: &mut Vec<T>, len: usize, value: T) {
-    list.clear();
-    list.resize(len, value);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,7 +262,7 @@ mod tests {
             let scores: Vec<i64> =
                 (0..tokens * experts).map(|_| next(range) as i64 - range as i64 / 2).collect();
             let mut matching = Matching { scores: scores.clone(), ..Default::default() };
-            matching.assign(experts);
+            matching.assign(experts).unwrap();
             let chosen = matching.chosen;
             assert_eq!(chosen.len(), tokens);
             let mut load = vec![0; experts];
@@ -312,7 +318,7 @@ mod tests {
                 .filter(|row| row.iter().all(|&s| s == MASKED))
                 .for_each(|row| row[0] = 1);
             let mut matching = Matching { scores: scores.clone(), ..Default::default() };
-            matching.assign(experts);
+            matching.assign(experts).unwrap();
             let open = (0..experts).filter(|e| scores.iter().skip(*e).step_by(experts).any(|&s| s != MASKED));
             let open = open.count().max(1);
             let placed: Vec<bool> = matching.chosen.iter().map(|&e| e != NOWHERE).collect();

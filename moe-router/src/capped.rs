@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use moe_core::memory::{refill, refill_from};
 use moe_core::{
     Assignment, Assignments, Locality, Result, Review, RouteInput, RouteScratch, Router, TokenContext,
     Verdict, numerics,
@@ -147,19 +148,19 @@ impl<R: Router> Capped<R> {
     }
 
     /// Writes the inner router's scores, `[T, E]`.
-    fn score(&self, input: &RouteInput<'_>, values: &mut Vec<f32>) {
-        values.clear();
-        values.extend(input.logits);
+    fn score(&self, input: &RouteInput<'_>, values: &mut Vec<f32>) -> Result<()> {
+        refill_from(values, input.logits.len(), input.logits.iter().copied(), "scores")?;
         if let Ok(scores) = ArrayViewMut2::from_shape(input.logits.raw_dim(), values) {
             self.inner.scores(&input.context, scores);
         }
+        Ok(())
     }
 
     fn grant(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, review: Review<'_>) -> Result<()> {
         let Review { pairs, verdicts, mut order, load, priority } = review;
         let RouteScratch { values: scores, keys: asked, .. } = scratch;
         if self.priority == Priority::Score || self.overflow == Overflow::Reroute {
-            self.score(input, scores);
+            self.score(input, scores)?;
         }
         for (priority, pair) in priority.iter_mut().zip(&*pairs) {
             *priority = match self.priority {
@@ -170,8 +171,8 @@ impl<R: Router> Capped<R> {
             };
         }
         if self.overflow == Overflow::Reroute {
-            asked.clear();
-            asked.resize((input.tokens() * input.experts()).div_ceil(64), 0);
+            let words = (input.tokens() * input.experts()).div_ceil(64);
+            refill(asked, words, 0, "experts asked")?;
             pairs.iter().for_each(|pair| mark(asked, pair.token, pair.expert, input.experts()));
         }
         order.sort_unstable_by_key(|i| (pairs[*i as usize].token, pairs[*i as usize].rank));

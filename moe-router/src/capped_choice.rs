@@ -1,5 +1,6 @@
 //! Expert choice with a cap on the experts of a token.
 
+use moe_core::memory::refill_from;
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
 
 use crate::Capacity;
@@ -78,9 +79,10 @@ impl CappedExpertChoice {
     ) -> Result<()> {
         let experts = input.experts();
         let RouteScratch { values, keys, .. } = scratch;
-        keys.clear();
-        // The tokens that take part, then the keys of an expert.
-        keys.extend((0..input.tokens()).filter(|&t| !input.context.is_padding(t)).map(|t| t as u64));
+        let present = (0..input.tokens()).filter(|&t| !input.context.is_padding(t));
+        // The tokens that take part, then the keys of an expert's tokens or of a token's experts.
+        let most = input.tokens().saturating_add(input.tokens().max(experts));
+        refill_from(keys, most, present.map(|t| t as u64), "keys of scores")?;
         let tokens = keys.len();
         if tokens == 0 || experts == 0 {
             return Ok(());
@@ -93,12 +95,11 @@ impl CappedExpertChoice {
             let found = self.experts_per_token.to_string();
             return Err(Error::Router { setting: "experts per token", expected, found });
         }
-        values.clear();
-        for &t in &*keys {
-            values.extend(input.logits.row(t as usize));
-        }
+        let all = (3 * tokens).saturating_mul(experts).saturating_add(2 * tokens);
+        let logits = keys.iter().flat_map(|&t| input.logits.row(t as usize)).copied();
+        refill_from(values, all, logits, "scores")?;
         values.chunks_exact_mut(experts).for_each(numerics::softmax);
-        values.resize(3 * tokens * experts + 2 * tokens, 0.0);
+        values.resize(all, 0.0);
         let (scores, rest) = values.split_at_mut(tokens * experts);
         let (a, rest) = rest.split_at_mut(tokens * experts);
         a.iter_mut().zip(&*scores).for_each(|(a, s)| *a = s / self.lambda);

@@ -1,5 +1,6 @@
 //! Routing by changed logits.
 
+use moe_core::memory::refill_from;
 use moe_core::{Assignments, Result, RouteInput, RouteScratch, Router, TokenContext};
 use ndarray::ArrayViewMut2;
 
@@ -12,8 +13,7 @@ pub(crate) fn route(
     change: impl FnOnce(ArrayViewMut2<'_, f32>) -> Result<()>,
 ) -> Result<()> {
     out.with_scratch(|out, RouteScratch { values, .. }| {
-        values.clear();
-        values.extend(input.logits);
+        refill_from(values, input.logits.len(), input.logits.iter().copied(), "changed logits")?;
         #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
         let mut logits = ArrayViewMut2::from_shape(input.logits.raw_dim(), values).unwrap();
         change(logits.view_mut())?;

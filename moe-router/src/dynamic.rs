@@ -1,5 +1,6 @@
 //! As many experts as a token needs.
 
+use moe_core::memory::{refill, reserve};
 use moe_core::{
     Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, TokenContext, numerics,
 };
@@ -281,6 +282,8 @@ impl ThresholdEma {
         }
         let k = decimal::share(self.experts_per_token, tokens, experts, Rounding::Down).clamp(1, tokens);
         let mut quantiles = Vec::with_capacity(experts);
+        refill(&mut self.keys, 0, 0, "keys of logits")?;
+        reserve(&mut self.keys, tokens, "keys of logits")?;
         for column in input.logits.columns() {
             let column = || input.present().map(|t| column[t]);
             self.keys.clear();

@@ -1,5 +1,6 @@
 //! Experts choose their tokens.
 
+use moe_core::memory::{refill_from, reserve};
 use moe_core::{Assignments, Locality, Result, RouteInput, RouteScratch, Router, TokenContext};
 use ndarray::ArrayViewMut2;
 
@@ -70,8 +71,9 @@ impl ExpertChoice {
 
         // Scores, [T, E].
         let RouteScratch { values: scores, keys, .. } = scratch;
-        scores.clear();
-        scores.extend(input.logits);
+        refill_from(scores, input.logits.len(), input.logits.iter().copied(), "scores")?;
+        // An expert's candidates, or a token's experts.
+        reserve(keys, candidates.max(experts), "keys of scores")?;
         scores.chunks_exact_mut(experts).for_each(|row| self.score.apply(row));
 
         // What an expert does not take becomes as a masked one.

@@ -1,5 +1,6 @@
 //! Weights that sum to one.
 
+use moe_core::memory::refill;
 use moe_core::{Assignments, Locality, Result, RouteInput, Router, TokenContext};
 use ndarray::ArrayViewMut2;
 
@@ -33,8 +34,7 @@ impl<R: Router> Router for Renormalized<R> {
         self.0.route(input, out)?;
         out.with_scratch(|out, scratch| {
             let sums = &mut scratch.values;
-            sums.clear();
-            sums.resize(input.tokens(), 0.0);
+            refill(sums, input.tokens(), 0.0, "sums of weights")?;
             out.review(mark, |review| {
                 // A token out of range has no sum; sealing reports it.
                 for pair in &*review.pairs {

@@ -1,5 +1,6 @@
 //! Second choices kept by chance, or if they weigh enough.
 
+use moe_core::memory::refill;
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, Router, TokenContext, Verdict};
 use ndarray::ArrayViewMut2;
 
@@ -166,8 +167,7 @@ impl<R: Router> Router for SkipLight<R> {
         self.inner.route(input, out)?;
         out.with_scratch(|out, scratch| {
             let greatest = &mut scratch.values;
-            greatest.clear();
-            greatest.resize(input.tokens(), f32::NEG_INFINITY);
+            refill(greatest, input.tokens(), f32::NEG_INFINITY, "greatest weights")?;
             out.review(mark, |review| {
                 for pair in &*review.pairs {
                     if let Some(greatest) = greatest.get_mut(pair.token as usize) {

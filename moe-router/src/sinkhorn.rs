@@ -1,5 +1,6 @@
 //! Choices by a transport plan between tokens and experts.
 
+use moe_core::memory::refill;
 use moe_core::{Assignments, Error, Locality, Result, RouteInput, RouteScratch, Router, numerics};
 
 use crate::select::{self, MASKED};
@@ -45,13 +46,17 @@ impl Sinkhorn {
         Self { iterations, ..self }
     }
 
-    fn choose(&self, input: &RouteInput<'_>, scratch: &mut RouteScratch, out: &mut Assignments) {
+    fn choose(
+        &self,
+        input: &RouteInput<'_>,
+        scratch: &mut RouteScratch,
+        out: &mut Assignments,
+    ) -> Result<()> {
         const TOLERANCE: f32 = 1e-4;
         let experts = input.experts();
         let all = input.tokens();
         let RouteScratch { values, keys, .. } = scratch;
-        values.clear();
-        values.resize(3 * experts + 2 * all, 0.0);
+        refill(values, 3 * experts + 2 * all, 0.0, "factors of tokens and experts")?;
         let (v, rest) = values.split_at_mut(experts);
         let (row, rest) = rest.split_at_mut(experts);
         // Who takes part: the tokens that are not masked for all experts, the experts that are not masked for all tokens.
@@ -93,6 +98,7 @@ impl Sinkhorn {
                 out.assign(t, select::index(key), row[select::index(key)]);
             }
         }
+        Ok(())
     }
 }
 
@@ -108,10 +114,7 @@ impl Router for Sinkhorn {
             let found = input.experts().to_string();
             return Err(Error::Router { setting: "Sinkhorn", expected, found });
         }
-        input.each_sequence(out, |input, scratch, out| {
-            self.choose(input, scratch, out);
-            Ok(())
-        })
+        input.each_sequence(out, |input, scratch, out| self.choose(input, scratch, out))
     }
 
     fn locality(&self) -> Locality {

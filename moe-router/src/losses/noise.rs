@@ -1,5 +1,6 @@
 //! The logits that a router with noise decides on.
 
+use moe_core::memory::refill_from;
 use moe_core::{Result, RouteInput, Router};
 use ndarray::Array2;
 
@@ -30,9 +31,12 @@ use ndarray::Array2;
 ///
 /// # Errors
 ///
-/// What [`Router::perturb`] reports.
+/// What [`Router::perturb`] reports; [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
 pub fn noisy(router: &dyn Router, input: &RouteInput<'_>) -> Result<Array2<f32>> {
-    let mut logits = input.logits.to_owned();
+    let mut numbers = Vec::new();
+    refill_from(&mut numbers, input.logits.len(), input.logits.iter().copied(), "noisy logits")?;
+    #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
+    let mut logits = Array2::from_shape_vec(input.logits.raw_dim(), numbers).unwrap();
     router.perturb(&input.context, logits.view_mut())?;
     Ok(logits)
 }
