@@ -2,6 +2,7 @@
 
 mod limits;
 mod rules;
+mod setters;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,16 @@ pub use rules::{Length, LengthDecay, Rules};
 /// 1. what changes logits: biases, repetition penalty, and then the other [`Rules`] in the order of their fields;
 /// 2. if greedy, the largest; otherwise what limits the tokens to draw from: temperature, top-k, top-p, min-p, typical-p,
 ///    epsilon, eta. Each works on the probabilities of the tokens that those before it have left.
+///
+/// ```
+/// use mixtral_model::{Rules, Sampling};
+///
+/// let rules = Rules::default().with_no_repeat_ngram(3);
+/// let sampling = Sampling::greedy().with_temperature(0.7)?.with_top_k(40)?.with_top_p(0.95)?.with_rules(rules)?.with_seed(7);
+/// assert_eq!((sampling.temperature, sampling.top_k, sampling.seed), (0.7, Some(40), 7));
+/// assert!(sampling.with_min_p(1.5).is_err());
+/// # Ok::<(), mixtral_model::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Sampling {
@@ -72,6 +83,7 @@ impl Sampling {
     }
 
     /// The same, with these biases added to the logits of tokens; negative infinity is never.
+    /// [`check`](Self::check) sees to them.
     pub fn with_logit_bias(mut self, biases: impl IntoIterator<Item = (u32, f32)>) -> Self {
         self.rules.biases.extend(biases.into_iter().map(|(token, bias)| (vec![token], bias)));
         self

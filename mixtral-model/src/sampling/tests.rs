@@ -250,3 +250,74 @@ fn probabilities_are_of_what_is_left() {
     let mut greedy = Sampler::new(Sampling::greedy()).unwrap();
     assert_eq!(greedy.probabilities(&logits(), &[], 0).unwrap().collect::<Vec<_>>(), [(1, 1.0)]);
 }
+
+#[test]
+fn setters_set_and_refuse() {
+    let rules = Rules::default()
+        .with_bias([1, 2], -0.5)
+        .with_no_repeat_ngram(3)
+        .with_bad_words([vec![4]])
+        .with_min_length(Length::Total(9))
+        .with_forced_second(5)
+        .with_forced_last([6])
+        .with_length_decay(LengthDecay { after: 7, factor: 1.5 })
+        .with_suppressed([8])
+        .with_suppressed_first([9]);
+    let sampling = (Sampling::greedy().with_temperature(0.7))
+        .and_then(|s| s.with_top_k(40)?.with_top_p(0.9)?.with_min_p(0.1)?.with_typical_p(0.8))
+        .and_then(|s| s.with_epsilon_cutoff(0.2)?.with_eta_cutoff(0.3)?.with_repetition_penalty(1.1))
+        .and_then(|s| s.with_rules(rules.clone()))
+        .unwrap()
+        .with_seed(3);
+    let expected = Sampling {
+        temperature: 0.7,
+        top_k: Some(40),
+        top_p: 0.9,
+        min_p: 0.1,
+        typical_p: 0.8,
+        epsilon_cutoff: 0.2,
+        eta_cutoff: 0.3,
+        repetition_penalty: 1.1,
+        rules: Rules {
+            biases: [(vec![1, 2], -0.5)].into(),
+            no_repeat_ngram: 3,
+            bad_words: vec![vec![4]],
+            min_length: Length::Total(9),
+            forced_second: Some(5),
+            forced_last: vec![6],
+            length_decay: Some(LengthDecay { after: 7, factor: 1.5 }),
+            suppressed: vec![8],
+            suppressed_first: vec![9],
+        },
+        seed: 3,
+    };
+    assert_eq!(sampling, expected);
+    assert_eq!(sampling.with_top_k(None).unwrap().top_k, None);
+
+    type Set = fn(Sampling) -> Result<Sampling>;
+    let refused: [(&str, Set); 14] = [
+        ("temperature", |s| s.with_temperature(-1.0)),
+        ("temperature", |s| s.with_temperature(f32::NAN)),
+        ("temperature", |s| s.with_temperature(f32::INFINITY)),
+        ("top-k", |s| s.with_top_k(0)),
+        ("top-p", |s| s.with_top_p(0.0)),
+        ("min-p", |s| s.with_min_p(1.5)),
+        ("typical-p", |s| s.with_typical_p(f32::NAN)),
+        ("epsilon cutoff", |s| s.with_epsilon_cutoff(1.0)),
+        ("eta cutoff", |s| s.with_eta_cutoff(-0.1)),
+        ("repetition penalty", |s| s.with_repetition_penalty(0.0)),
+        ("bias", |s| s.with_rules(Rules::default().with_bias([], 1.0))),
+        ("bias", |s| s.with_rules(Rules::default().with_bias([1], f32::NAN))),
+        ("bad words", |s| s.with_rules(Rules::default().with_bad_words([vec![]]))),
+        ("length decay", |s| {
+            let decay = LengthDecay { after: 0, factor: f64::INFINITY };
+            s.with_rules(Rules::default().with_length_decay(decay))
+        }),
+    ];
+    for (name, set) in refused {
+        match set(Sampling::greedy()).unwrap_err() {
+            Error::Setting { setting, .. } => assert_eq!(setting, name),
+            other => panic!("{name}: {other}"),
+        }
+    }
+}
