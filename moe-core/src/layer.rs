@@ -1,12 +1,12 @@
 //! The mixture-of-experts layer: gate, router, experts, and the one way a batch goes through them.
 
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, Slice};
 
 use crate::memory::{matrix, reserve};
 use crate::numerics;
 use crate::{
-    Dispatch, Error, Expected, Experts, Gate, Observer, Reserve, Result, RouteInput, Routed, Router, Stage,
-    TokenContext, Workspace, combine_from,
+    Assignments, Dispatch, Error, Expected, Experts, Gate, Observer, Reserve, Result, RouteInput, Routed,
+    Router, RoutingPlan, Stage, TokenContext, Workspace, combine_from,
 };
 
 /// Where the combination weights enter.
@@ -51,6 +51,25 @@ impl MoeLayer {
         Self { router, ..self }
     }
 
+    /// Puts another routing policy in the place of the layer's own, which is given back.
+    ///
+    /// The router is first asked to route a batch of no tokens, so that one that cannot work with E experts is refused here. What
+    /// it can only say of tokens, it says in [`forward`](Self::forward).
+    ///
+    /// # Errors
+    ///
+    /// What the router reports of that batch, or assigns in it; the layer then keeps its own.
+    pub fn replace_router(&mut self, router: Box<dyn Router>) -> Result<Box<dyn Router>> {
+        let (mut assignments, mut plan, shape) =
+            (Assignments::new(), RoutingPlan::new(), [0, self.experts()]);
+        assignments.reset(shape[0], shape[1])?;
+        let context = TokenContext::new().with_token_ids(&[]).at_layer(self.index);
+        router.route(&RouteInput { logits: Array2::zeros(shape).view(), context }, &mut assignments)?;
+        plan.seal(&assignments)?;
+        Error::check_shape("routing plan", &shape, &[plan.tokens(), plan.experts()])?;
+        Ok(std::mem::replace(&mut self.router, router))
+    }
+
     /// The same layer over another bank, made from its own: one that wraps it, say.
     ///
     /// # Errors
@@ -85,6 +104,14 @@ impl MoeLayer {
     /// The layer's gate.
     pub fn gate(&self) -> &dyn Gate {
         &*self.gate
+    }
+
+    /// The layer's gate, for whoever trains it; `None` if it is no `G`, or one that does not
+    /// [let itself be changed](Gate::as_any_mut).
+    ///
+    /// A gate that is given another shape is an error of the next pass.
+    pub fn gate_mut<G: Gate + 'static>(&mut self) -> Option<&mut G> {
+        self.gate.as_any_mut()?.downcast_mut()
     }
 
     /// The layer's own router.
@@ -124,7 +151,9 @@ impl MoeLayer {
 
     /// Computes the layer's output for T tokens; `hidden` and `y` are `[T, D]`, `y` is overwritten.
     ///
-    /// A token that no expert received gets a zero row.
+    /// A token that no expert received gets a zero row. What came about on the way is there to be read, for a
+    /// backward pass say: the plan, the logits and the experts' outputs in the [workspace](Workspace) until its next pass, and the
+    /// logits and hidden states of every layer by an [observer](Routed).
     ///
     /// # Errors
     ///
@@ -155,12 +184,30 @@ impl MoeLayer {
         observer: &mut dyn Observer,
         y: ArrayViewMut2<'_, f32>,
     ) -> Result<()> {
+        let passed = self.pass(router, hidden, context, workspace, observer, y);
+        if passed.is_err() {
+            // Logits or outputs may be those of one pass, and the plan of another.
+            workspace.plan.clear();
+        }
+        passed
+    }
+
+    fn pass(
+        &self,
+        router: &dyn Router,
+        hidden: ArrayView2<'_, f32>,
+        context: TokenContext<'_>,
+        workspace: &mut Workspace,
+        observer: &mut dyn Observer,
+        y: ArrayViewMut2<'_, f32>,
+    ) -> Result<()> {
         let (tokens, dim, experts) = (hidden.nrows(), self.dim(), self.experts());
         Error::check_shape("layer input", &[tokens, dim], hidden.shape())?;
         Error::check_shape("layer output", &[tokens, dim], y.shape())?;
         let context = context.at_layer(self.index);
         context.check_for(tokens, experts)?;
-        let Workspace { assignments, plan, expected, logits, outputs, scratch } = workspace;
+        let Workspace { assignments, plan, expected, logits, outputs, dim: of_outputs, scratch } = workspace;
+        *of_outputs = dim;
         assignments.reset(tokens, experts)?;
 
         // Gate: one logit for each token and expert.
@@ -177,7 +224,7 @@ impl MoeLayer {
         reserve(expected, experts, "expected experts")?;
         expected.extend(plan.active_experts().map(|expert| Expected { expert, certainty: 1.0 }));
         self.expect(expected);
-        observer.routed(&Routed::of(&input, plan));
+        observer.routed(&Routed::of(&input, plan, Some(hidden)));
 
         // Experts: the whole bank at once, reading each row's token where it lies.
         let mut outputs = matrix(outputs, plan.rows(), dim, "outputs of the experts")?;

@@ -16,6 +16,8 @@ pub struct Routed<'a> {
     pub plan: &'a RoutingPlan,
     /// Sequences, positions, ids.
     pub context: TokenContext<'a>,
+    /// The hidden states that gate and experts read, `[T, D]`; `None` where whoever routes has logits alone.
+    pub hidden: Option<ArrayView2<'a, f32>>,
 }
 
 impl<'a> Routed<'a> {
@@ -31,13 +33,17 @@ impl<'a> Routed<'a> {
     ) -> Result<Self> {
         let input = RouteInput::new(logits, context)?;
         Error::check_shape("routing plan", logits.shape(), &[plan.tokens(), plan.experts()])?;
-        Ok(Self::of(&input, plan))
+        Ok(Self::of(&input, plan, None))
     }
 
     /// What came of an input.
-    pub(crate) fn of(input: &RouteInput<'a>, plan: &'a RoutingPlan) -> Self {
+    pub(crate) fn of(
+        input: &RouteInput<'a>,
+        plan: &'a RoutingPlan,
+        hidden: Option<ArrayView2<'a, f32>>,
+    ) -> Self {
         let RouteInput { logits, context } = *input;
-        Self { layer: context.layer, logits, plan, context }
+        Self { layer: context.layer, logits, plan, context, hidden }
     }
 
     /// What the router was given.

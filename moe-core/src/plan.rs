@@ -267,7 +267,8 @@ impl RoutingPlan {
             + held(&self.refused)
     }
 
-    fn clear(&mut self) {
+    /// Makes it a plan of nothing.
+    pub(crate) fn clear(&mut self) {
         let Self {
             row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token, ..
         } = self;

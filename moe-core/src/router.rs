@@ -16,7 +16,8 @@ pub enum Locality {
     Token,
     /// On it and on earlier tokens of its sequence in the same call.
     Causal,
-    /// On the whole batch, later tokens included: not fit for a decoder without a warning.
+    /// On anything else: on the whole batch, later tokens included, or on [what the router remembers](Router#memory) of earlier
+    /// calls. It promises nothing, and is not fit for a decoder without a warning.
     Batch,
 }
 
@@ -42,6 +43,21 @@ pub enum Locality {
 /// }
 /// # assert_eq!(RoundRobin.locality(), Locality::Batch);
 /// ```
+///
+/// # Memory
+///
+/// A router is shared by all who use its layer, and routes by `&self`. One that remembers something from call to call has
+/// it behind a lock, and the locality [`Batch`](Locality::Batch), whatever it remembers: routed again, a token may go elsewhere,
+/// so that neither chunks nor prefixes, nor passes of others, leave it the same. Whoever uses a layer or a model is then told less:
+///
+/// - A model has such a router route every row in its last layer too, not only those whose logits are wanted.
+/// - Nobody takes memory back. A pass that fails or is stopped after the router was called, and a session that is cleared,
+///   leave it as it is. Memory that is kept by layer, [sequence](TokenContext::sequence_ids) and
+///   [position](TokenContext::positions), and used only if it is of the position right before, is as good as forgotten then.
+/// - Two passes at a time call it in any order. Its results are reproducible only if what it remembers of a sequence comes from
+///   that sequence alone, which needs identities of the sequences: by default all are 0.
+/// - [`perturb`](Self::perturb) and [`scores`](Self::scores) are called any number of times, and so had better not change memory.
+///   A batch may have no tokens.
 pub trait Router: Send + Sync {
     /// Pushes the assignments of every token of the input into `out`, which the caller has reset.
     ///

@@ -2,6 +2,8 @@
 
 use std::any::Any;
 
+use ndarray::ArrayView2;
+
 use crate::memory::held;
 use crate::{Assignments, Expected, RoutingPlan};
 
@@ -16,6 +18,8 @@ pub struct Workspace {
     pub(crate) logits: Vec<f32>,
     /// `[R, D]`.
     pub(crate) outputs: Vec<f32>,
+    /// D of the last pass.
+    pub(crate) dim: usize,
     pub(crate) scratch: Scratch,
 }
 
@@ -25,14 +29,28 @@ impl Workspace {
         Self::default()
     }
 
-    /// The plan of the last forward pass.
+    /// The plan of the last forward pass; that of no tokens where it failed.
     pub fn plan(&self) -> &RoutingPlan {
         &self.plan
     }
 
+    /// The router logits of the last forward pass, `[T, E]`, as the gate computed them; `[0, 0]` where the pass failed.
+    pub fn logits(&self) -> ArrayView2<'_, f32> {
+        rows_of(&self.logits, self.plan.tokens(), self.plan.experts())
+    }
+
+    /// What the experts made of the rows of the [`plan`](Self::plan) in the last forward pass, `[R, D]`; no rows where it failed.
+    ///
+    /// These are the terms of the combination before their weights: `fₑ(x)`, or `fₑ(wₑ · x)` where
+    /// [weights are applied to the input](crate::ApplyWeights::Input). So `∂L/∂wₑ` of a loss by outputs is their product with
+    /// `∂L/∂y` of their token, in the first case.
+    pub fn outputs(&self) -> ArrayView2<'_, f32> {
+        rows_of(&self.outputs, self.plan.rows(), self.dim)
+    }
+
     /// Bytes of memory that it holds on to.
     pub fn bytes(&self) -> usize {
-        let Self { assignments, plan, expected, logits, outputs, scratch } = self;
+        let Self { assignments, plan, expected, logits, outputs, scratch, dim: _ } = self;
         let lists = held(expected) + held(logits) + held(outputs);
         assignments.bytes() + plan.bytes() + lists + scratch.bytes()
     }
@@ -41,6 +59,12 @@ impl Workspace {
     pub fn scratch(&mut self) -> &mut Scratch {
         &mut self.scratch
     }
+}
+
+/// The rows at the front of a buffer that a pass has filled.
+fn rows_of(buffer: &[f32], rows: usize, columns: usize) -> ArrayView2<'_, f32> {
+    #[allow(clippy::unwrap_used, reason = "the slice has just the length of the shape")]
+    ArrayView2::from_shape((rows, columns), &buffer[..rows * columns]).unwrap()
 }
 
 /// What may lie in a [`Scratch`].
