@@ -4,6 +4,7 @@
 mod balancing;
 mod capacities;
 mod edges;
+mod fitting;
 mod gates;
 mod listed;
 mod locality;

@@ -3,6 +3,7 @@
 
 mod batch;
 mod differences;
+mod gate;
 mod loads;
 mod losses;
 mod measured;

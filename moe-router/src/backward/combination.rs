@@ -1,0 +1,29 @@
+//! From a layer's output back to its combination weights.
+
+use moe_core::RoutingPlan;
+use ndarray::ArrayView2;
+
+/// `∂L/∂weight` of each row of the plan, `[R]`, of `upstream = ∂L/∂y`, `[T, D]`: its token's row of it, times the row of the experts'
+/// `outputs`, `[R, D]`, summed in f64.
+///
+/// It is of `y = Σ weight · out[row]`, as layers combine that apply weights to outputs;
+/// [`Workspace`](moe_core::Workspace) has plan and outputs after a pass.
+///
+/// # Panics
+///
+/// If the shapes do not fit the plan.
+#[track_caller]
+pub fn weight_gradient(
+    plan: &RoutingPlan,
+    outputs: ArrayView2<'_, f32>,
+    upstream: ArrayView2<'_, f32>,
+) -> Vec<f32> {
+    assert_eq!(upstream.nrows(), plan.tokens(), "one upstream row a token");
+    assert_eq!(outputs.dim(), (plan.rows(), upstream.ncols()), "one output a row of the plan");
+    let rows = outputs.rows().into_iter().zip(plan.row_tokens());
+    rows.map(|(out, &token)| {
+        let products = out.iter().zip(upstream.row(token as usize));
+        products.map(|(out, up)| f64::from(*out) * f64::from(*up)).sum::<f64>() as f32
+    })
+    .collect()
+}
