@@ -3,6 +3,10 @@
 //! Neighbours are merged in order of rank, leftmost first among equals, until no pair of neighbours has a merge
 //! (Sennrich, Haddow, Birch 2016, <https://arxiv.org/abs/1508.07909>). A heap of candidates over a
 //! linked list of symbols makes that `O(n log n)` in the length of the text, which need not be cut into words first.
+//!
+//! Where two characters stand side by side in no piece that merges make, nothing is merged over their boundary, and what is on either side
+//! of it goes its own way. So a text is taken in such stretches: a word or so of ordinary text, and the whole of a hostile one.
+//! Memory, some 50 bytes a character, is then that of the longest stretch.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -23,7 +27,9 @@ pub(super) struct Merge {
 pub(super) struct Bpe {
     characters: HashMap<char, u32>,
     merges: Merges,
-    /// Pieces that are cut up again at the end.
+    /// The pairs of characters over whose boundary something is merged.
+    joined: HashSet<(char, char)>,
+    /// Pieces that are made, and cut up again at the end.
     unused: HashSet<u32>,
     fuse_unknown: bool,
     ignore_merges: bool,
@@ -43,6 +49,13 @@ type Candidate = Reverse<(u32, usize, (u32, u32), u32)>;
 
 /// The pair that each unused piece was last seen to be made of, in one text.
 type Made = HashMap<u32, (u32, u32)>;
+
+/// What a stretch of text is encoded with.
+#[derive(Default)]
+struct Work {
+    symbols: Vec<Symbol>,
+    candidates: BinaryHeap<Candidate>,
+}
 
 /// Beyond either end of the text.
 const END: usize = usize::MAX;
@@ -67,8 +80,14 @@ impl Bpe {
         };
         let characters =
             vocabulary.merging().filter_map(|(id, piece)| Some((single(&piece.text)?, id))).collect();
-        let unused = vocabulary.of_kind(Kind::Unused).collect();
-        Self { characters, merges, unused, fuse_unknown, ignore_merges }
+        let made: HashSet<u32> = merges.values().map(|merge| merge.piece).collect();
+        let unused = vocabulary.of_kind(Kind::Unused).filter(|id| made.contains(id)).collect();
+        let joined = |&(left, right): &(u32, u32)| {
+            let [left, right] = [left, right].map(|id| vocabulary.get(id).map(|piece| &*piece.text));
+            Some((left?.chars().next_back()?, right?.chars().next()?))
+        };
+        let joined = merges.keys().filter_map(joined).collect();
+        Self { characters, merges, joined, unused, fuse_unknown, ignore_merges }
     }
 
     /// What each pair of neighbours becomes, where that is all there is to encoding.
@@ -87,14 +106,49 @@ impl Bpe {
             out.push(id);
             return;
         }
-        let mut symbols = self.symbols(vocabulary, text);
-        let mut candidates = BinaryHeap::new();
+        self.by_merges(vocabulary, text, out);
+    }
+
+    /// Appends the pieces that merges make of `text`. Returns how many candidates were looked at.
+    fn by_merges(&self, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) -> usize {
+        let (mut work, mut looked_at) = (Work::default(), 0);
+        // The character before, if it has a piece.
+        let mut before = None;
+        for character in text.chars() {
+            let piece = self.characters.get(&character).copied();
+            if let (Some(before), Some(_)) = (before, piece)
+                && self.nothing_joins(before, character)
+            {
+                looked_at += self.merge(&mut work, out);
+            }
+            self.push(&mut work.symbols, vocabulary, character, piece);
+            before = piece.map(|_| character);
+        }
+        looked_at + self.merge(&mut work, out)
+    }
+
+    /// Whether nothing is ever merged over the boundary of two characters.
+    ///
+    /// A piece that merges make is spelled like its two parts together. So what is left of the boundary ends with the first
+    /// character, whatever was merged there, and what is right of it begins with the second. An unused piece is cut up as it was last
+    /// made anywhere in the text, so that with those a text is one.
+    fn nothing_joins(&self, left: char, right: char) -> bool {
+        self.unused.is_empty() && !self.joined.contains(&(left, right))
+    }
+
+    /// Appends the pieces of the symbols to `out`, and leaves none. Returns how many candidates were looked at.
+    fn merge(&self, Work { symbols, candidates }: &mut Work, out: &mut Vec<u32>) -> usize {
+        if let Some(last) = symbols.last_mut() {
+            last.next = END;
+        }
         let mut made = Made::new();
+        let mut looked_at = 0;
         for left in 0..symbols.len() {
-            candidates.extend(self.candidate(&symbols, left, &mut made));
+            candidates.extend(self.candidate(symbols, left, &mut made));
         }
         while let Some(Reverse((_, left, pair, piece))) = candidates.pop() {
-            if pair_at(&symbols, left) != Some(pair) {
+            looked_at += 1;
+            if pair_at(symbols, left) != Some(pair) {
                 continue;
             }
             let taken = symbols[left].next;
@@ -105,38 +159,34 @@ impl Bpe {
             if next != END {
                 symbols[next].previous = left;
             }
-            candidates.extend(self.candidate(&symbols, symbols[left].previous, &mut made));
-            candidates.extend(self.candidate(&symbols, left, &mut made));
+            candidates.extend(self.candidate(symbols, symbols[left].previous, &mut made));
+            candidates.extend(self.candidate(symbols, left, &mut made));
         }
         for symbol in symbols.iter().filter(|symbol| symbol.piece != MERGED) {
             self.cut_up(symbol.piece, &made, out);
         }
+        symbols.clear();
+        looked_at
     }
 
-    /// One symbol a character. Where a character has no piece, one a byte; or without byte pieces, the unknown one.
-    fn symbols(&self, vocabulary: &Vocabulary, text: &str) -> Vec<Symbol> {
-        let mut symbols: Vec<Symbol> = Vec::new();
-        let push = |symbols: &mut Vec<Symbol>, piece| {
+    /// Appends the symbols of a character: its piece; where it has none, one a byte; or without byte pieces, the unknown one.
+    fn push(&self, symbols: &mut Vec<Symbol>, vocabulary: &Vocabulary, character: char, piece: Option<u32>) {
+        let is_after = symbols.last().map(|last| last.piece);
+        let mut push = |piece| {
             let at = symbols.len();
             symbols.push(Symbol { piece, previous: at.wrapping_sub(1), next: at + 1 });
         };
-        for character in text.chars() {
-            if let Some(&piece) = self.characters.get(&character) {
-                push(&mut symbols, piece);
-            } else if let Some(pieces) = vocabulary.bytes() {
-                for &byte in character.encode_utf8(&mut [0; 4]).as_bytes() {
-                    push(&mut symbols, pieces[usize::from(byte)]);
-                }
-            } else if let Some(unk) = vocabulary.special.unk
-                && !(self.fuse_unknown && symbols.last().is_some_and(|last| last.piece == unk))
-            {
-                push(&mut symbols, unk);
+        if let Some(piece) = piece {
+            push(piece);
+        } else if let Some(pieces) = vocabulary.bytes() {
+            for &byte in character.encode_utf8(&mut [0; 4]).as_bytes() {
+                push(pieces[usize::from(byte)]);
             }
+        } else if let Some(unk) = vocabulary.special.unk
+            && !(self.fuse_unknown && is_after == Some(unk))
+        {
+            push(unk);
         }
-        if let Some(last) = symbols.last_mut() {
-            last.next = END;
-        }
-        symbols
     }
 
     /// The merge of the symbol at `left` with its right neighbour, if there is one.
@@ -168,4 +218,76 @@ fn pair_at(symbols: &[Symbol], left: usize) -> Option<(u32, u32)> {
     let symbol = symbols.get(left)?;
     let next = symbols.get(symbol.next)?;
     (symbol.piece != MERGED).then_some((symbol.piece, next.piece))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::Tokenizer;
+
+    const MODELS: [(&str, &[u8]); 2] = [
+        ("Mixtral", include_bytes!("../../tests/fixtures/tokenizer/tokenizer.model")),
+        ("demo", include_bytes!("../../tests/fixtures/demo/tokenizer.model")),
+    ];
+
+    /// Texts of `n` characters that have no ordinary words.
+    fn hostile(n: usize) -> Vec<(&'static str, String)> {
+        let of = |text: &str| text.chars().cycle().take(n).collect::<String>();
+        let mixed =
+            (0..n as u32).map(|i| char::from(b'a' + (i.wrapping_mul(2_654_435_761) >> 24) as u8 % 26));
+        vec![
+            ("one letter", of("a")),
+            ("one word", of("internationalization")),
+            ("letters in no order", mixed.collect()),
+            ("spaces", of("▁")),
+            ("bytes", of("\u{10ffff}")),
+            ("signs", of("=-")),
+        ]
+    }
+
+    #[test]
+    fn work_is_in_proportion_to_the_text() {
+        for (name, bytes) in MODELS {
+            let tokenizer = Tokenizer::from_sentencepiece(bytes, Path::new("tokenizer.model")).unwrap();
+            for ((text, once), (_, twice)) in hostile(20_000).into_iter().zip(hostile(40_000)) {
+                let work = |text: &str| {
+                    let mut out = vec![];
+                    (tokenizer.bpe.by_merges(&tokenizer.vocabulary, text, &mut out), out.len())
+                };
+                let ((once, some), (twice, more)) = (work(&once), work(&twice));
+                assert!(once <= 3 * 20_000, "{name}, {text}: {once} candidates");
+                assert!(twice.abs_diff(2 * once) <= once / 50 + 20, "{name}, {text}: {once}, {twice}");
+                assert!(more.abs_diff(2 * some) <= some / 50 + 20, "{name}, {text}: {some}, {more} pieces");
+            }
+        }
+    }
+
+    /// Stretches by themselves are what the whole text is.
+    #[test]
+    fn stretches_change_nothing() {
+        for (name, bytes) in MODELS {
+            let mut tokenizer = Tokenizer::from_sentencepiece(bytes, Path::new("tokenizer.model")).unwrap();
+            let heldout = include_str!("../../tests/fixtures/demo/heldout.txt").replace(' ', "▁");
+            let mut texts = hostile(500);
+            texts.push(("English", heldout));
+            texts
+                .push(("others", "Äh,▁日本語のテキスト🦀🦀▁▁▁\u{301}é▁fn▁main()▁{}\n\t▁ﬁ№▁Ελλάδα".repeat(3)));
+            let encode = |tokenizer: &Tokenizer, text: &str| {
+                let mut out = vec![];
+                tokenizer.bpe.encode(&tokenizer.vocabulary, text, &mut out);
+                out
+            };
+            let found: Vec<_> = texts.iter().map(|(_, text)| encode(&tokenizer, text)).collect();
+            assert!(tokenizer.bpe.nothing_joins('e', '▁') && !tokenizer.bpe.nothing_joins('▁', 't'));
+            // As if anything were joined.
+            let all: HashSet<char> = texts.iter().flat_map(|(_, text)| text.chars()).collect();
+            let pairs = all.iter().flat_map(|&a| all.iter().map(move |&b| (a, b)));
+            tokenizer.bpe.joined = pairs.collect();
+            for ((what, text), found) in texts.iter().zip(found) {
+                assert_eq!(found, encode(&tokenizer, text), "{name}, {what}");
+            }
+        }
+    }
 }
