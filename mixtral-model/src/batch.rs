@@ -67,6 +67,8 @@ pub(crate) struct Batch {
     positions: Vec<usize>,
     /// Where the rows of each step begin, and the last ones end.
     offsets: Vec<usize>,
+    /// What routers know the session of each step by.
+    sequence_ids: Vec<u64>,
     /// `(cos, sin)`, `[rows, head_dim / 2]`.
     angles: Vec<(f32, f32)>,
     /// Places of the wanted rows among all tokens, ascending.
@@ -81,6 +83,7 @@ impl Batch {
         self.positions.clear();
         self.offsets.clear();
         self.offsets.push(0);
+        self.sequence_ids.clear();
         self.wanted.clear();
         self.narrow = false;
     }
@@ -96,18 +99,21 @@ impl Batch {
         reserve(&mut self.ids, tokens, WHAT)?;
         reserve(&mut self.positions, tokens, WHAT)?;
         reserve(&mut self.offsets, 1, WHAT)?;
+        reserve(&mut self.sequence_ids, 1, WHAT)?;
         reserve(&mut self.wanted, wanted.len(), WHAT)?;
         self.wanted.extend(wanted.map(|t| self.ids.len() + t));
         self.ids.extend_from_slice(step.tokens);
         self.positions.extend(position..position + tokens);
         self.offsets.push(self.ids.len());
+        self.sequence_ids.push(step.session.sequence_id());
         Ok(())
     }
 
     /// Bytes of memory that it holds on to.
     pub(crate) fn bytes(&self) -> usize {
-        let Self { ids, positions, offsets, angles, wanted, .. } = self;
-        held(ids) + [positions, offsets, wanted].map(held).iter().sum::<usize>() + held(angles)
+        let Self { ids, positions, offsets, sequence_ids, angles, wanted, .. } = self;
+        let places = [positions, offsets, wanted].map(held).iter().sum::<usize>();
+        held(ids) + places + held(sequence_ids) + held(angles)
     }
 
     /// Number of rows.
@@ -133,8 +139,12 @@ impl Batch {
 
     /// What routers may know of the rows.
     pub(crate) fn context(&self) -> TokenContext<'_> {
-        let Self { ids, positions, offsets, .. } = self;
-        TokenContext::new().with_sequences(offsets).with_positions(positions).with_token_ids(ids)
+        let Self { ids, positions, offsets, sequence_ids, .. } = self;
+        TokenContext::new()
+            .with_sequences(offsets)
+            .with_sequence_ids(sequence_ids)
+            .with_positions(positions)
+            .with_token_ids(ids)
     }
 
     /// The angles that queries and keys of the rows are turned by.

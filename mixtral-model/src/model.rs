@@ -2,7 +2,7 @@
 //!
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
-use moe_core::{Experts, Locality, MoeLayer, Routed, Router, numerics};
+use moe_core::{Experts, Gate, Locality, MoeLayer, Routed, Router, numerics};
 use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::ArrayView2;
 
@@ -84,6 +84,33 @@ impl Model {
             .map(|(n, layer)| Layer { moe: layer.moe.with_router(router(n)), ..layer })
             .collect();
         self
+    }
+
+    /// Puts another routing policy in the place of that of one layer, which is given back; the other layers stay as they are.
+    ///
+    /// What comes before the layer has the same bits as before; sessions hold keys and values of what was read, whatever read it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a layer that the model does not have; [`Error::Layer`] with what the router says of the layer's number of
+    /// experts ([`MoeLayer::replace_router`]). The layer then keeps its own.
+    pub fn replace_router(&mut self, layer: usize, router: Box<dyn Router>) -> Result<Box<dyn Router>> {
+        let count = self.layers.len();
+        let Some(found) = self.layers.get_mut(layer) else {
+            return Err(Error::Setting {
+                setting: "layer",
+                expected: format!("a number below {count}"),
+                found: layer.to_string(),
+            });
+        };
+        found.moe.replace_router(router).map_err(|source| Error::Layer { layer, source })
+    }
+
+    /// The gate of one layer, for whoever trains it; `None` for a layer that the model does not have, or a gate that is no `G` or does
+    /// not [let itself be changed](Gate::as_any_mut). That of a model as it is loaded does not: it reads its weight where the file
+    /// lies. [`Loader::moe_layers`](crate::Loader::moe_layers) takes one that does, a [`LinearGate`](moe_core::LinearGate) say.
+    pub fn gate_mut<G: Gate + 'static>(&mut self, layer: usize) -> Option<&mut G> {
+        self.layers.get_mut(layer)?.moe.gate_mut()
     }
 
     /// The same model over other banks of experts: `bank(layer, own)` for each layer, made from its own.

@@ -24,7 +24,8 @@ pub trait Observer: Send {
         let _ = (layer, mixed);
     }
 
-    /// A layer has routed its tokens; the context says which they are.
+    /// A layer has routed its tokens; the context says which they are. This is where the logits of its router, and the hidden
+    /// states that gate and experts read, can be had: they are the layer's only while it is told of here.
     fn routed(&mut self, routed: &Routed<'_>) {
         let _ = routed;
     }

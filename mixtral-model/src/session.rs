@@ -17,11 +17,14 @@ pub struct SessionOptions {
     pub kv_dtype: Dtype,
     /// The most positions the session may reach; `None` is the model's own limit.
     pub context: Option<usize>,
+    /// What routers know the sequence by: part of what random draws are a function of, and where a router with
+    /// [memory](moe_core::Router#memory) finds what it remembers. 0 unless said otherwise, so that sessions draw alike.
+    pub sequence_id: u64,
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { kv_dtype: Dtype::F32, context: None }
+        Self { kv_dtype: Dtype::F32, context: None, sequence_id: 0 }
     }
 }
 
@@ -35,6 +38,11 @@ impl SessionOptions {
     pub fn with_context(self, context: usize) -> Self {
         Self { context: Some(context), ..self }
     }
+
+    /// The same, with an identity of its own for routers.
+    pub fn with_sequence_id(self, sequence_id: u64) -> Self {
+        Self { sequence_id, ..self }
+    }
 }
 
 /// A sequence: the tokens it holds, and their keys and values. [`Model::session`](crate::Model::session) makes one.
@@ -43,6 +51,7 @@ pub struct Session {
     cache: KvCache,
     tokens: Vec<u32>,
     context: usize,
+    sequence_id: u64,
 }
 
 impl Session {
@@ -60,7 +69,8 @@ impl Session {
                 found: context.to_string(),
             });
         }
-        Ok(Self { cache: KvCache::new(layers, options.kv_dtype), tokens: Vec::new(), context })
+        let (cache, sequence_id) = (KvCache::new(layers, options.kv_dtype), options.sequence_id);
+        Ok(Self { cache, tokens: Vec::new(), context, sequence_id })
     }
 
     /// The tokens processed so far.
@@ -76,6 +86,11 @@ impl Session {
     /// The most positions it may reach.
     pub fn context(&self) -> usize {
         self.context
+    }
+
+    /// What routers know the sequence by.
+    pub fn sequence_id(&self) -> u64 {
+        self.sequence_id
     }
 
     /// Element type of cached keys and values.

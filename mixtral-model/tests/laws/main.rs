@@ -4,6 +4,7 @@
 mod circumstances;
 mod layouts;
 mod perplexity;
+mod routers;
 mod sampling;
 mod tiny;
 mod trouble;

@@ -66,7 +66,7 @@ impl Weighting {
     ///
     /// # Errors
     ///
-    /// [`Error::Router`] if `scale` is not finite.
+    /// [`Error::Router`](moe_core::Error::Router) if `scale` is not finite.
     pub fn scaled(self, scale: f32) -> Result<Self> {
         check_scale(scale)?;
         Ok(Self { scale: scale.into(), ..self })
