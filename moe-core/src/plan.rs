@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::memory::{held, refill, reserve};
+use crate::memory::{held, refill, refill_from, reserve};
 use crate::{Assignments, Error, PlanStats, Refusal, Result};
 
 /// One term of a token's combination.
@@ -51,6 +51,8 @@ pub struct RoutingPlan {
     /// Its rows by ascending rank.
     ranked_rows: Vec<u32>,
     refused: Vec<Refusal>,
+    /// The places of refusals by ascending token, a token's by ascending rank.
+    refused_by_token: Vec<u32>,
     /// Scratch of sealing: the pairs' indices by ascending token.
     by_token: Vec<u32>,
     cursor: Vec<usize>,
@@ -101,6 +103,15 @@ impl RoutingPlan {
             check_range(r.token, r.expert, tokens, experts)?;
         }
         self.refused.extend_from_slice(from.refused());
+        // Fewer than 2³² places: as many refusals are stored as a list of u32 can hold.
+        refill_from(
+            &mut self.refused_by_token,
+            self.refused.len(),
+            0..self.refused.len() as u32,
+            "routing plan",
+        )?;
+        let Self { refused, refused_by_token, .. } = &mut *self;
+        refused_by_token.sort_unstable_by_key(|&i| (refused[i as usize].token, refused[i as usize].rank));
         accumulate(&mut self.token_offsets);
         accumulate(&mut self.expert_offsets);
 
@@ -244,6 +255,31 @@ impl RoutingPlan {
         })
     }
 
+    /// The experts that token `t` asked for, best first: refused ones too, and those whose place another expert took.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such token.
+    #[track_caller]
+    pub fn requested(&self, t: usize) -> impl Iterator<Item = usize> + '_ {
+        let range = self.token_offsets[t]..self.token_offsets[t + 1];
+        let rows = self.ranked_rows[range].iter().map(|&row| row as usize);
+        let mut granted = rows.map(|row| (self.row_rank[row], self.row_requested[row])).peekable();
+        let refusal = |&i: &u32| self.refused[i as usize];
+        let first = self.refused_by_token.partition_point(|i| (refusal(i).token as usize) < t);
+        let of_token = self.refused_by_token[first..].iter().map(refusal);
+        let mut refused =
+            of_token.take_while(move |r| r.token as usize == t).map(|r| (r.rank, r.expert)).peekable();
+        std::iter::from_fn(move || {
+            let next = match (granted.peek(), refused.peek()) {
+                (Some(of_row), Some(of_none)) if of_none < of_row => refused.next(),
+                (None, _) => refused.next(),
+                _ => granted.next(),
+            };
+            next.map(|(_, expert)| expert as usize)
+        })
+    }
+
     /// The pairs that a capacity or a mask turned away, in the order they were refused.
     pub fn refused(&self) -> &[Refusal] {
         &self.refused
@@ -257,9 +293,26 @@ impl RoutingPlan {
     /// Bytes of memory that it holds on to.
     pub fn bytes(&self) -> usize {
         let Self {
-            row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token, ..
+            row_token,
+            row_expert,
+            row_rank,
+            row_requested,
+            token_rows,
+            ranked_rows,
+            by_token,
+            refused_by_token,
+            ..
         } = self;
-        let lists = [row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token];
+        let lists = [
+            row_token,
+            row_expert,
+            row_rank,
+            row_requested,
+            token_rows,
+            ranked_rows,
+            by_token,
+            refused_by_token,
+        ];
         let offsets = [&self.expert_offsets, &self.token_offsets, &self.cursor];
         lists.map(held).iter().sum::<usize>()
             + offsets.map(held).iter().sum::<usize>()
@@ -270,9 +323,26 @@ impl RoutingPlan {
     /// Makes it a plan of nothing.
     pub(crate) fn clear(&mut self) {
         let Self {
-            row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token, ..
+            row_token,
+            row_expert,
+            row_rank,
+            row_requested,
+            token_rows,
+            ranked_rows,
+            by_token,
+            refused_by_token,
+            ..
         } = self;
-        for list in [row_token, row_expert, row_rank, row_requested, token_rows, ranked_rows, by_token] {
+        for list in [
+            row_token,
+            row_expert,
+            row_rank,
+            row_requested,
+            token_rows,
+            ranked_rows,
+            by_token,
+            refused_by_token,
+        ] {
             list.clear();
         }
         self.row_weight.clear();

@@ -71,6 +71,8 @@ proptest! {
             let expected: Vec<_> = pushed.filter(|(_, p)| p.3).map(|(rank, p)| (rank, p.1, p.2)).collect();
             let found: Vec<_> = choices.iter().map(|c| (c.rank, c.expert, c.weight)).collect();
             prop_assert_eq!(found, expected);
+            let asked: Vec<_> = pairs.iter().filter(|p| p.0 == t).map(|p| p.1).collect();
+            prop_assert_eq!(plan.requested(t).collect::<Vec<_>>(), asked);
         }
         prop_assert!(seen.iter().all(|&n| n == 1));
         prop_assert_eq!(plan.refused().len(), pairs.len() - granted);
@@ -154,6 +156,24 @@ fn a_review_counts_tokens_as_the_input_does() {
     let granted: Vec<_> = out.granted().iter().map(|p| (p.token, p.expert, p.weight)).collect();
     assert_eq!(granted, [(0, 1, 1.0), (4, 0, 0.75)]);
     assert_eq!(out.refused().iter().map(|r| r.token).collect::<Vec<_>>(), [2]);
+}
+
+/// What another expert took is asked for still, between what was refused.
+#[test]
+fn what_was_asked_for_keeps_its_rank() {
+    let mut out = Assignments::new();
+    out.reset(3, 4).unwrap();
+    out.refuse(2, 1);
+    out.assign(2, 3, 0.5);
+    out.assign(0, 2, 0.5);
+    out.refuse(0, 0);
+    let mark = out.mark();
+    out.assign(1, 0, 0.5);
+    out.review(mark, |review| review.pairs[0].expert = 3).unwrap();
+    let mut plan = RoutingPlan::new();
+    plan.seal(&out).unwrap();
+    let asked = |t| plan.requested(t).collect::<Vec<_>>();
+    assert_eq!([asked(0), asked(1), asked(2)], [vec![2, 0], vec![0], vec![1, 3]]);
 }
 
 #[test]

@@ -337,7 +337,7 @@ mod tests {
     fn integers_keep_the_order_of_extremes() {
         let scores = [f32::NEG_INFINITY, f32::NAN, f32::MIN, 0.0, f32::MAX, f32::INFINITY];
         let mut found = vec![];
-        integers(scores.iter(), &mut found);
+        integers(scores.iter(), scores.len(), &mut found).unwrap();
         assert!(found.is_sorted_by(|a, b| a < b) && found[0] == MASKED, "{found:?}");
     }
 }

@@ -177,7 +177,7 @@ mod draw;
 mod form;
 mod groups;
 mod precise;
-mod requested;
+mod present;
 mod score;
 mod select;
 

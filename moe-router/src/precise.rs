@@ -2,7 +2,33 @@
 //!
 //! Their `exp`, `ln` and `pow` are the `libm` crate's, the same on every platform. No router and no layer calls them.
 
-use ndarray::ArrayView1;
+use moe_core::memory::{OutOfMemory, refill_from};
+use ndarray::{Array2, ArrayView1, ArrayView2};
+
+/// Zeros in the shape of logits, `[T, E]`: what is derived by them, before anything is added.
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub(crate) fn zeros(logits: ArrayView2<'_, f32>) -> Result<Array2<f64>, OutOfMemory> {
+    matrix(logits.dim(), std::iter::repeat_n(0.0, logits.len()), "gradient")
+}
+
+/// A matrix, which is `what`, of these values row by row: one for each place.
+///
+/// # Errors
+///
+/// [`OutOfMemory`].
+pub(crate) fn matrix<T>(
+    (rows, columns): (usize, usize),
+    values: impl Iterator<Item = T>,
+    what: &'static str,
+) -> Result<Array2<T>, OutOfMemory> {
+    let mut list = Vec::new();
+    refill_from(&mut list, rows * columns, values, what)?;
+    #[allow(clippy::unwrap_used, reason = "there is one value for each place")]
+    Ok(Array2::from_shape_vec((rows, columns), list).unwrap())
+}
 
 /// `exp(l) / Σ exp(l)` of some logits, in their order. A NaN or a positive infinity makes all values NaN.
 pub(crate) fn softmax(logits: impl Iterator<Item = f64> + Clone, out: &mut Vec<f64>) {

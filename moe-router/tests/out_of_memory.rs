@@ -5,8 +5,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use moe_core::{Assignments, RouteInput, RoutingPlan, TokenContext, TokenRows};
-use moe_router::RouterSpec;
+use moe_core::{Assignments, RouteInput, Routed, Router, RoutingPlan, TokenContext, TokenRows};
+use moe_router::backward::{self, Weighting, weight_gradient};
+use moe_router::losses::{Affinity, Entropy, Importance, Load, LoadBalance, SequenceBalance, ZLoss, noisy};
+use moe_router::{Perturbed, RouterSpec, Score, ThresholdEma, TopK, quantile_biases};
 use ndarray::Array2;
 
 /// Refuses one allocation among those that are large.
@@ -101,4 +103,60 @@ fn every_router_says_so() {
         });
     }
     assert!(refusals > 100, "{refusals}");
+}
+
+/// What is measured, learned and derived of a routing: losses and their gradients, state that follows the load.
+#[test]
+fn so_does_what_training_needs() {
+    let logits =
+        Array2::from_shape_fn((TOKENS, EXPERTS), |(t, e)| ((t * 37 + e * 11) % 53) as f32 * 0.1 - 2.0);
+    let input = RouteInput::new(logits.view(), TokenContext::new()).unwrap();
+    let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());
+    out.reset(TOKENS, EXPERTS).unwrap();
+    let top = TopK::new(2).unwrap();
+    top.route(&input, &mut out).unwrap();
+    plan.seal(&out).unwrap();
+    let routed = Routed::new(logits.view(), &plan, TokenContext::new()).unwrap();
+    let upstream = vec![1.0; plan.rows()];
+    let outputs = Array2::ones((plan.rows(), 3));
+    let of_y = Array2::ones((TOKENS, 3));
+    let (chosen, of_choices) = (vec![[0, 1]; TOKENS], vec![[1.0; 2]; TOKENS]);
+    let noise = Perturbed::gaussian(top, 0.5).unwrap();
+    let deviations = Array2::from_elem(logits.dim(), 0.5f32);
+
+    let sequences = SequenceBalance::of(&routed, Affinity::Sigmoid);
+    let load = Load::of(&input, logits.view(), 2, 0.5).unwrap();
+    type Work<'a> = (&'a str, Box<dyn FnMut() -> moe_core::Result<()> + 'a>);
+    let work: [Work<'_>; 15] = [
+        ("noisy", Box::new(|| noisy(&noise, &input).map(drop))),
+        ("z", Box::new(|| ZLoss::of(&input).gradient().map(drop))),
+        ("entropy", Box::new(|| Entropy::of(&input).gradient().map(drop))),
+        ("importance", Box::new(|| Importance::of(&input).gradient().map(drop))),
+        ("balance", Box::new(|| LoadBalance::per_sequence(&routed).gradient().map(drop))),
+        ("over all", Box::new(|| LoadBalance::over_all(&[routed, routed]).gradients().map(drop))),
+        ("sequences", Box::new(|| sequences.gradient().map(drop))),
+        ("load", Box::new(|| Load::of(&input, logits.view(), 2, 0.5).map(drop))),
+        (
+            "load of others",
+            Box::new(|| Load::excluding_self(&input, logits.view(), 2, deviations.view()).map(drop)),
+        ),
+        ("gradient of load", Box::new(|| load.gradient().map(drop))),
+        ("weights", Box::new(|| top.weighting().over_refused_too().weights(logits.view(), &plan).map(drop))),
+        (
+            "weighting",
+            Box::new(|| Weighting::new(Score::Sigmoid).gradient(logits.view(), &plan, &upstream).map(drop)),
+        ),
+        ("combination", Box::new(|| weight_gradient(&plan, outputs.view(), of_y.view()).map(drop))),
+        (
+            "sparse mixer",
+            Box::new(|| {
+                backward::SparseMixer::new(0.1).gradient(logits.view(), &chosen, &of_choices).map(drop)
+            }),
+        ),
+        ("quantiles", Box::new(|| quantile_biases(&input, Score::Sigmoid, 2).map(drop))),
+    ];
+    for (what, work) in work {
+        assert!(each_refused(what, work) > 0, "{what} has no list of that size");
+    }
+    assert!(each_refused("thresholds", || ThresholdEma::new(2.0, 0.9).unwrap().update_over(&input)) > 0);
 }

@@ -72,11 +72,11 @@
 //!     let off = &y - &target;
 //!     losses.push(off.mapv(|v| v * v).sum() / 64.0);
 //!
-//!     let of_weights = weight_gradient(workspace.plan(), workspace.outputs(), (&off * (2.0 / 64.0)).view());
+//!     let of_weights = weight_gradient(workspace.plan(), workspace.outputs(), (&off * (2.0 / 64.0)).view())?;
 //!     let weighting = TopK::new(2)?.weighting();
-//!     let of_logits = weighting.gradient(workspace.logits(), workspace.plan(), &of_weights).mapv(|v| v as f32);
+//!     let of_logits = weighting.gradient(workspace.logits(), workspace.plan(), &of_weights)?;
 //!     let gate: &mut LinearGate = student.gate_mut().expect("its gate is linear");
-//!     gate.weight_mut().scaled_add(-2.0, &of_logits.t().dot(&x));
+//!     gate.weight_mut().scaled_add(-2.0, &of_logits.mapv(|v| v as f32).t().dot(&x));
 //! }
 //! assert!(losses[99] < losses[0] / 4.0, "{} and {}", losses[0], losses[99]);
 //! # Ok::<(), moe_core::Error>(())

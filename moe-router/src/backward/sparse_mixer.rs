@@ -1,8 +1,9 @@
 //! SparseMixer's gradient estimator.
 
+use moe_core::Result;
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
-use crate::precise::softmax;
+use crate::precise::{softmax, zeros};
 
 /// The gradient of SparseMixer's two weights, as Phi-3.5-MoE trains with it (GRIN, [2409.12136]).
 ///
@@ -30,6 +31,10 @@ impl SparseMixer {
 
     /// `∂L/∂logits`, `[T, E]`, of `upstream = ∂L/∂weight` for each token's first and second choice.
     ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    ///
     /// # Panics
     ///
     /// If `chosen` or `upstream` is not of T tokens, or an expert is out of range.
@@ -39,9 +44,9 @@ impl SparseMixer {
         logits: ArrayView2<'_, f32>,
         chosen: &[[usize; 2]],
         upstream: &[[f32; 2]],
-    ) -> Array2<f64> {
+    ) -> Result<Array2<f64>> {
         assert_eq!([chosen.len(), upstream.len()], [logits.nrows(); 2], "two choices a token");
-        let mut gradient = Array2::zeros(logits.raw_dim());
+        let mut gradient = zeros(logits)?;
         for (t, row) in logits.rows().into_iter().enumerate() {
             for (slot, (&c, &u)) in chosen[t].iter().zip(&upstream[t]).enumerate() {
                 let taken = (slot == 1).then_some(chosen[t][0]);
@@ -55,7 +60,7 @@ impl SparseMixer {
                 gradient[[t, c]] += u;
             }
         }
-        gradient
+        Ok(gradient)
     }
 
     /// Softmax over the experts that are in play and near the best of those. The mask is computed in f32, as the reference's.

@@ -1,9 +1,10 @@
 //! Weights as functions of logits, and their derivatives.
 
+use moe_core::memory::{refill, refill_from};
 use moe_core::{Result, RoutingPlan};
 use ndarray::{Array2, ArrayView1, ArrayView2};
 
-use crate::precise::{log_softplus, log_sum_exp, sigmoid, softmax, softplus, widened};
+use crate::precise::{log_softplus, log_sum_exp, sigmoid, softmax, softplus, widened, zeros};
 use crate::scored::check_scale;
 use crate::{Normalizer, Score};
 
@@ -29,7 +30,7 @@ use crate::{Normalizer, Score};
 /// plan.seal(&chosen)?;
 ///
 /// // ∂L/∂weight of each row of the plan: experts 0 and 2.
-/// let gradient = router.weighting().gradient(logits.view(), &plan, &[1.0, 0.0]);
+/// let gradient = router.weighting().gradient(logits.view(), &plan, &[1.0, 0.0])?;
 /// assert_eq!(gradient, array![[0.25, 0.0, -0.25]]);
 /// # Ok::<(), moe_core::Error>(())
 /// ```
@@ -79,35 +80,49 @@ impl Weighting {
 
     /// The weight of each row of the plan, `[R]`.
     ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    ///
     /// # Panics
     ///
     /// If the plan has another number of tokens or experts than the logits `[T, E]`.
     #[track_caller]
-    pub fn weights(&self, logits: ArrayView2<'_, f32>, plan: &RoutingPlan) -> Vec<f64> {
-        let mut weights = vec![0.0; plan.rows()];
+    pub fn weights(&self, logits: ArrayView2<'_, f32>, plan: &RoutingPlan) -> Result<Vec<f64>> {
+        let mut weights = Vec::new();
+        refill(&mut weights, plan.rows(), 0.0, "weights")?;
         self.each_token(logits, plan, |_, row, chosen, rows| {
             rows.iter().zip(self.of_token(row, chosen)).for_each(|(&r, w)| weights[r] = w);
-        });
-        weights
+        })?;
+        Ok(weights)
     }
 
     /// `∂L/∂logits`, `[T, E]`, of `upstream = ∂L/∂weight`, `[R]` by rows of the plan.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
     ///
     /// # Panics
     ///
     /// If the shapes do not fit.
     #[track_caller]
-    pub fn gradient(&self, logits: ArrayView2<'_, f32>, plan: &RoutingPlan, upstream: &[f32]) -> Array2<f64> {
+    pub fn gradient(
+        &self,
+        logits: ArrayView2<'_, f32>,
+        plan: &RoutingPlan,
+        upstream: &[f32],
+    ) -> Result<Array2<f64>> {
         assert_eq!(upstream.len(), plan.rows(), "one upstream derivative a row of the plan");
-        let mut gradient = Array2::zeros(logits.raw_dim());
+        let mut gradient = zeros(logits)?;
         let mut of_chosen = vec![];
         self.each_token(logits, plan, |t, row, chosen, rows| {
             of_chosen.clear();
             of_chosen.extend(rows.iter().map(|&r| f64::from(upstream[r])));
             of_chosen.resize(chosen.len(), 0.0);
             self.pull_back(row, chosen, &of_chosen, |e, d| gradient[[t, e]] += d);
-        });
-        gradient
+        })?;
+        Ok(gradient)
     }
 
     /// Calls `visit(token, logits, chosen experts, rows of the first of them)`. The experts without a row are refused ones.
@@ -117,9 +132,12 @@ impl Weighting {
         logits: ArrayView2<'_, f32>,
         plan: &RoutingPlan,
         mut visit: impl FnMut(usize, ArrayView1<'_, f32>, &[usize], &[usize]),
-    ) {
+    ) -> Result<()> {
         assert_eq!(logits.dim(), (plan.tokens(), plan.experts()), "logits and plan of one shape");
-        let mut refused = if self.refused_too { plan.refused().to_vec() } else { vec![] };
+        let mut refused = vec![];
+        if self.refused_too {
+            refill_from(&mut refused, plan.refused().len(), plan.refused().iter().copied(), "refusals")?;
+        }
         refused.sort_unstable_by_key(|r| r.token);
         let mut refused = refused.iter().peekable();
         let (mut chosen, mut rows) = (vec![], vec![]);
@@ -135,6 +153,7 @@ impl Weighting {
             }
             visit(t, row, &chosen, &rows);
         }
+        Ok(())
     }
 
     /// The weights of a token's chosen experts.

@@ -1,11 +1,11 @@
 //! The balance losses of the DeepSeek models.
 
-use moe_core::{RouteInput, Routed};
+use moe_core::{Result, RouteInput, Routed};
 use ndarray::Array2;
 
 pub use super::groups::Affinity;
 use super::groups::{mean, mean_by_tokens, pull_back, total_probability};
-use crate::requested::{Requested, present};
+use crate::present::present;
 
 /// `Σₑ fₑ Pₑ` for each sequence, averaged over sequences: DeepSeek-V2's expert-level balance ([2405.04434]) with
 /// [`Affinity::Softmax`], DeepSeek-V3's sequence-wise balance ([2412.19437]) with [`Affinity::Sigmoid`].
@@ -24,7 +24,7 @@ impl<'a> SequenceBalance<'a> {
     /// Over each sequence of the context.
     pub fn of(routed: &Routed<'a>, affinity: Affinity) -> Self {
         let experts = routed.input().experts();
-        Self(Balanced::of(routed, affinity, |choices| shares(choices, experts)))
+        Self(Balanced::of(routed, affinity, |tokens| shares(tokens, experts)))
     }
 }
 
@@ -48,7 +48,11 @@ macro_rules! per_sequence {
             }
 
             /// `∂value/∂logits`, `[T, E]`.
-            pub fn gradient(&self) -> Array2<f64> {
+            ///
+            /// # Errors
+            ///
+            /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+            pub fn gradient(&self) -> Result<Array2<f64>> {
                 self.0.gradient()
             }
         }
@@ -77,9 +81,9 @@ impl<'a> DeviceBalance<'a> {
         assert_eq!(device_of.len(), routed.input().experts(), "one device an expert");
         let (device_of, devices) = numbered(device_of);
         // Σᵢ f'ᵢ P'ᵢ = Σₑ f'(device of e) Pₑ.
-        let shared = |choices: &[&[usize]]| {
+        let shared = |tokens: &mut OfTokens<'_>| {
             let (mut sums, mut sizes) = (vec![0.0; devices], vec![0.0; devices]);
-            for (&device, f) in device_of.iter().zip(shares(choices, device_of.len())) {
+            for (&device, f) in device_of.iter().zip(shares(tokens, device_of.len())) {
                 sums[device] += f;
                 sizes[device] += 1.0;
             }
@@ -112,27 +116,31 @@ impl<'a> CommunicationBalance<'a> {
         assert_eq!(device_of.len(), routed.input().experts(), "one device an expert");
         assert!(most_devices > 0, "a token goes to one device or more");
         let (device_of, devices) = numbered(device_of);
-        let shared = |choices: &[&[usize]]| {
-            let (mut sent, mut last) = (vec![0.0; devices], vec![usize::MAX; devices]);
-            for (t, experts) in choices.iter().enumerate() {
-                for &e in *experts {
+        let shared = |tokens: &mut OfTokens<'_>| {
+            let (mut sent, mut last, mut count) = (vec![0.0; devices], vec![0; devices], 0u64);
+            tokens(&mut |experts| {
+                count += 1;
+                for e in experts {
                     let device = device_of[e];
-                    if last[device] != t {
-                        (last[device], sent[device]) = (t, sent[device] + 1.0);
+                    if last[device] != count {
+                        (last[device], sent[device]) = (count, sent[device] + 1.0);
                     }
                 }
-            }
-            let each = devices as f64 / (most_devices as f64 * choices.len() as f64);
+            });
+            let each = devices as f64 / (most_devices as f64 * count as f64);
             device_of.iter().map(|&device| each * sent[device]).collect()
         };
         Self(Balanced::of(routed, affinity, shared))
     }
 }
 
+/// Hands over the choices of each token of a sequence that is not padding, one after the other.
+type OfTokens<'a> = dyn FnMut(&mut dyn FnMut(&mut dyn Iterator<Item = usize>)) + 'a;
+
 /// `fₑ = E / (k n) · choices of e`, of the choices of each token; zeros where there are none.
-fn shares(choices: &[&[usize]], experts: usize) -> Vec<f64> {
+fn shares(tokens: &mut OfTokens<'_>, experts: usize) -> Vec<f64> {
     let mut f = vec![0.0; experts];
-    choices.iter().copied().flatten().for_each(|&e| f[e] += 1.0);
+    tokens(&mut |choices| choices.for_each(|e| f[e] += 1.0));
     let all: f64 = f.iter().sum();
     let each = if all == 0.0 { 0.0 } else { experts as f64 / all };
     f.iter_mut().for_each(|f| *f *= each);
@@ -161,21 +169,26 @@ struct Balanced<'a> {
 }
 
 impl<'a> Balanced<'a> {
-    /// `coefficients` makes c, `[E]`, of the experts of each token of a sequence that is not padding; there is at least one.
-    fn of(routed: &Routed<'a>, affinity: Affinity, coefficients: impl Fn(&[&[usize]]) -> Vec<f64>) -> Self {
-        let (input, requested) = (routed.input(), Requested::of(routed.plan));
+    /// `coefficients` makes c, `[E]`, of the choices of a sequence's tokens; there is at least one token.
+    fn of(
+        routed: &Routed<'a>,
+        affinity: Affinity,
+        coefficients: impl Fn(&mut OfTokens<'_>) -> Vec<f64>,
+    ) -> Self {
+        let input = routed.input();
         let (mut values, mut tokens_of, mut slopes) = (vec![], vec![], vec![]);
         for range in input.sequences() {
-            let choices: Vec<&[usize]> =
-                present(&input, range.clone()).map(|t| requested.experts(t)).collect();
-            tokens_of.push(choices.len());
-            if choices.is_empty() {
+            let (total, tokens) = total_probability(&input, range.clone(), affinity);
+            tokens_of.push(tokens);
+            if tokens == 0 {
                 values.push(0.0);
                 slopes.push(vec![]);
                 continue;
             }
-            let (total, tokens) = total_probability(&input, range, affinity);
-            let c: Vec<f64> = coefficients(&choices).into_iter().map(|c| c / tokens as f64).collect();
+            let c = coefficients(&mut |visit| {
+                present(&input, range.clone()).for_each(|t| visit(&mut routed.plan.requested(t)));
+            });
+            let c: Vec<f64> = c.into_iter().map(|c| c / tokens as f64).collect();
             values.push(c.iter().zip(&total).map(|(c, p)| c * p).sum());
             slopes.push(c);
         }
@@ -203,7 +216,7 @@ impl<'a> Balanced<'a> {
         mean(counted.map(|(v, _)| *v))
     }
 
-    fn gradient(&self) -> Array2<f64> {
+    fn gradient(&self) -> Result<Array2<f64>> {
         pull_back(&self.input, self.affinity, |s| &self.slopes[s])
     }
 }

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use moe_core::RouteInput;
+use moe_core::{Result, RouteInput};
 use ndarray::{Array2, ArrayViewMut1};
 
 use crate::backward::Weighting;
-use crate::requested::present;
+use crate::precise::zeros;
+use crate::present::present;
 use crate::{Normalizer, Score};
 
 /// Probabilities over all experts: softmax, or sigmoids divided by their sum.
@@ -48,14 +49,18 @@ pub(crate) fn total_probability(
 /// `∂L/∂logits` of a loss that has the same `∂L/∂p[t] = coefficients(s)`, `[E]`, for all tokens of sequence s.
 ///
 /// Padding, and sequences without coefficients, have gradient zero.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
 pub(crate) fn pull_back<'c>(
     input: &RouteInput<'_>,
     affinity: Affinity,
     coefficients: impl Fn(usize) -> &'c [f64],
-) -> Array2<f64> {
+) -> Result<Array2<f64>> {
     let experts: Vec<usize> = (0..input.experts()).collect();
     let weighting = affinity.weighting();
-    let mut gradient = Array2::zeros(input.logits.raw_dim());
+    let mut gradient = zeros(input.logits)?;
     for (s, range) in input.sequences().enumerate() {
         let c = coefficients(s);
         if c.is_empty() {
@@ -66,7 +71,7 @@ pub(crate) fn pull_back<'c>(
             weighting.pull_back(input.logits.row(t), &experts, c, |e, d| to[e] += d);
         }
     }
-    gradient
+    Ok(gradient)
 }
 
 /// The mean of some values weighted by their numbers of tokens, 0 of none.

@@ -1,11 +1,11 @@
 //! The squared coefficients of variation of importance and of load.
 
-use moe_core::RouteInput;
+use moe_core::{Result, RouteInput};
 use ndarray::{Array2, ArrayView2};
 
 use super::groups::{Affinity, mean, pull_back, total_probability};
-use crate::precise::{cv_squared, normal_density, normal_tail};
-use crate::requested::present;
+use crate::precise::{cv_squared, matrix, normal_density, normal_tail, zeros};
+use crate::present::present;
 use crate::select;
 
 /// `CV²(Iₑ)`, `Iₑ = Σₜ softmax(l)[t, e]`, for each sequence, averaged (Shazeer et al., [1701.06538]; V-MoE, [2106.05974]).
@@ -53,7 +53,11 @@ impl<'a> Importance<'a> {
     }
 
     /// `∂value/∂logits`, `[T, E]`.
-    pub fn gradient(&self) -> Array2<f64> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    pub fn gradient(&self) -> Result<Array2<f64>> {
         pull_back(&self.input, Affinity::Softmax, |s| &self.slopes[s])
     }
 }
@@ -99,21 +103,33 @@ pub struct LoadGradient {
     pub sigma: Array2<f64>,
 }
 
+/// What the memory is for.
+const DEVIATIONS: &str = "standard deviations";
+
 impl<'a> Load<'a> {
     /// V-MoE's, of logits without noise (in `input`) and with it, `k` choices a token, and noise of standard deviation `sigma`.
     /// Equal noisy logits rank by index.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
     ///
     /// # Panics
     ///
     /// If the two arrays differ in shape, k is not in 1..=E, or σ is not positive.
     #[track_caller]
-    pub fn of(input: &RouteInput<'a>, noisy: ArrayView2<'_, f32>, k: usize, sigma: f64) -> Self {
+    pub fn of(input: &RouteInput<'a>, noisy: ArrayView2<'_, f32>, k: usize, sigma: f64) -> Result<Self> {
         let experts = input.experts();
         assert!((1..=experts).contains(&k), "k of 1 to {experts}, found {k}");
-        Self::new(input, noisy, k, Array2::from_elem(noisy.raw_dim(), sigma), |ranked, _| ranked[k - 1])
+        let sigma = std::iter::repeat_n(sigma, noisy.len());
+        Self::new(input, noisy, k, matrix(noisy.dim(), sigma, DEVIATIONS)?, |ranked, _| ranked[k - 1])
     }
 
     /// Shazeer's, with a standard deviation for each token and expert, `[T, E]`: `softplus` of the noise gate.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
     ///
     /// # Panics
     ///
@@ -124,13 +140,14 @@ impl<'a> Load<'a> {
         noisy: ArrayView2<'_, f32>,
         k: usize,
         sigma: ArrayView2<'_, f32>,
-    ) -> Self {
+    ) -> Result<Self> {
         let experts = input.experts();
         assert!((1..experts).contains(&k), "k of 1 to {experts} exclusive, found {k}");
         // Without an expert among the k best, the next one moves up.
         let of_others =
             |ranked: &[usize], e| if ranked[..k].contains(&e) { ranked[k] } else { ranked[k - 1] };
-        Self::new(input, noisy, k + 1, sigma.mapv(f64::from), of_others)
+        let sigma = matrix(sigma.dim(), sigma.iter().map(|&s| f64::from(s)), DEVIATIONS)?;
+        Self::new(input, noisy, k + 1, sigma, of_others)
     }
 
     /// `threshold(experts of the `best` greatest noisy logits, e)` is the expert whose noisy logit e has to reach.
@@ -141,12 +158,13 @@ impl<'a> Load<'a> {
         best: usize,
         sigma: Array2<f64>,
         threshold: impl Fn(&[usize], usize) -> usize,
-    ) -> Self {
+    ) -> Result<Self> {
         assert_eq!(input.logits.dim(), noisy.dim(), "as many noisy logits as logits");
         assert_eq!(input.logits.dim(), sigma.dim(), "a standard deviation for each logit");
         let positive = |t| sigma.row(t).iter().all(|&s| s > 0.0);
         assert!(input.present().all(positive), "positive standard deviations");
-        let mut thresholds = Array2::from_elem(noisy.raw_dim(), (0.0, 0));
+        let none = std::iter::repeat_n((0.0, 0), noisy.len());
+        let mut thresholds = matrix(noisy.dim(), none, "thresholds of experts")?;
         let (mut keys, mut ranked) = (vec![], vec![]);
         for (row, mut of_row) in noisy.rows().into_iter().zip(thresholds.rows_mut()) {
             select::best(row.iter().copied(), best, &mut keys);
@@ -174,7 +192,7 @@ impl<'a> Load<'a> {
         }
         let counted = load.slopes.iter().filter(|c| !c.is_empty()).count() as f64;
         load.slopes.iter_mut().flatten().for_each(|c| *c /= counted);
-        load
+        Ok(load)
     }
 
     /// The noise, in units of σ, with which expert e of token t reaches the threshold.
@@ -203,9 +221,13 @@ impl<'a> Load<'a> {
     }
 
     /// `∂value/∂logits`, by all ways.
-    pub fn gradient(&self) -> LoadGradient {
-        let zeros = Array2::zeros(self.input.logits.raw_dim());
-        let mut gradient = LoadGradient { logits: zeros.clone(), noisy: zeros.clone(), sigma: zeros };
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    pub fn gradient(&self) -> Result<LoadGradient> {
+        let zeros = || zeros(self.input.logits);
+        let mut gradient = LoadGradient { logits: zeros()?, noisy: zeros()?, sigma: zeros()? };
         for (slope, range) in self.slopes.iter().zip(self.input.sequences()) {
             for t in present(&self.input, range) {
                 for (e, c) in slope.iter().enumerate() {
@@ -220,6 +242,6 @@ impl<'a> Load<'a> {
                 }
             }
         }
-        gradient
+        Ok(gradient)
     }
 }

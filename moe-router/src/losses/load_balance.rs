@@ -1,10 +1,10 @@
 //! The load-balancing loss `E Σ fₑ Pₑ` in its three scopes.
 
-use moe_core::{RouteInput, Routed};
+use moe_core::{Result, RouteInput, Routed, RoutingPlan};
 use ndarray::Array2;
 
 use super::groups::{Affinity, mean, mean_by_tokens, pull_back, total_probability};
-use crate::requested::{Requested, present};
+use crate::present::present;
 
 /// `E Σₑ fₑ Pₑ`: the share of tokens that choose an expert times its mean probability (Switch, [2101.03961]; GShard,
 /// [2006.16668]).
@@ -79,7 +79,7 @@ impl<'a> LoadBalance<'a> {
         let mut all = Sums::new(experts);
         for layer in layers {
             assert_eq!(layer.input().experts(), experts, "layers of one number of experts");
-            all.add(&layer.input(), &Requested::of(layer.plan), 0..layer.input().tokens(), usize::MAX);
+            all.add(&layer.input(), layer.plan, 0..layer.input().tokens(), usize::MAX);
         }
         Self::new(layers.iter().map(Routed::input).collect(), vec![all.balance()], false)
     }
@@ -100,10 +100,10 @@ impl<'a> LoadBalance<'a> {
     }
 
     fn grouped(routed: &Routed<'a>, ranks: usize) -> Self {
-        let (input, requested) = (routed.input(), Requested::of(routed.plan));
+        let input = routed.input();
         let of_sequence = |range| {
             let mut sums = Sums::new(input.experts());
-            sums.add(&input, &requested, range, ranks);
+            sums.add(&input, routed.plan, range, ranks);
             sums.balance()
         };
         Self::new(vec![input], input.sequences().map(of_sequence).collect(), false)
@@ -160,7 +160,11 @@ impl<'a> LoadBalance<'a> {
     }
 
     /// `∂value/∂logits` of each layer, `[T, E]`.
-    pub fn gradients(&self) -> Vec<Array2<f64>> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    pub fn gradients(&self) -> Result<Vec<Array2<f64>>> {
         // Over all layers there is one group for every sequence.
         let slope = |s: usize| &*self.slopes[s.min(self.slopes.len() - 1)];
         self.inputs.iter().map(|input| pull_back(input, Affinity::Softmax, slope)).collect()
@@ -168,12 +172,16 @@ impl<'a> LoadBalance<'a> {
 
     /// `∂value/∂logits`, `[T, E]`, of the single layer, or of the first of several.
     ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    ///
     /// # Panics
     ///
     /// If there is no layer.
     #[track_caller]
-    pub fn gradient(&self) -> Array2<f64> {
-        self.gradients().swap_remove(0)
+    pub fn gradient(&self) -> Result<Array2<f64>> {
+        Ok(self.gradients()?.swap_remove(0))
     }
 }
 
@@ -193,7 +201,7 @@ impl Sums {
     fn add(
         &mut self,
         input: &RouteInput<'_>,
-        requested: &Requested,
+        plan: &RoutingPlan,
         range: std::ops::Range<usize>,
         ranks: usize,
     ) {
@@ -201,7 +209,7 @@ impl Sums {
         self.tokens += tokens;
         self.probability.iter_mut().zip(probability).for_each(|(sum, p)| *sum += p);
         for t in present(input, range) {
-            requested.experts(t).iter().take(ranks).for_each(|&e| self.choices[e] += 1);
+            plan.requested(t).take(ranks).for_each(|e| self.choices[e] += 1);
         }
     }
 

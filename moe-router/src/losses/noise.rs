@@ -1,8 +1,9 @@
 //! The logits that a router with noise decides on.
 
-use moe_core::memory::refill_from;
 use moe_core::{Result, RouteInput, Router};
 use ndarray::Array2;
+
+use crate::precise::matrix;
 
 /// The logits that `router` decides on, `[T, E]`: those of the input with the noise that it draws for it
 /// ([`Router::perturb`]), for losses that are of them.
@@ -33,10 +34,7 @@ use ndarray::Array2;
 ///
 /// What [`Router::perturb`] reports; [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
 pub fn noisy(router: &dyn Router, input: &RouteInput<'_>) -> Result<Array2<f32>> {
-    let mut numbers = Vec::new();
-    refill_from(&mut numbers, input.logits.len(), input.logits.iter().copied(), "noisy logits")?;
-    #[allow(clippy::unwrap_used, reason = "one number was pushed for each token and expert")]
-    let mut logits = Array2::from_shape_vec(input.logits.raw_dim(), numbers).unwrap();
+    let mut logits = matrix(input.logits.dim(), input.logits.iter().copied(), "noisy logits")?;
     router.perturb(&input.context, logits.view_mut())?;
     Ok(logits)
 }

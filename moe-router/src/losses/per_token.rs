@@ -1,10 +1,10 @@
 //! Losses that are a mean over tokens.
 
-use moe_core::RouteInput;
+use moe_core::{Result, RouteInput};
 use ndarray::{Array2, ArrayView1};
 
-use crate::precise::{entropy, log_sum_exp, softmax, widened};
-use crate::requested::present;
+use crate::precise::{entropy, log_sum_exp, softmax, widened, zeros};
+use crate::present::present;
 
 /// The router z-loss: the mean over tokens of `(ln Σ exp(l))²`, which keeps logits small (ST-MoE, [2202.08906]).
 ///
@@ -29,7 +29,11 @@ impl<'a> ZLoss<'a> {
     }
 
     /// `∂value/∂logits`, `[T, E]`: `2 z p / n` with `z = ln Σ exp(l)`.
-    pub fn gradient(&self) -> Array2<f64> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    pub fn gradient(&self) -> Result<Array2<f64>> {
         let mut p = vec![];
         gradient(&self.0, |row, to| {
             softmax(widened(row), &mut p);
@@ -65,7 +69,11 @@ impl<'a> Entropy<'a> {
     }
 
     /// `∂value/∂logits`, `[T, E]`: `-p (ln p + H) / n` with H the token's entropy.
-    pub fn gradient(&self) -> Array2<f64> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
+    pub fn gradient(&self) -> Result<Array2<f64>> {
         let mut p = vec![];
         gradient(&self.0, |row, to| {
             softmax(widened(row), &mut p);
@@ -84,8 +92,8 @@ fn mean(input: &RouteInput<'_>, of_token: impl FnMut(ArrayView1<'_, f32>) -> f64
 fn gradient(
     input: &RouteInput<'_>,
     mut of_token: impl FnMut(ArrayView1<'_, f32>, &mut Vec<f64>),
-) -> Array2<f64> {
-    let mut gradient = Array2::zeros(input.logits.raw_dim());
+) -> Result<Array2<f64>> {
+    let mut gradient = zeros(input.logits)?;
     let n = present(input, 0..input.tokens()).count() as f64;
     let mut row = vec![];
     for t in present(input, 0..input.tokens()) {
@@ -93,5 +101,5 @@ fn gradient(
         of_token(input.logits.row(t), &mut row);
         gradient.row_mut(t).iter_mut().zip(&row).for_each(|(to, d)| *to = d / n);
     }
-    gradient
+    Ok(gradient)
 }

@@ -4,7 +4,7 @@ use moe_core::Routed;
 
 use super::Proportion;
 use crate::precise::{log_sum_exp, widened};
-use crate::requested::{Requested, present};
+use crate::present::present;
 
 /// How far a routing is from another of the same tokens: two routers, two engines, two checkpoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -28,9 +28,12 @@ impl Agreement {
     #[track_caller]
     pub fn add(&mut self, a: &Routed<'_>, b: &Routed<'_>) {
         assert_eq!(a.logits.dim(), b.logits.dim(), "two routings of the same tokens and experts");
-        let (requested_a, requested_b) = (Requested::of(a.plan), Requested::of(b.plan));
+        let (mut x, mut y) = (Vec::new(), Vec::new());
         for t in present(&a.input(), 0..a.plan.tokens()) {
-            let (x, y) = (requested_a.experts(t), requested_b.experts(t));
+            x.clear();
+            x.extend(a.plan.requested(t));
+            y.clear();
+            y.extend(b.plan.requested(t));
             let common = x.iter().filter(|e| y.contains(e)).count();
             let either = x.len() + y.len() - common;
             self.first.count(x.first() == y.first());

@@ -4,7 +4,7 @@ use moe_core::Routed;
 use ndarray::{Array2, ArrayView2};
 
 use super::Proportion;
-use crate::requested::{Requested, present};
+use crate::present::present;
 
 /// For each pair of experts, the number of tokens that chose both; on the diagonal, those that chose the one.
 ///
@@ -30,11 +30,11 @@ impl CoActivation {
     #[track_caller]
     pub fn add(&mut self, routed: &Routed<'_>) {
         assert_eq!(routed.plan.experts(), self.counts.nrows(), "experts");
-        let requested = Requested::of(routed.plan);
+        let requested = |t| routed.plan.requested(t);
         for t in present(&routed.input(), 0..routed.plan.tokens()) {
             self.tokens += 1;
-            for &a in requested.experts(t) {
-                requested.experts(t).iter().for_each(|&b| self.counts[[a, b]] += 1);
+            for a in requested(t) {
+                requested(t).for_each(|b| self.counts[[a, b]] += 1);
             }
         }
     }

@@ -3,7 +3,7 @@
 use moe_core::{RouteInput, RoutingPlan};
 
 use crate::precise::{entropy, log_sum_exp, softmax, widened};
-use crate::requested::present;
+use crate::present::present;
 
 /// How peaked the probabilities `p = softmax(l)` of tokens are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

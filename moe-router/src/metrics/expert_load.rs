@@ -2,8 +2,6 @@
 
 use moe_core::RoutingPlan;
 
-use crate::requested::Requested;
-
 /// Choices of each expert, or rows of each device, added up over batches, and how even they are.
 ///
 /// ```
@@ -33,9 +31,8 @@ impl ExpertLoad {
     #[track_caller]
     pub fn add(&mut self, plan: &RoutingPlan) {
         self.resize(plan.experts());
-        let requested = Requested::of(plan);
         for t in 0..plan.tokens() {
-            requested.experts(t).iter().for_each(|&e| self.counts[e] += 1);
+            plan.requested(t).for_each(|e| self.counts[e] += 1);
         }
     }
 

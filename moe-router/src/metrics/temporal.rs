@@ -3,8 +3,6 @@
 use moe_core::Routed;
 
 use super::Proportion;
-use crate::requested::Requested;
-
 /// How often a token has the experts of the one before it (Mixtral, [2401.04088], section 5).
 ///
 /// What an expert cache lives on, and what makes expert parallelism uneven. [`chance`](Self::chance) has what random
@@ -23,15 +21,14 @@ pub struct TemporalLocality {
 impl TemporalLocality {
     /// Adds the pairs of neighbours t, t + 1 of each sequence. A pair counts if neither is padding and both chose.
     pub fn add(&mut self, routed: &Routed<'_>) {
-        let requested = Requested::of(routed.plan);
+        let requested = |t| routed.plan.requested(t);
         let input = routed.input();
         for range in input.sequences() {
             let pairs = range.clone().zip(range.skip(1));
             for (t, next) in pairs.filter(|&(t, n)| ![t, n].iter().any(|&t| input.context.is_padding(t))) {
-                let (a, b) = (requested.experts(t), requested.experts(next));
-                if let (Some(first), Some(second)) = (a.first(), b.first()) {
+                if let (Some(first), Some(second)) = (requested(t).next(), requested(next).next()) {
                     self.first.count(first == second);
-                    self.any.count(a.iter().any(|e| b.contains(e)));
+                    self.any.count(requested(t).any(|e| requested(next).any(|f| f == e)));
                 }
             }
         }

@@ -5,7 +5,7 @@ use ndarray::{Array2, ArrayView2, Axis};
 
 use super::Proportion;
 use crate::precise::entropy;
-use crate::requested::{Requested, present};
+use crate::present::present;
 
 /// For each pair of experts, the number of tokens whose first choice is the one in a layer and the other in another layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +28,8 @@ impl Transitions {
     pub fn add(&mut self, from: &Routed<'_>, to: &Routed<'_>) {
         assert_eq!(from.plan.tokens(), to.plan.tokens(), "tokens of two layers");
         assert_eq!((from.plan.experts(), to.plan.experts()), self.counts.dim(), "experts of two layers");
-        let (a, b) = (Requested::of(from.plan), Requested::of(to.plan));
         for t in present(&from.input(), 0..from.plan.tokens()) {
-            if let (Some(&a), Some(&b)) = (a.experts(t).first(), b.experts(t).first()) {
+            if let (Some(a), Some(b)) = (from.plan.requested(t).next(), to.plan.requested(t).next()) {
                 self.counts[[a, b]] += 1;
             }
         }

@@ -118,13 +118,13 @@ fn compare_flaxformer_balance(
         if context.is_padding(t) { 0.0 } else { slope as f32 }
     };
     let upstream: Vec<f32> = at.map(by_probability).collect();
-    let gradient = Weighting::new(Score::Softmax).gradient(logits.view(), &dense, &upstream);
+    let gradient = Weighting::new(Score::Softmax).gradient(logits.view(), &dense, &upstream).unwrap();
     let steepest = experts as f64 / tokens as f64;
     let expected = grads(case, "load_balancing_loss");
     all.compare(case, expected, gradient.view(), |_| 2.0 * relative * steepest);
     // Without padding that is the loss as it comes.
     if padding_chooses && context.padding.is_none_or(|mask| !mask.contains(&true)) {
-        all.compare(case, expected, real.gradient().view(), |_| 2.0 * relative * steepest);
+        all.compare(case, expected, real.gradient().unwrap().view(), |_| 2.0 * relative * steepest);
     }
 }
 

@@ -46,7 +46,7 @@ impl<'a> Check<'a> {
         let plan = plan(tokens, experts, self.pairs.iter().copied());
         let at = plan.row_tokens().iter().zip(plan.row_experts());
         let upstream: Vec<f32> = at.map(|(&t, &e)| self.coeff[[t as usize, e as usize]]).collect();
-        self.weighting.gradient(self.logits.view(), &plan, &upstream)
+        self.weighting.gradient(self.logits.view(), &plan, &upstream).unwrap()
     }
 
     pub(crate) fn run(&self, all: &mut Derivatives, case: Case, k: usize) {
@@ -360,7 +360,7 @@ fn phimoe() {
                 chosen.iter().enumerate().map(|(t, c)| c.map(|e| coeff[[t, e]])).collect()
             };
             let jitter = scale(case, "jitter_eps") as f32;
-            let found = SparseMixer::new(jitter).gradient(logits.view(), &chosen, &upstream);
+            let found = SparseMixer::new(jitter).gradient(logits.view(), &chosen, &upstream).unwrap();
             let greatest = |t: usize| upstream[t].iter().fold(0.0f64, |m, &u| m.max(f64::from(u).abs()));
             all.compare(case, grads(case, "logits"), found.view(), |t| bound(experts, 2) * greatest(t));
             all.report.cases += 1;

@@ -28,7 +28,8 @@ fn compare_balance(all: &mut Derivatives, case: Case, expected: [&Value; 2], los
     all.value(case, expected[0], loss.value(), relative * loss.value());
     let c = |g: &moe_router::losses::Balance| g.f.iter().copied().fold(0.0, f64::max) / g.tokens as f64;
     let steepest = experts as f64 * groups.iter().map(c).fold(0.0, f64::max) / groups.len() as f64;
-    let rows: Vec<f64> = loss.gradients().into_iter().flat_map(|g| g.into_raw_vec_and_offset().0).collect();
+    let rows: Vec<f64> =
+        loss.gradients().unwrap().into_iter().flat_map(|g| g.into_raw_vec_and_offset().0).collect();
     let found = ArrayView2::from_shape((rows.len() / experts, experts), &rows).unwrap();
     all.compare(case, expected[1], found, |_| 2.0 * relative * steepest);
 }
@@ -107,7 +108,7 @@ pub(crate) fn compare_z(
     let value = (n * loss.value() + of_zeros) / all_tokens;
     let relative = 2.0 * (experts + 10) as f64 * UNIT;
     all.value(case, expected[0], value, (relative + all_tokens * UNIT) * greatest.powi(2));
-    let gradient = loss.gradient() * (n / all_tokens);
+    let gradient = loss.gradient().unwrap() * (n / all_tokens);
     // The reference's probabilities are exp(l - z), with z rounded to f32.
     let of_row = |t: usize| 2.0 * size(t) / all_tokens * (2.0 * relative + 2.0 * size(t) * UNIT);
     all.compare(case, expected[1], gradient.view(), of_row);
@@ -216,7 +217,7 @@ fn vmoe(clean: &Array2<f32>, noisy: &Array2<f32>, groups: usize, k: usize, sigma
     let routed = Routed::new(noisy.view(), &plan, context).unwrap();
     let gshard = LoadBalance::of_first_choices(&routed);
     let importance = Importance::of(&input);
-    let load = Load::of(&input, noisy.view(), k, sigma);
+    let load = Load::of(&input, noisy.view(), k, sigma).unwrap();
     let bounded = |bound: &dyn Fn(f64, usize) -> f64, values: &[f64]| {
         values.iter().enumerate().map(|(g, &v)| (v, bound(v, g))).collect::<Vec<_>>()
     };
@@ -232,7 +233,7 @@ fn vmoe(clean: &Array2<f32>, noisy: &Array2<f32>, groups: usize, k: usize, sigma
         let slope = slope_bound(*v, experts, mean_chance(g), of_load(g));
         0.4 * experts as f64 * slope / (n as f64 * sigma)
     };
-    let gradient = load.gradient();
+    let gradient = load.gradient().unwrap();
     let greatest = |list: &mut dyn Iterator<Item = f64>| list.fold(0.0, f64::max);
     Vmoe {
         values: [
@@ -245,7 +246,8 @@ fn vmoe(clean: &Array2<f32>, noisy: &Array2<f32>, groups: usize, k: usize, sigma
             greatest(&mut importance.per_sequence().iter().map(importance_slope)),
             greatest(&mut load.per_sequence().iter().enumerate().map(load_slope)),
         ],
-        gradients: [gshard.gradient(), importance.gradient(), gradient.logits].map(|g| g * groups as f64),
+        gradients: [gshard.gradient().unwrap(), importance.gradient().unwrap(), gradient.logits]
+            .map(|g| g * groups as f64),
         noisy: gradient.noisy * groups as f64,
     }
 }

@@ -152,9 +152,9 @@ proptest! {
             agreement.add(&routed, &routed);
             let all = LoadBalance::over_all(&[routed]);
             let sequence = SequenceBalance::of(&routed, Affinity::Sigmoid);
-            let load = Load::of(&input, batch.logits.view(), 2, 0.5);
+            let load = Load::of(&input, batch.logits.view(), 2, 0.5).unwrap();
             let one = Array2::ones(batch.logits.dim());
-            let own = Load::excluding_self(&input, batch.logits.view(), 1, one.view());
+            let own = Load::excluding_self(&input, batch.logits.view(), 1, one.view()).unwrap();
             let mut found = vec![
                 all.value(),
                 LoadBalance::per_sequence(&routed).value(),
@@ -174,15 +174,15 @@ proptest! {
                 agreement.kl_over_chosen(),
             ];
             for gradient in [
-                all.gradient(),
-                sequence.gradient(),
-                load.gradient().logits,
-                load.gradient().noisy,
-                load.gradient().sigma,
-                own.gradient().noisy,
-                Importance::of(&input).gradient(),
-                ZLoss::of(&input).gradient(),
-                Entropy::of(&input).gradient(),
+                all.gradient().unwrap(),
+                sequence.gradient().unwrap(),
+                load.gradient().unwrap().logits,
+                load.gradient().unwrap().noisy,
+                load.gradient().unwrap().sigma,
+                own.gradient().unwrap().noisy,
+                Importance::of(&input).gradient().unwrap(),
+                ZLoss::of(&input).gradient().unwrap(),
+                Entropy::of(&input).gradient().unwrap(),
             ] {
                 found.extend(gradient);
             }

@@ -56,15 +56,15 @@ proptest! {
                 LoadBalance::per_sequence(&routed).value(),
                 SequenceBalance::of(&routed, Affinity::Sigmoid).value(),
                 Importance::of(&input).value(),
-                Load::of(&input, logits.view(), 1, 1.0).value(),
+                Load::of(&input, logits.view(), 1, 1.0).unwrap().value(),
                 ZLoss::of(&input).value(),
                 Entropy::of(&input).value(),
                 confidence.margin(),
             ];
-            found.extend(ZLoss::of(&input).gradient());
-            found.extend(LoadBalance::per_sequence(&routed).gradient());
+            found.extend(ZLoss::of(&input).gradient().unwrap());
+            found.extend(LoadBalance::per_sequence(&routed).gradient().unwrap());
             if batch.experts() > 1 {
-                found.push(Load::excluding_self(&input, logits.view(), 1, sigma.view()).value());
+                found.push(Load::excluding_self(&input, logits.view(), 1, sigma.view()).unwrap().value());
             }
             let mut thresholds = ThresholdEma::new(1.0, 0.5).unwrap();
             thresholds.update_over(&input).unwrap();

@@ -50,19 +50,19 @@ proptest! {
     fn load_balance(batch in batches()) {
         of_routing(&batch, |r| {
             let loss = LoadBalance::per_sequence(r);
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
         of_routing(&batch, |r| {
             let loss = LoadBalance::of_first_choices(r);
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
         of_routing(&batch, |r| {
             let loss = LoadBalance::per_sequence(r).weighted_by_tokens();
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
         of_routing(&batch, |r| {
             let loss = SequenceBalance::of(r, Affinity::Sigmoid).weighted_by_tokens();
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
     }
 
@@ -75,7 +75,7 @@ proptest! {
             let b = Routed::new(logits, &plan_b, b.context()).unwrap();
             LoadBalance::over_all(&[a.routed(&plan_a), b]).value()
         };
-        let gradients = LoadBalance::over_all(&[a.routed(&plan_a), b.routed(&plan_b)]).gradients();
+        let gradients = LoadBalance::over_all(&[a.routed(&plan_a), b.routed(&plan_b)]).gradients().unwrap();
         prop_assert_eq!(gradients.len(), 2);
         prop_assert!(distance(&b.logits, &gradients[1], of) < BOUND);
     }
@@ -86,15 +86,15 @@ proptest! {
         for affinity in [Affinity::Softmax, Affinity::Sigmoid] {
             of_routing(&batch, |r| {
                 let loss = SequenceBalance::of(r, affinity);
-                (loss.value(), loss.gradient())
+                (loss.value(), loss.gradient().unwrap())
             })?;
             of_routing(&batch, |r| {
                 let loss = DeviceBalance::of(r, affinity, &devices);
-                (loss.value(), loss.gradient())
+                (loss.value(), loss.gradient().unwrap())
             })?;
             of_routing(&batch, |r| {
                 let loss = CommunicationBalance::of(r, affinity, &devices, 2);
-                (loss.value(), loss.gradient())
+                (loss.value(), loss.gradient().unwrap())
             })?;
         }
     }
@@ -103,15 +103,15 @@ proptest! {
     fn of_logits_alone(batch in batches()) {
         of_routing(&batch, |r| {
             let loss = Importance::of(&r.input());
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
         of_routing(&batch, |r| {
             let loss = ZLoss::of(&r.input());
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
         of_routing(&batch, |r| {
             let loss = Entropy::of(&r.input());
-            (loss.value(), loss.gradient())
+            (loss.value(), loss.gradient().unwrap())
         })?;
     }
 
@@ -124,9 +124,9 @@ proptest! {
             ((t * 7 + e * 3) % experts) as f32 * 0.25 + (e as f32 - t as f32) / 32.0
         });
         let of = |clean: ArrayView2<'_, f32>, noisy: ArrayView2<'_, f32>| {
-            Load::of(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).value()
+            Load::of(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).unwrap().value()
         };
-        let gradient = Load::of(&batch.input(), noisy.view(), k, sigma).gradient();
+        let gradient = Load::of(&batch.input(), noisy.view(), k, sigma).unwrap().gradient().unwrap();
         let by_clean = distance(&batch.logits, &gradient.logits, |l| of(l, noisy.view()));
         prop_assert!(by_clean < BOUND, "{}", by_clean);
         let by_noisy = distance(&noisy, &gradient.noisy, |l| of(batch.logits.view(), l));
@@ -142,10 +142,10 @@ proptest! {
         });
         let sigma = Array2::from_shape_fn(batch.logits.raw_dim(), |(t, e)| 1.0 + (t * 3 + e * 5) as f32 % 8.0 / 8.0);
         let of = |clean: ArrayView2<'_, f32>, noisy: ArrayView2<'_, f32>, sigma: ArrayView2<'_, f32>| {
-            Load::excluding_self(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).value()
+            Load::excluding_self(&RouteInput::new(clean, batch.context()).unwrap(), noisy, k, sigma).unwrap().value()
         };
         let (clean, n, s) = (batch.logits.view(), noisy.view(), sigma.view());
-        let gradient = Load::excluding_self(&batch.input(), n, k, s).gradient();
+        let gradient = Load::excluding_self(&batch.input(), n, k, s).unwrap().gradient().unwrap();
         let off = [
             distance(&batch.logits, &gradient.logits, |l| of(l, n, s)),
             distance(&noisy, &gradient.noisy, |l| of(clean, l, s)),
@@ -181,10 +181,10 @@ proptest! {
                 weighting = weighting.over_refused_too();
             }
             let loss = |l: ArrayView2<'_, f32>| {
-                let terms = weighting.weights(l, &plan).into_iter().zip(&upstream);
+                let terms = weighting.weights(l, &plan).unwrap().into_iter().zip(&upstream);
                 terms.map(|(w, &u)| w * f64::from(u)).sum::<f64>()
             };
-            let gradient = weighting.gradient(batch.logits.view(), &plan, &upstream);
+            let gradient = weighting.gradient(batch.logits.view(), &plan, &upstream).unwrap();
             let off = distance(&batch.logits, &gradient, loss);
             prop_assert!(off < BOUND, "{:?} {:?}: {}", score, normalizer, off);
         }
@@ -199,7 +199,7 @@ fn weights_by_hand() {
     let mut batch = Batch::plain(ndarray::array![[ln(1.0), ln(3.0), ln(6.0)]], &[&[2, 1]]);
     batch.choices[0][1].1 = false;
     let plan = batch.plan();
-    let weight = |w: Weighting| w.weights(batch.logits.view(), &plan)[0];
+    let weight = |w: Weighting| w.weights(batch.logits.view(), &plan).unwrap()[0];
     let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found} {expected}");
     let sum = Normalizer::Sum { epsilon: 0.0 };
     let of = |score, normalizer| Weighting::new(score).normalized(normalizer).unwrap();
@@ -227,17 +227,18 @@ fn infinite_norms_by_hand() {
     let weighting = Weighting::new(Score::Logit).normalized(infinite).unwrap();
     let batch = Batch::plain(ndarray::array![[1.0f32, -4.0, 3.0], [2.0, 2.0, 9.0]], &[&[0, 1], &[0, 1]]);
     let plan = batch.plan();
-    let mut weights = weighting.weights(batch.logits.view(), &plan);
+    let mut weights = weighting.weights(batch.logits.view(), &plan).unwrap();
     weights.sort_by(f64::total_cmp);
     assert_eq!(weights, [-1.0, 0.25, 1.0, 1.0]);
     // w = l₀/|l₁| with l₁ = -4: ∂w/∂l₀ = 1/4, ∂w/∂l₁ = 1/16. Then w = l₀/max, both 2: ∂w/∂l₀ = 1/2 - 1/4.
     let of_first = plan.row_experts().iter().map(|&e| if e == 0 { 1.0 } else { 0.0 }).collect::<Vec<f32>>();
-    let gradient = weighting.gradient(batch.logits.view(), &plan, &of_first);
+    let gradient = weighting.gradient(batch.logits.view(), &plan, &of_first).unwrap();
     assert_eq!(gradient, ndarray::array![[0.25, 0.0625, 0.0], [0.25, -0.25, 0.0]]);
     let cubic = Weighting::new(Score::Logit).normalized(Normalizer::Norm { p: 3.0 }).unwrap();
-    let distance = distance(&batch.logits, &cubic.gradient(batch.logits.view(), &plan, &of_first), |l| {
-        cubic.weights(l, &plan).iter().zip(&of_first).map(|(w, u)| w * f64::from(*u)).sum()
-    });
+    let distance =
+        distance(&batch.logits, &cubic.gradient(batch.logits.view(), &plan, &of_first).unwrap(), |l| {
+            cubic.weights(l, &plan).unwrap().iter().zip(&of_first).map(|(w, u)| w * f64::from(*u)).sum()
+        });
     assert!(distance < BOUND, "{distance}");
 }
 
@@ -256,13 +257,13 @@ fn ratios_of_scores_too_small_to_divide() {
             Normalizer::Norm { p: f32::INFINITY },
         ] {
             let weighting = divided(score, normalizer);
-            let weights = weighting.weights(far.logits.view(), &plan);
+            let weights = weighting.weights(far.logits.view(), &plan).unwrap();
             // √ makes half of a distance of logits.
             let by = if score == Score::SqrtSoftplus { 0.5 } else { 1.0 };
             let ratio = weights[1] / weights[0];
             assert!((ratio.ln() + by).abs() < 1e-12, "{score:?} {normalizer:?}: {weights:?}");
-            let of = |l: ArrayView2<'_, f32>| weighting.weights(l, &plan)[1];
-            let gradient = weighting.gradient(far.logits.view(), &plan, &[0.0, 1.0, 0.0]);
+            let of = |l: ArrayView2<'_, f32>| weighting.weights(l, &plan).unwrap()[1];
+            let gradient = weighting.gradient(far.logits.view(), &plan, &[0.0, 1.0, 0.0]).unwrap();
             let off = distance(&far.logits, &gradient, of);
             assert!(off < BOUND, "{score:?} {normalizer:?}: {off}");
             assert!(gradient[[0, 0]] < -0.01, "{gradient}");
@@ -271,7 +272,7 @@ fn ratios_of_scores_too_small_to_divide() {
     // Scores of 0 exactly are no ratio.
     let closed = Batch::plain(ndarray::array![[f32::NEG_INFINITY, f32::NEG_INFINITY, 0.0]], &[&[0, 1]]);
     let weighting = divided(Score::Sigmoid, Normalizer::Sum { epsilon: 0.0 });
-    assert!(weighting.weights(closed.logits.view(), &closed.plan()).iter().all(|w| w.is_nan()));
+    assert!(weighting.weights(closed.logits.view(), &closed.plan()).unwrap().iter().all(|w| w.is_nan()));
 }
 
 /// A score of exactly 0 has derivative 0, not NaN.
@@ -279,7 +280,7 @@ fn ratios_of_scores_too_small_to_divide() {
 fn the_far_end_of_softplus() {
     let batch = Batch::plain(ndarray::array![[-1e4f32, 0.0]], &[&[0, 1]]);
     let weighting = ScoredTopK::deepseek_v4(2, [], 1.0).unwrap().weighting();
-    let gradient = weighting.gradient(batch.logits.view(), &batch.plan(), &[1.0, 2.0]);
+    let gradient = weighting.gradient(batch.logits.view(), &batch.plan(), &[1.0, 2.0]).unwrap();
     assert_eq!(gradient[[0, 0]], 0.0);
     assert!(gradient[[0, 1]].is_finite());
 }
@@ -289,7 +290,8 @@ fn the_far_end_of_softplus() {
 fn sparse_mixer_with_one_expert_open() {
     const OUT: f32 = f32::NEG_INFINITY;
     let logits = ndarray::array![[1.0, OUT, OUT], [1.0, OUT, 0.995]];
-    let gradient = SparseMixer::new(0.01).gradient(logits.view(), &[[0, 1], [0, 2]], &[[1.0, 1.0]; 2]);
+    let gradient =
+        SparseMixer::new(0.01).gradient(logits.view(), &[[0, 1], [0, 2]], &[[1.0, 1.0]; 2]).unwrap();
     assert!(gradient.row(0).iter().all(|&d| d == 0.0), "{gradient}");
     assert!(gradient[[1, 0]] > 0.2 && gradient[[1, 1]] == 0.0, "{gradient}");
 }

@@ -66,7 +66,7 @@ fn a_weighting_gives_the_weights_of_its_router() {
         out.reset(24, 16).unwrap();
         router.route(&RouteInput::new(logits.view(), TokenContext::new()).unwrap(), &mut out).unwrap();
         plan.seal(&out).unwrap();
-        let weights = weighting.weights(logits.view(), &plan);
+        let weights = weighting.weights(logits.view(), &plan).unwrap();
         assert!(weights.len() >= 24, "router {i}");
         for choice in (0..24).flat_map(|t| plan.choices(t)) {
             let (found, expected) = (weights[choice.row], f64::from(choice.weight));
