@@ -1,7 +1,7 @@
 //! The plan is what the router pushed, seen from both sides; its statistics.
 #![allow(clippy::unwrap_used, reason = "a function that fails here is a test that fails")]
 
-use moe_core::{Assignments, Error, RoutingPlan, TokenContext, Verdict};
+use moe_core::{Assignments, Error, Result, RoutingPlan, TokenContext, Verdict};
 use proptest::prelude::*;
 
 type Pairs = Vec<(usize, usize, f32, bool)>;
@@ -194,4 +194,41 @@ fn contexts_that_fit_and_that_do_not() {
         error(TokenContext::new().with_padding(&padding)),
         "padding mask: expected 4 entries, found 5"
     );
+}
+
+/// A plan of pairs that are all granted, or why there is none.
+fn sealed_pairs(tokens: usize, experts: usize, pairs: &[(usize, usize, f32)]) -> Result<RoutingPlan> {
+    let mut out = Assignments::new();
+    out.reset(tokens, experts)?;
+    pairs.iter().for_each(|&(token, expert, weight)| out.assign(token, expert, weight));
+    let mut plan = RoutingPlan::new();
+    plan.seal(&out)?;
+    Ok(plan)
+}
+
+#[test]
+fn both_views() {
+    let plan = sealed_pairs(3, 4, &[(2, 3, 0.7), (0, 1, 0.6), (2, 1, 0.3), (0, 0, 0.4)]).unwrap();
+    assert_eq!(plan.expert_offsets(), [0, 1, 3, 3, 4]);
+    assert_eq!(plan.row_tokens(), [0, 0, 2, 2]);
+    let terms: Vec<_> = plan.token_terms(2).map(|p| (p.row, p.weight)).collect();
+    assert_eq!(terms, [(2, 0.3), (3, 0.7)]);
+    let best_first: Vec<_> = plan.choices(2).map(|c| (c.expert, c.rank)).collect();
+    assert_eq!(best_first, [(3, 0), (1, 1)]);
+    assert_eq!(plan.token_terms(1).len(), 0);
+}
+
+#[test]
+fn refuses_what_cannot_be_trusted() {
+    let cases: [(&[(usize, usize, f32)], &str); 5] = [
+        (&[(3, 0, 1.0)], "expected a token below 3, found 3"),
+        (&[(usize::MAX, 0, 1.0)], "expected a token below 3"),
+        (&[(0, 4, 1.0)], "expected an expert below 4, found 4"),
+        (&[(1, 2, 0.5), (0, 2, 0.5), (1, 2, 0.5)], "found expert 2 twice"),
+        (&[(1, 2, f32::NAN)], "expected a finite weight"),
+    ];
+    for (pairs, message) in cases {
+        let error = sealed_pairs(3, 4, pairs).unwrap_err().to_string();
+        assert!(error.contains(message), "{pairs:?}: {error}");
+    }
 }
