@@ -41,13 +41,17 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let ids = Tokenizer::from_dir(&dir)?.encode_prompt(TEXT)?;
 
     println!(
-        "router                     nats a token  experts a token  same first expert as the token before"
+        "router                         nats a token  experts a token  same first expert as the token before"
     );
     report("as trained", &Model::open(&dir)?, &ids)?;
     for threshold in [0.3, 0.6, 2.0] {
         let model = Model::open(&dir)?.with_routers(|_| Box::new(SecondIfClose(threshold)));
         report(&format!("second if at least {threshold:.1}"), &model, &ids)?;
     }
+    // One layer's alone: the others keep what they were trained with.
+    let mut model = Model::open(&dir)?;
+    model.replace_router(0, Box::new(SecondIfClose(2.0)))?;
+    report("one expert in the first layer", &model, &ids)?;
     let capped = Capped::new(TopK::new(2)?, Capacity::factor_of_choices(1.0))?;
     report("top-2, capped", &Model::open(&dir)?.with_routers(|_| Box::new(capped)), &ids)?;
     Ok(())
@@ -61,7 +65,7 @@ fn report(name: &str, model: &Model, ids: &[u32]) -> mixtral_model::Result<()> {
     let found = perplexity(model, &mut session, ids, &options, &mut workspace, &mut counter, go_on)?;
     let (nats, experts) = (found.mean(), counter.rows as f32 / counter.tokens as f32);
     let again = counter.locality.first.rate();
-    println!("{name:<26} {nats:>12.3}  {experts:>15.2}  {:>38.0}%", 100.0 * again);
+    println!("{name:<30} {nats:>12.3}  {experts:>15.2}  {:>38.0}%", 100.0 * again);
     Ok(())
 }
 
