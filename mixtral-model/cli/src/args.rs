@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod convert;
+mod manual;
 mod model;
 mod perplexity;
 mod sampling;
@@ -17,9 +18,11 @@ use moe_router::RouterSpec;
 pub(crate) use bench::{Bench, LayerShape};
 pub(crate) use chat::{Chat, FormatArgs, FormatName};
 pub(crate) use convert::{Convert, Quantize};
+pub(crate) use manual::{Completions, Man};
 pub(crate) use model::{Access, Cache, Machine, Running, Source, Threads};
 pub(crate) use perplexity::Perplexity;
-pub(crate) use sampling::SamplingArgs;
+use sampling::whole;
+pub(crate) use sampling::{SamplingArgs, StopArgs};
 
 /// Run a Mixtral model on the CPU.
 ///
@@ -46,6 +49,8 @@ pub(crate) enum Command {
     Bench(Bench),
     Quantize(Quantize),
     Convert(Convert),
+    Completions(Completions),
+    Man(Man),
 }
 
 impl Command {
@@ -57,9 +62,13 @@ impl Command {
             Self::Logits(args) => Some(&args.running),
             Self::Perplexity(args) => Some(&args.running),
             Self::Bench(args) => Some(&args.running),
-            Self::Inspect(_) | Self::Tokenize(_) | Self::Route(_) | Self::Quantize(_) | Self::Convert(_) => {
-                None
-            }
+            Self::Inspect(_)
+            | Self::Tokenize(_)
+            | Self::Route(_)
+            | Self::Quantize(_)
+            | Self::Convert(_)
+            | Self::Completions(_)
+            | Self::Man(_) => None,
         }
     }
 
@@ -92,6 +101,13 @@ impl Command {
 /// when the model reads it, so that the last one drawn has none.
 ///
 /// Ctrl-C ends the text and still reports; the exit status is then 130.
+///
+/// With --json, {"prompt_ids": [...], "ids": [...], "text": ..., "ended": ..., "end_token": ..., "stop_text": ..., "seed": ...,
+/// "prompt_tokens", "generated_tokens", "passes", "prompt_seconds", "generation_seconds"} comes at the end. "ids" are the tokens
+/// drawn, without an end token; "text" is what they add to the prompt, up to the text of --stop, or null where --ids are of a
+/// model without a tokenizer; "ended" is "end_token", "stop_text", "max_tokens", "context" or "interrupted", of which the first
+/// two have their id and text; "seed" is null where nothing is drawn at random; "prompt_tokens" of the prompt were read, and
+/// "passes" of the generated tokens are read in the "generation_seconds".
 #[derive(Debug, clap::Args)]
 pub(crate) struct Generate {
     /// The text to continue; standard input if it is "-", or absent while standard input is no terminal
@@ -109,9 +125,14 @@ pub(crate) struct Generate {
     /// Print the continuation only
     #[arg(long)]
     pub(crate) no_echo: bool,
+    /// Print one JSON object, described above, in place of text
+    #[arg(long, conflicts_with_all = ["print_ids", "no_echo", "show_routing"])]
+    pub(crate) json: bool,
     /// Most tokens to generate [default: max_new_tokens or max_length of generation_config.json, else 256]
-    #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, short = 'n', value_name = "N", allow_negative_numbers = true, value_parser = whole::<usize>)]
     pub(crate) max_tokens: Option<usize>,
+    #[command(flatten)]
+    pub(crate) stop: StopArgs,
     /// Go on after an end token
     #[arg(long)]
     pub(crate) ignore_eos: bool,

@@ -1,10 +1,13 @@
 //! `mixtral chat`.
 
-use std::io::{self, BufRead, IsTerminal};
+mod turns;
+
 use std::ops::ControlFlow;
 
-use anstyle::Style;
-use mixtral_model::{Conversation, Ended, Error, Event, GenerateOptions, Unread, Workspace};
+use mixtral_model::{
+    Conversation, Ended, Error, Event, GenerateOptions, Generated, Model, Session, Tokenizer, Unread,
+    Workspace,
+};
 
 use crate::args::Chat;
 use crate::failure::{Failure, Result};
@@ -15,6 +18,7 @@ use crate::progress::Progress;
 use crate::show::{Echo, Plain, Show, Spelling};
 use crate::summary::{self, aside};
 use crate::wishes::Wishes;
+use turns::{Turn, Turns};
 
 pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
     let source = args.running.model.source()?;
@@ -28,24 +32,85 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
         aside(&format!("chat format: {}", format.evidence()));
     }
 
-    let mut session = args.running.session(&model)?;
-    let mut workspace = Workspace::new();
-    let mut conversation = Conversation::new(format, &args.system);
-    let mut lines = Lines::new();
-    while let Some(line) = lines.next()? {
-        conversation.ask(&tokenizer, &line)?;
-        let Unread { clear, ids } = conversation.unread(&session);
+    let new = Conversation::new(format, &args.system);
+    let mut turns = Turns::new()?;
+    let mut talk = Talk {
+        args,
+        interrupt,
+        model: &model,
+        tokenizer: &tokenizer,
+        options,
+        wishes: &wishes,
+        session: args.running.session(&model)?,
+        workspace: Workspace::new(),
+        conversation: new.clone(),
+        speeds: args.speed || turns.is_terminal(),
+        answered: false,
+    };
+    let end = loop {
+        match turns.next()? {
+            // Where nobody can do something about it, what has no answer ends the chat.
+            Turn::Said(text) if !turns.is_terminal() => talk.answer(&text)?,
+            Turn::Said(text) => {
+                let before = talk.conversation.clone();
+                match talk.answer(&text) {
+                    Err(failure @ (Failure::ChatTooLong(_) | Failure::Memory(_))) => {
+                        talk.conversation = before;
+                        failure.tell();
+                        aside("/clear forgets the conversation");
+                    }
+                    other => other?,
+                }
+            }
+            Turn::Clear => {
+                talk.conversation = new.clone();
+                talk.session.clear();
+            }
+            Turn::End => break Ok(()),
+            Turn::Interrupted => break Err(Failure::Interrupted),
+        }
+    };
+    if let Some(seed) = wishes.seed().filter(|_| talk.answered) {
+        aside(&format!("seed {seed}"));
+    }
+    summary::write_products(&model);
+    end
+}
+
+/// A chat, with all that answers take.
+struct Talk<'a> {
+    args: &'a Chat,
+    interrupt: &'a Interrupt,
+    model: &'a Model,
+    tokenizer: &'a Tokenizer,
+    options: GenerateOptions,
+    wishes: &'a Wishes,
+    session: Session,
+    workspace: Workspace,
+    conversation: Conversation,
+    /// Whether each answer's speed is told.
+    speeds: bool,
+    /// Whether there was an answer yet.
+    answered: bool,
+}
+
+impl Talk<'_> {
+    /// Answers what the user said.
+    fn answer(&mut self, text: &str) -> Result<()> {
+        let Self { args, interrupt, model, tokenizer, options, session, workspace, conversation, .. } = self;
+        conversation.ask(tokenizer, text)?;
+        let Unread { clear, ids } = conversation.unread(session);
         if clear {
             session.clear();
         }
         let prompt = ids.to_vec();
         let before = if clear { prompt.len() } else { session.position() + prompt.len() };
-        if let Some(max_tokens) = wishes.max_tokens(before)? {
+        if let Some(max_tokens) = self.wishes.max_tokens(before)? {
             options.max_tokens = max_tokens;
         }
-        let mut show =
-            Plain { out: Output::new(), spelling: Spelling::new(Some(&tokenizer)), echo: Echo::Apart };
-        let progress = Progress::new(&model, prompt.len());
+        let spelling = Spelling::new(Some(tokenizer), &args.stop.texts);
+        let mut show = Plain { out: Output::new(), spelling, echo: Echo::Apart };
+        let progress = Progress::new(model, prompt.len());
         let bar = progress.bar();
         let mut observer = (interrupt.clone(), progress);
         let mut shown = Ok(());
@@ -56,14 +121,14 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
                     Event::Token(id) => shown = show.token(id),
                     _ => {}
                 }
-                if shown.is_err() || interrupt.wished() {
+                let stopped = show.spelling.stops().is_some_and(|stops| stops.found().is_some());
+                if shown.is_err() || stopped || interrupt.wished() {
                     ControlFlow::Break(())
                 } else {
                     ControlFlow::Continue(())
                 }
             };
-            let workspace = &mut workspace;
-            mixtral_model::generate(&model, &mut session, &prompt, &options, workspace, &mut observer, event)
+            mixtral_model::generate(model, session, &prompt, options, workspace, &mut observer, event)
         });
         drop(observer);
         shown?;
@@ -71,47 +136,24 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
             Error::ContextOverflow { .. } => Failure::ChatTooLong(error),
             other => other.into(),
         })?;
-        conversation.answered(&tokenizer, &generated.tokens);
         show.end()?;
-        if !matches!(generated.ended, Ended::Stop(_)) {
-            aside(&format!("({})", summary::reason(&generated, &session)));
-        }
-    }
-    summary::write_products(&model);
-    Ok(())
-}
-
-/// What the user says, a line a turn; lines without a word are passed over.
-struct Lines {
-    out: Output,
-    interactive: bool,
-}
-
-impl Lines {
-    fn new() -> Self {
-        let out = Output::new();
-        Self { interactive: io::stdin().is_terminal() && out.is_terminal(), out }
+        // What was not shown was not said: a text that ends an answer is no part of it.
+        let stops = show.spelling.stops();
+        let said = stops.map_or(generated.tokens.len(), |stops| stops.before(generated.tokens.len()));
+        conversation.answered(tokenizer, &generated.tokens[..said]);
+        self.answered = true;
+        let as_wished = stops.is_some_and(|stops| stops.found().is_some());
+        self.tell(&generated, prompt.len(), as_wished || matches!(generated.ended, Ended::Stop(_)));
+        Ok(())
     }
 
-    /// The next line without its end; `None` at the end of standard input.
-    fn next(&mut self) -> Result<Option<String>> {
-        loop {
-            if self.interactive {
-                self.out.styled(Style::new().bold(), "> ")?;
-                self.out.flush()?;
-            }
-            let mut line = String::new();
-            let read = io::stdin().lock().read_line(&mut line);
-            let read = read.map_err(|source| Failure::Input { name: "standard input".to_owned(), source })?;
-            if read == 0 {
-                if self.interactive {
-                    self.out.text("\n")?;
-                }
-                return Ok(None);
-            }
-            if !line.trim().is_empty() {
-                return Ok(Some(crate::input::without_newline(line)));
-            }
+    /// Says how fast it went, if that is wished, and why it ended, unless it came to the end that it should.
+    fn tell(&self, generated: &Generated, prompt: usize, complete: bool) {
+        let reason = (!complete).then(|| summary::reason(generated, &self.session, None));
+        let speeds = self.speeds.then(|| summary::speeds(generated, prompt, &self.session));
+        let parts: Vec<_> = [speeds, reason].into_iter().flatten().collect();
+        if !parts.is_empty() {
+            aside(&format!("({})", parts.join("; ")));
         }
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Failure {
     Kernels(#[from] moe_kernels::Error),
     #[error(transparent)]
     Routing(#[from] moe_core::Error),
+    #[error(transparent)]
+    Memory(#[from] moe_core::OutOfMemory),
     /// Something to read, a file or standard input.
     #[error("{name}")]
     Input { name: String, source: io::Error },
@@ -34,7 +36,7 @@ pub(crate) enum Failure {
     #[error("threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),
     #[error("signals")]
-    Signals(#[from] ctrlc::Error),
+    Signals(#[source] io::Error),
     /// Ctrl-C, after what there was to say has been said.
     #[error("interrupted")]
     Interrupted,
@@ -56,15 +58,21 @@ impl Failure {
         }
     }
 
-    /// Writes the error and its sources to standard error, and gives the exit status.
+    /// Writes the error and its sources to standard error, and gives the exit status, `interrupted` where the user ended it.
     ///
     /// That nobody reads the output any more is no error.
-    pub(crate) fn report(&self) -> ExitCode {
+    pub(crate) fn report(&self, interrupted: u8) -> ExitCode {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
-            Self::Interrupted => return ExitCode::from(crate::interrupt::EXIT_STATUS),
+            Self::Interrupted => return ExitCode::from(interrupted),
             _ => {}
         }
+        self.tell();
+        ExitCode::FAILURE
+    }
+
+    /// Writes the error and its sources to standard error.
+    pub(crate) fn tell(&self) {
         let mut message = self.to_string();
         let mut source = self.source();
         while let Some(error) = source {
@@ -76,7 +84,6 @@ impl Failure {
             source = error.source();
         }
         say("error", AnsiColor::Red, &message);
-        ExitCode::FAILURE
     }
 }
 

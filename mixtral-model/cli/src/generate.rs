@@ -1,5 +1,7 @@
 //! `mixtral generate`.
 
+mod report;
+
 use std::ops::ControlFlow;
 use std::sync::Mutex;
 
@@ -14,8 +16,10 @@ use crate::output::Output;
 use crate::progress::Progress;
 use crate::routing::{self, RoutedText, RoutedTokens, Routing, Watch};
 use crate::show::{Echo, Plain, Show, Spelling};
-use crate::summary;
+use crate::stops::Heard;
+use crate::summary::{self, aside};
 use crate::wishes::Wishes;
+use report::{Report, Silent};
 
 pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let text = match &args.ids {
@@ -30,7 +34,12 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
 
     let model = args.running.load(&source)?;
     let tokenizer = match (&args.ids, args.print_ids) {
-        (Some(_), true) => None,
+        (Some(_), true) if args.stop.texts.is_empty() => None,
+        // The ids are there in any case.
+        (Some(_), _) if args.json && args.stop.texts.is_empty() => {
+            load::tokenizer(&source, &model).map_err(|failure| warn(&format!("no text: {failure}"))).ok()
+        }
+        (Some(_), true) => Some(load::tokenizer(&source, &model)?),
         (Some(_), false) => {
             let tokenizer = load::tokenizer(&source, &model);
             Some(tokenizer.map_err(|failure| Failure::NoTextOfIds(failure.into()))?)
@@ -43,6 +52,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
         _ => Vec::new(),
     };
     let max_tokens = wishes.max_tokens(prompt.len())?.unwrap_or(256);
+    let seed = wishes.seed().filter(|_| max_tokens > 0);
     let mut options = GenerateOptions::new(&model, max_tokens).with_sampling(wishes.sampling);
     if args.ignore_eos {
         options.stop.clear();
@@ -55,6 +65,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let bar = progress.bar();
     let watch = args.show_routing.map(|_| Watch(&routing));
     let mut observer = (interrupt.clone(), (progress, watch));
+    let mut heard = tokenizer.as_ref().map(|tokenizer| Heard::new(tokenizer, &prompt, &args.stop.texts));
     let (mut begun, mut shown) = (false, Ok(()));
     let generated = interrupt.during(|| {
         let event = |event| {
@@ -64,10 +75,16 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
                     begun = true;
                     show.prompt(&prompt)
                 }
-                Event::Token(id) => show.token(id),
+                Event::Token(id) => {
+                    if let Some(heard) = &mut heard {
+                        heard.push(id);
+                    }
+                    show.token(id)
+                }
                 _ => Ok(()),
             };
-            if shown.is_err() || interrupt.wished() {
+            let stopped = heard.as_ref().is_some_and(|heard| heard.found().is_some());
+            if shown.is_err() || stopped || interrupt.wished() {
                 ControlFlow::Break(())
             } else {
                 ControlFlow::Continue(())
@@ -86,9 +103,15 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     if args.show_routing.is_some() {
         routing::write_shares(&routing::locked(&routing));
     }
-    summary::write(&generated, prompt.len(), &session);
+    let stop = heard.as_ref().and_then(|heard| heard.found()).map(str::to_owned);
+    if args.json {
+        Output::new().text(&Report::new(&prompt, &generated, heard, seed, &session).json()?)?;
+    }
+    let seed = seed.map_or_else(String::new, |seed| format!("; seed {seed}"));
+    let reason = summary::reason(&generated, &session, stop.as_deref());
+    aside(&format!("{}{seed}; {reason}", summary::speeds(&generated, prompt.len(), &session)));
     summary::write_products(&model);
-    if generated.ended == Ended::Stopped { Err(Failure::Interrupted) } else { Ok(()) }
+    if generated.ended == Ended::Stopped && stop.is_none() { Err(Failure::Interrupted) } else { Ok(()) }
 }
 
 /// The text of argument, file or standard input.
@@ -116,8 +139,11 @@ fn show<'a>(
         let reason = format!("expected less than {layers}, the number of layers, found {layer}");
         return Err(Failure::not_as_expected("--routing-layer", reason));
     }
+    if args.json {
+        return Ok(Box::new(Silent));
+    }
     let out = Output::new();
-    let spelling = Spelling::new(tokenizer.filter(|_| !args.print_ids));
+    let spelling = Spelling::new(tokenizer.filter(|_| !args.print_ids), &args.stop.texts);
     let echo = match (args.print_ids, args.no_echo) {
         (true, _) => Echo::Apart,
         (false, true) => Echo::Hidden,

@@ -1,8 +1,10 @@
 //! Texts from arguments, files and standard input.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal, Read};
 use std::path::Path;
+
+use moe_core::memory;
 
 use crate::failure::{Failure, Result};
 
@@ -54,6 +56,30 @@ pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
+/// The next line with its end, of at most `most` bytes; `None` at the end.
+pub(crate) fn line(source: &mut impl BufRead, name: &str, most: usize) -> Result<Option<String>> {
+    let mut bytes = Vec::new();
+    loop {
+        let available = match source.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.map_err(|source| Failure::Input { name: name.to_owned(), source })?,
+        };
+        let end = available.iter().position(|&byte| byte == b'\n').map(|at| at + 1);
+        let more = end.unwrap_or(available.len());
+        memory::reserve(&mut bytes, more, "a line of input")?;
+        bytes.extend_from_slice(&available[..more]);
+        source.consume(more);
+        if bytes.len() > most {
+            let reason = format!("expected at most {most} bytes in a line, found more");
+            return Err(Failure::not_as_expected(name, reason));
+        }
+        if end.is_some() || more == 0 {
+            break;
+        }
+    }
+    if bytes.is_empty() { Ok(None) } else { text(bytes, name).map(Some) }
+}
+
 /// Without one newline at the end, such as editors and `echo` put there.
 pub(crate) fn without_newline(mut text: String) -> String {
     if text.ends_with('\n') {
@@ -66,7 +92,11 @@ pub(crate) fn without_newline(mut text: String) -> String {
 }
 
 fn utf8(source: impl Read, name: &str) -> Result<String> {
-    String::from_utf8(read(source, name, MAX_BYTES)?).map_err(|error| {
+    text(read(source, name, MAX_BYTES)?, name)
+}
+
+fn text(bytes: Vec<u8>, name: &str) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Failure::not_as_expected(name, format!("expected UTF-8, found another byte at offset {at}"))
     })

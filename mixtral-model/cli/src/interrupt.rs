@@ -1,8 +1,8 @@
-//! Ctrl-C.
+//! Ctrl-C, and other signals that ask for an end.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use mixtral_model::Observer;
 use ndarray::ArrayView2;
@@ -12,9 +12,9 @@ use crate::failure::{Failure, Result};
 /// What shells report of a command that SIGINT ended.
 pub(crate) const EXIT_STATUS: u8 = 130;
 
-/// Whether the user wishes an end.
+/// Whether the user wishes an end, by Ctrl-C, SIGTERM or SIGHUP.
 ///
-/// While the model [works](Self::during), the first Ctrl-C is a wish that the work looks at between layers, and the second
+/// While the model [works](Self::during), the first signal is a wish that the work looks at between layers, and the second
 /// ends the process; at all other times the first does.
 #[derive(Clone, Default)]
 pub(crate) struct Interrupt(Arc<State>);
@@ -23,15 +23,18 @@ pub(crate) struct Interrupt(Arc<State>);
 struct State {
     at_work: AtomicBool,
     wished: AtomicBool,
+    /// Exit status that belongs to the last signal, or 0.
+    status: AtomicU8,
 }
 
 impl Interrupt {
     pub(crate) fn install() -> Result<Self, Failure> {
         let this = Self::default();
         let Self(state) = this.clone();
-        ctrlc::set_handler(move || {
+        handle(move |status| {
+            state.status.store(status, Ordering::SeqCst);
             if !state.at_work.load(Ordering::SeqCst) || state.wished.swap(true, Ordering::SeqCst) {
-                std::process::exit(EXIT_STATUS.into());
+                std::process::exit(status.into());
             }
         })?;
         Ok(this)
@@ -46,9 +49,45 @@ impl Interrupt {
         result
     }
 
+    /// The exit status of a command that ended because it was wished.
+    pub(crate) fn status(&self) -> u8 {
+        match self.0.status.load(Ordering::SeqCst) {
+            0 => EXIT_STATUS,
+            status => status,
+        }
+    }
+
     pub(crate) fn wished(&self) -> bool {
         self.0.wished.load(Ordering::SeqCst)
     }
+}
+
+/// Calls `handler` with the exit status that belongs to it when a signal asks for an end.
+#[cfg(unix)]
+fn handle(handler: impl Fn(u8) + Send + 'static) -> Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+    let mut signals = signal_hook::iterator::Signals::new(signals).map_err(Failure::Signals)?;
+    let wait = move || {
+        signals.forever().for_each(|signal| handler(u8::try_from(128 + signal).unwrap_or(EXIT_STATUS)))
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(Failure::Signals)?;
+    Ok(())
+}
+
+/// Whether whoever started this process wishes a signal to do nothing, as `nohup` does, where the system tells.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
+}
+
+#[cfg(not(unix))]
+fn handle(handler: impl Fn(u8) + Send + 'static) -> Result<()> {
+    let failed = |error| Failure::Signals(std::io::Error::other(error));
+    ctrlc::set_handler(move || handler(EXIT_STATUS)).map_err(failed)
 }
 
 impl Observer for Interrupt {

@@ -11,12 +11,14 @@ mod inspect;
 mod interrupt;
 mod load;
 mod logits;
+mod manual;
 mod output;
 mod perplexity;
 mod progress;
 mod route;
 mod routing;
 mod show;
+mod stops;
 mod summary;
 mod threads;
 mod tokenize;
@@ -37,9 +39,13 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return said(&error),
     };
-    match run(&args) {
+    let interrupt = match Interrupt::install() {
+        Ok(interrupt) => interrupt,
+        Err(failure) => return failure.report(interrupt::EXIT_STATUS),
+    };
+    match run(&args, &interrupt) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(),
+        Err(failure) => failure.report(interrupt.status()),
     }
 }
 
@@ -61,27 +67,28 @@ fn command_first(mut args: Vec<OsString>) -> Vec<OsString> {
 fn said(error: &clap::Error) -> ExitCode {
     match error.print().and_then(|()| std::io::stdout().flush()) {
         Ok(()) => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
-        Err(error) => Failure::from(error).report(),
+        Err(error) => Failure::from(error).report(interrupt::EXIT_STATUS),
     }
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args, interrupt: &Interrupt) -> Result<()> {
     let Args { command } = args;
-    let interrupt = Interrupt::install()?;
     // Passes enter this pool from a thread outside it, which may wait where no worker may.
     let threads = command.threads().unwrap_or_else(threads::default);
     rayon::ThreadPoolBuilder::new().num_threads(threads.get()).build_global()?;
     let done = match command {
-        Command::Generate(args) => generate::run(args, &interrupt),
-        Command::Chat(args) => chat::run(args, &interrupt),
+        Command::Generate(args) => generate::run(args, interrupt),
+        Command::Chat(args) => chat::run(args, interrupt),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
-        Command::Logits(args) => logits::run(args, &interrupt),
-        Command::Perplexity(args) => perplexity::run(args, &interrupt),
+        Command::Logits(args) => logits::run(args, interrupt),
+        Command::Perplexity(args) => perplexity::run(args, interrupt),
         Command::Route(args) => route::run(args),
-        Command::Bench(args) => bench::run(args, &interrupt),
-        Command::Quantize(args) => convert::quantise(args, &interrupt),
-        Command::Convert(args) => convert::convert(args, &interrupt),
+        Command::Bench(args) => bench::run(args, interrupt),
+        Command::Quantize(args) => convert::quantise(args, interrupt),
+        Command::Convert(args) => convert::convert(args, interrupt),
+        Command::Completions(args) => manual::completions(args),
+        Command::Man(args) => manual::man(args),
     };
     done.map_err(|failure| failure.of_model(command.model()))
 }

@@ -28,10 +28,6 @@ impl Output {
         self.styled
     }
 
-    pub(crate) fn is_terminal(&self) -> bool {
-        self.terminal
-    }
-
     /// Writes text; what is after its last newline may wait for a [`flush`](Self::flush).
     pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
         self.styled(Style::new(), text)

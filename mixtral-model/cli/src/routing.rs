@@ -110,7 +110,7 @@ impl Show for RoutedText<'_> {
     fn prompt(&mut self, ids: &[u32]) -> Result<()> {
         for &id in ids {
             let text =
-                if self.plain.echo == Echo::Apart { String::new() } else { self.plain.spelling.push(id) };
+                if self.plain.echo == Echo::Apart { String::new() } else { self.plain.spelling.prompt(id) };
             let text = if self.plain.echo == Echo::All { text } else { String::new() };
             self.waiting.tokens.push_back((PROMPT, text));
         }

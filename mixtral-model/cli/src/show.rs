@@ -5,6 +5,7 @@ use mixtral_model::{StreamDecoder, Tokenizer};
 
 use crate::failure::{Result, warn};
 use crate::output::Output;
+use crate::stops::Stops;
 
 /// A way to show a prompt and what follows it.
 pub(crate) trait Show {
@@ -18,23 +19,32 @@ pub(crate) trait Show {
     fn end(&mut self) -> Result<()>;
 }
 
-/// Tokens as text, or as ids with commas between.
+/// Tokens as text, up to one that ends it, or as ids with commas between.
 pub(crate) enum Spelling<'t> {
-    Text(Option<StreamDecoder<'t>>),
+    Text(Option<StreamDecoder<'t>>, Stops),
     Ids { first: bool },
 }
 
 impl<'t> Spelling<'t> {
     /// Text if there is a tokenizer.
-    pub(crate) fn new(tokenizer: Option<&'t Tokenizer>) -> Self {
-        tokenizer.map_or(Self::Ids { first: true }, |tokenizer| Self::Text(Some(tokenizer.decoder())))
+    pub(crate) fn new(tokenizer: Option<&'t Tokenizer>, stops: &[String]) -> Self {
+        let text = |tokenizer: &'t Tokenizer| Self::Text(Some(tokenizer.decoder()), Stops::new(stops));
+        tokenizer.map_or(Self::Ids { first: true }, text)
     }
 
-    /// What the next token adds. Of a character in several tokens, the last has it all.
+    /// What the next token of the prompt adds. Of a character in several tokens, the last has it all.
+    pub(crate) fn prompt(&mut self, id: u32) -> String {
+        match self {
+            Self::Text(Some(decoder), _) => decoder.push(id),
+            other => other.push(id),
+        }
+    }
+
+    /// What the next token adds that was drawn, as far as it is certain to be shown.
     pub(crate) fn push(&mut self, id: u32) -> String {
         match self {
-            Self::Text(Some(decoder)) => decoder.push(id),
-            Self::Text(None) => String::new(),
+            Self::Text(Some(decoder), stops) => stops.push(&decoder.push(id)),
+            Self::Text(None, _) => String::new(),
             Self::Ids { first } => {
                 let comma = if std::mem::take(first) { "" } else { "," };
                 format!("{comma}{id}")
@@ -45,16 +55,24 @@ impl<'t> Spelling<'t> {
     /// What the end of the tokens adds.
     pub(crate) fn finish(&mut self) -> String {
         match self {
-            Self::Text(decoder) => {
+            Self::Text(decoder, stops) => {
                 let Some(decoder) = decoder.take() else { return String::new() };
                 if let Some((first, count)) = decoder.unknown() {
                     warn(&format!(
                         "{count} of the tokens have no piece in the tokenizer and no text, {first} the first of them"
                     ));
                 }
-                decoder.finish()
+                stops.push(&decoder.finish()) + &stops.finish()
             }
             Self::Ids { .. } => String::new(),
+        }
+    }
+
+    /// The texts that end it, where it is text.
+    pub(crate) fn stops(&self) -> Option<&Stops> {
+        match self {
+            Self::Text(_, stops) => Some(stops),
+            Self::Ids { .. } => None,
         }
     }
 }
@@ -87,7 +105,7 @@ impl Show for Plain<'_> {
         }
         let mut text = String::new();
         for &id in ids {
-            text.push_str(&self.spelling.push(id));
+            text.push_str(&self.spelling.prompt(id));
         }
         if self.echo == Echo::All {
             self.out.styled(PROMPT, &text)?;

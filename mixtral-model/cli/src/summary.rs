@@ -10,8 +10,11 @@ use moe_kernels::Activations;
 /// Quiet words beside the text.
 pub(crate) const ASIDE: Style = Style::new().dimmed();
 
-/// Why a generation ended.
-pub(crate) fn reason(generated: &Generated, session: &Session) -> String {
+/// Why a generation ended; `stop` is the text that ended it.
+pub(crate) fn reason(generated: &Generated, session: &Session, stop: Option<&str>) -> String {
+    if let Some(stop) = stop {
+        return format!("ended by {stop:?}");
+    }
     match generated.ended {
         Ended::MaxTokens => "stopped at --max-tokens".to_owned(),
         Ended::Stop(token) => format!("ended by end token {token}"),
@@ -20,24 +23,30 @@ pub(crate) fn reason(generated: &Generated, session: &Session) -> String {
     }
 }
 
-/// Writes speeds and the reason of the end to standard error; the prompt had `prompt` tokens.
+/// How many tokens were read of a prompt of `prompt` tokens, how many generated, and how fast.
 ///
 /// The first token is drawn from the pass that reads the end of the prompt, so the speed of generation counts the passes after
 /// it.
-pub(crate) fn write(generated: &Generated, prompt: usize, session: &Session) {
-    let passes = session.position().saturating_sub(generated.prompt_tokens);
+pub(crate) fn speeds(generated: &Generated, prompt: usize, session: &Session) -> String {
+    let passes = passes(generated, session);
     let read = if generated.prompt_tokens < prompt {
         format!("{} of {}", generated.prompt_tokens, tokens(prompt))
     } else {
         tokens(prompt) + &speed(prompt, generated.prompt_time)
     };
-    let line = format!(
-        "prompt: {read}; generated: {}{}; {}",
+    format!(
+        "prompt: {read}; generated: {}{}",
         tokens(generated.tokens.len()),
-        speed(passes, generated.generation_time),
-        reason(generated, session)
-    );
-    aside(&line);
+        speed(passes, generated.generation_time)
+    )
+}
+
+/// Passes through the model after those that read the prompt.
+pub(crate) fn passes(generated: &Generated, session: &Session) -> usize {
+    // Of what is drawn, the session lacks the last one, or nothing after an end token.
+    let drawn = generated.tokens.len();
+    let read = if matches!(generated.ended, Ended::Stop(_)) { drawn } else { drawn.saturating_sub(1) };
+    read.min(session.position())
 }
 
 /// Writes how the model's matrices were multiplied, if some with rounded activations; and where most might have been, that this would

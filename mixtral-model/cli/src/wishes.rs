@@ -3,13 +3,23 @@
 use mixtral_model::{GenerationConfig, Sampling, Source};
 
 use crate::args::SamplingArgs;
-use crate::failure::{Result, warn};
+use crate::failure::{Failure, Result, warn};
 use crate::output::harmless;
 
 pub(crate) struct Wishes {
     pub(crate) sampling: Sampling,
     of_model: GenerationConfig,
     max_tokens: Option<usize>,
+}
+
+/// A seed that nobody chose, short enough to be typed.
+fn random_seed() -> Result<u64> {
+    getrandom::u32().map(u64::from).map_err(|error| {
+        Failure::not_as_expected(
+            "--seed",
+            format!("expected a number, as the system has no random ones: {error}"),
+        )
+    })
 }
 
 impl Wishes {
@@ -23,9 +33,17 @@ impl Wishes {
         for warning in &of_model.warnings {
             warn(&harmless(warning));
         }
-        let sampling = args.apply(of_model.sampling.clone());
+        let mut sampling = args.apply(of_model.sampling.clone());
         sampling.check()?;
+        if sampling.temperature > 0.0 {
+            sampling.seed = args.seed.map_or_else(random_seed, Ok)?;
+        }
         Ok(Self { sampling, of_model, max_tokens })
+    }
+
+    /// The seed of draws, where there are any.
+    pub(crate) fn seed(&self) -> Option<u64> {
+        (self.sampling.temperature > 0.0).then_some(self.sampling.seed)
     }
 
     /// The most tokens to generate after so many, if anybody says.

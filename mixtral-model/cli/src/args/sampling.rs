@@ -13,7 +13,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, short = 't', value_name = "X", allow_negative_numbers = true, value_parser = number)]
     pub(crate) temperature: Option<f32>,
     /// Only the K most probable tokens; 0 is all
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = whole::<usize>)]
     pub(crate) top_k: Option<usize>,
     /// Only the most probable tokens whose probabilities add up to P; 1 is all
     #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = number)]
@@ -24,17 +24,41 @@ pub(crate) struct SamplingArgs {
     /// Divides the positive logits of tokens that occurred, and multiplies negative ones; 1 is none
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = number)]
     pub(crate) repetition_penalty: Option<f32>,
-    /// Seed: the same text comes of the same seed
-    #[arg(long, short, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
+    /// Seed: the same text comes of the same seed [default: a random one, which the closing line tells]
+    #[arg(long, short, value_name = "N", allow_negative_numbers = true, value_parser = whole::<u64>)]
+    pub(crate) seed: Option<u64>,
+}
+
+/// Texts that end a generation.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StopArgs {
+    /// End where this text comes, which is not printed; again for another. It may lie across tokens; nothing but what may be its
+    /// beginning is held back
+    #[arg(long = "stop", value_name = "TEXT", allow_hyphen_values = true, value_parser = some_text)]
+    pub(crate) texts: Vec<String>,
+}
+
+fn some_text(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("expected some text".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// A whole number that is not negative.
+pub(super) fn whole<N: TryFrom<u64>>(text: &str) -> Result<N, String> {
+    let number: Option<u64> = text.parse().ok();
+    number.and_then(|n| n.try_into().ok()).ok_or_else(|| "expected a whole number, 0 or more".to_owned())
 }
 
 /// A number that an f32 holds: none that would become infinite, or zero.
 fn number(text: &str) -> Result<f32, String> {
     let wide: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
     let narrow = wide as f32;
-    let holds = wide.is_finite() == narrow.is_finite() && (wide == 0.0) == (narrow == 0.0);
-    holds.then_some(narrow).ok_or_else(|| "expected a number that fits into 32 bits".to_owned())
+    if narrow.is_infinite() && wide.is_finite() {
+        return Err(format!("expected a number up to {:e}, the greatest of 32 bits", f32::MAX));
+    }
+    if narrow == 0.0 && wide != 0.0 {
+        return Err(format!("expected 0 or a number from {:e}, the least of 32 bits", f32::from_bits(1)));
+    }
+    Ok(narrow)
 }
 
 impl SamplingArgs {
@@ -68,7 +92,6 @@ impl SamplingArgs {
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
         sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
         sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
-        sampling.seed = self.seed;
         sampling
     }
 }

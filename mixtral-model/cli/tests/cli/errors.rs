@@ -97,10 +97,19 @@ fn usage() {
             ("quantize --dtype q8_0 --out x.gguf --context 5", &[], "unexpected argument '--context'"),
             ("bench --layer 8x8x2x1 --model x", &[], "cannot be used with"),
             ("bench --layer 8x8x2x1 --kv-type f16", &[], "cannot be used with"),
-            ("generate x -t 1e39", &[], "invalid value '1e39'"),
-            ("generate x --top-p 1e-320", &[], "expected a number that fits into 32 bits"),
+            ("generate x -t 1e39", &[], "expected a number up to 3.4028235e38, the greatest of 32 bits"),
+            ("generate x --top-p 1e-320", &[], "expected 0 or a number from 1e-45"),
+            ("chat --max-tokens 1.5", &[], "expected a whole number, 0 or more"),
+            ("generate x --seed -1", &[], "expected a whole number, 0 or more"),
+            ("generate x --top-k -1", &[], "expected a whole number, 0 or more"),
+            ("generate x --stop {}", &[""], "expected some text"),
+            ("generate x --json --print-ids", &[], "cannot be used with"),
             ("generate x -t much", &[], "expected a number"),
-            ("generate x --max-tokens -1", &[], "invalid value '-1' for '--max-tokens"),
+            (
+                "generate x --max-tokens -1",
+                &[],
+                "invalid value '-1' for '--max-tokens <N>': expected a whole number, 0 or more",
+            ),
         ],
     );
     // The environment is looked at where there is a backend to choose.

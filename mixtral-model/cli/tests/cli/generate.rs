@@ -23,12 +23,12 @@ fn greedy_texts_are_the_goldens() {
 #[test]
 fn the_same_seed_gives_the_same_text_everywhere() {
     let demo = demo();
-    let expected = output("generate {} -n 40", &["Alice was"]);
+    let expected = output("generate {} -n 40 --seed 0", &["Alice was"]);
     assert!(expected.starts_with("Alice was "), "{expected:?}");
     for line in [
         "generate {} -n 40 --seed 0 --threads 1",
-        "--threads 2 generate {} -n 40",
-        "generate {} -n 40 --temperature 0.8 --top-p 0.95 --top-k 0 --min-p 0 --repetition-penalty 1",
+        "--threads 2 generate {} -n 40 --seed 0",
+        "generate {} -n 40 --seed 0 --temperature 0.8 --top-p 0.95 --top-k 0 --min-p 0 --repetition-penalty 1",
     ] {
         assert_eq!(output(line, &["Alice was"]), expected, "{line}");
     }
@@ -36,20 +36,20 @@ fn the_same_seed_gives_the_same_text_everywhere() {
         for threads in ["1", "2"] {
             let values = ["Alice was", backend.name(), threads];
             assert_eq!(
-                output("generate {} -n 40 --backend {} --threads {}", &values),
+                output("generate {} -n 40 --seed 0 --backend {} --threads {}", &values),
                 expected,
                 "{values:?}"
             );
         }
     }
     for line in [
-        "generate {} -n 40 --model {}",
-        "generate {} -n 40 --read --model {}",
-        "generate {} -n 40 --prefault --model {}",
+        "generate {} -n 40 --seed 0 --model {}",
+        "generate {} -n 40 --seed 0 --read --model {}",
+        "generate {} -n 40 --seed 0 --prefault --model {}",
     ] {
         assert_eq!(output(line, &["Alice was", demo.to_str().unwrap()]), expected, "{line}");
     }
-    let mut portable = mixtral("generate {} -n 40", &["Alice was"]);
+    let mut portable = mixtral("generate {} -n 40 --seed 0", &["Alice was"]);
     portable.env("MIXTRAL_BACKEND", "portable");
     assert_eq!(run_with_input(portable, b"").out, expected);
     assert_ne!(output("generate {} -n 40 --seed 1", &["Alice was"]), expected);

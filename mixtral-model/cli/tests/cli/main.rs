@@ -9,11 +9,14 @@ mod ends;
 mod errors;
 mod generate;
 mod logits;
+mod manual;
 mod perplexity;
 mod route;
 mod route_cases;
 mod route_forms;
 mod sources;
+mod stops;
+mod terminal;
 mod tokens;
 
 use std::io::Write;
