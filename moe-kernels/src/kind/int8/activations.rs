@@ -14,8 +14,8 @@ use crate::simd::{Kernel, Simd};
 /// Dwords of 32 bytes.
 pub(super) const GROUP: usize = 8;
 
-/// Dwords beside the bytes of a packed block of `SIZE` activations of one row: its scale, and its sums as pairs of words.
-/// Blocks of 256 have the sums of each 16 activations, then those of each 32; blocks of 32 have one, beside a zero.
+/// Dwords beside the bytes of a packed block of `SIZE` activations of one row: its scale, and its sums. Blocks of 256 have, as
+/// pairs of words, the sums of each 16 activations, then those of each 32; blocks of 32 have one, negated.
 pub(super) const fn tail<const SIZE: usize>() -> usize {
     1 + sums_of_16::<SIZE>() + sums_of_32::<SIZE>()
 }
@@ -105,8 +105,12 @@ impl<const SIZE: usize> Kernel for Quantise<'_, SIZE> {
         for (i, to) in of_16.iter_mut().enumerate() {
             *to = words(sum(2 * i), sum(2 * i + 1));
         }
+        if let ([to], [low, high]) = (&mut *of_32, sixteens) {
+            *to = -(low.iter().sum::<i32>() + high.iter().sum::<i32>());
+            return true;
+        }
         for (i, to) in of_32.iter_mut().enumerate() {
-            let pair = |i: usize| if 2 * i < sixteens.len() { sum(2 * i) + sum(2 * i + 1) } else { 0 };
+            let pair = |i: usize| sum(2 * i) + sum(2 * i + 1);
             *to = words(pair(2 * i), pair(2 * i + 1));
         }
         true

@@ -115,8 +115,8 @@ fn add_block<S: Simd, B: IntegerBlock>(
                 false => products = s.add_ints(products, s.mul_ints(sums[0], s.splat_ints(-zero))),
             }
         } else {
-            // A sum of 32 activations, and beside it no other.
-            let sum = i32::from(tail[1] as i16);
+            // A sum of 32 activations is negated there.
+            let sum = -tail[1];
             products = s.add_ints(products, s.splat_ints(-zero * sum));
             minima = s.splat_ints(sum);
         }

@@ -73,8 +73,10 @@ impl<B: IntegerBlock, const N: usize> Tokens<'_, B, N> {
                 if B::MINIMA {
                     let minimum = s.load_half(&head[S::HALVES + half]);
                     let minimum = s.mul_half(s.floats_of(minima[n]), minimum);
-                    // fma(-m, xs, s) and fma(m, -xs, s) are the same number.
-                    sums[n] = s.fma_half(minimum, s.splat_half(-xs), sums[n]);
+                    // fma(-m, xs, s) and fma(m, -xs, s) are the same number. Without scales the minimum is that of a
+                    // negated sum.
+                    let xs = if B::SCALED { -xs } else { xs };
+                    sums[n] = s.fma_half(minimum, s.splat_half(xs), sums[n]);
                 }
             }
         }
@@ -109,7 +111,7 @@ impl RowsOfX<'_> {
     }
 }
 
-/// Products and minima of a block without integer scales.
+/// Products of a block without integer scales, and minima for the negated sum.
 #[inline(always)]
 fn plain_sums<S: Simd, B: IntegerBlock, const N: usize>(
     s: S,
@@ -117,18 +119,17 @@ fn plain_sums<S: Simd, B: IntegerBlock, const N: usize>(
     x: &RowsOfX<'_>,
     half: usize,
 ) -> ([S::Ints; N], [S::Ints; N]) {
-    let none = [s.splat_ints(0); N];
-    let mut all = [0; N];
-    for n in 0..N {
-        all[n] = x.tail(n, 1);
-    }
-    let (mut products, mut minima) = (none, none);
+    let (mut products, mut minima) = ([s.splat_ints(0); N], [s.splat_ints(0); N]);
     let zero = zero::<S, B>();
-    if zero != 0 {
-        products = s.dot_words(none, s.splat_ints(i32::from(-zero as u16)), all);
-    }
-    if B::MINIMA {
-        minima = s.dot_words(none, s.splat_ints(1), all);
+    for n in 0..N {
+        let negated = s.splat_ints(x.tail(n, 1));
+        if zero != 0 {
+            // A power of two: a shift, beside the units that multiply.
+            products[n] = s.mul_ints(negated, s.splat_ints(zero));
+        }
+        if B::MINIMA {
+            minima[n] = negated;
+        }
     }
     let (w, _) = w[2..].as_chunks::<GROUP>();
     products = s.dot_bytes(products, &w[0], half, bytes::<B>(), x.group(0), 0);
