@@ -114,6 +114,13 @@ impl Written {
         Self { layout, raw, normalized }
     }
 
+    /// Whether some token takes the white space beside it.
+    pub(super) fn strips(&self) -> bool {
+        let tokens =
+            [&self.raw, &self.normalized, &self.layout.isolated].into_iter().flat_map(Finder::tokens);
+        tokens.into_iter().any(|token| token.lstrip || token.rstrip)
+    }
+
     /// Appends the pieces of `text`, in which tokens count as such, to `out`.
     pub(super) fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
         self.raw.split(text, |part| match part {

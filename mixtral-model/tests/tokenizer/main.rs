@@ -290,6 +290,19 @@ fn an_id_beyond_the_vocabulary_has_no_text() {
     assert_eq!(decoder.finish(), "");
 }
 
+/// Nothing has fewer ids than its bytes say: a prompt beyond every context is known as such unread.
+#[test]
+fn the_least_number_of_ids() {
+    let tokenizer = demo();
+    let pieces = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.piece(id));
+    let repeated = pieces.max_by_key(|piece| piece.len()).unwrap().replace('▁', " ").repeat(1000);
+    for text in ["", "a", " ", &repeated, &"The old man and the sea. ".repeat(400), &"🦀日".repeat(99)] {
+        let (least, found) = (tokenizer.least_ids(text.len()), tokenizer.encode_ordinary(text).len());
+        assert!(least <= found, "{least} and {found} of {} bytes", text.len());
+        assert!(text.len() < 1000 || least * 50 > text.len(), "{least} says something");
+    }
+}
+
 #[test]
 fn a_continuation_keeps_its_leading_space() {
     let tokenizer = from_model(MODEL);
