@@ -5,17 +5,48 @@ mod layer;
 mod limits;
 mod model;
 
+use serde::Serialize;
+
 use crate::args::Bench;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 
 pub(crate) fn run(args: &Bench, interrupt: &Interrupt) -> Result<()> {
-    let text = match args.layer {
-        Some(shape) => layer::run(args, shape, interrupt)?,
-        None => model::run(args, interrupt)?,
-    };
-    Ok(Output::new().text(&text)?)
+    let done = interrupt.during(|| match args.layer {
+        Some(shape) => layer::run(args, shape, interrupt),
+        None => model::run(args, interrupt),
+    })?;
+    Output::new().text(&done.text)?;
+    if done.interrupted { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+/// What there is to print.
+struct Done {
+    text: String,
+    /// Some cases were not measured, because the user wished an end.
+    interrupted: bool,
+}
+
+impl Done {
+    /// What the cases that were measured, of so many, came to: as JSON or as a table.
+    fn new<C: Serialize>(
+        args: &Bench,
+        cases: &[C],
+        of: usize,
+        table: impl FnOnce() -> String,
+    ) -> Result<Self> {
+        let interrupted = cases.len() < of;
+        let mut text = match args.json {
+            true => serde_json::to_string_pretty(cases).map_err(std::io::Error::other)? + "\n",
+            false if cases.is_empty() => String::new(),
+            false => table(),
+        };
+        if interrupted && !args.json {
+            text += &format!("interrupted: {} of {of} cases measured\n", cases.len());
+        }
+        Ok(Self { text, interrupted })
+    }
 }
 
 /// The median of some figures, and the least and the greatest.

@@ -19,9 +19,13 @@ use super::{Running, one_or_more};
 ///
 /// With --json, a layer gives an array of {"case", "backend", "dtype", "activations", "tokens", "experts_touched",
 /// "threads", "seconds", "seconds_min", "seconds_max", "gflops", "gbytes_per_s", "share_of_fma_peak",
-/// "share_of_bandwidth", "peak_gflops", "read_gbytes_per_s", "tiles"}; seconds are the median of the rounds, operations those
+/// "share_of_bandwidth", "peak_gflops", "read_gbytes_per_s", "tiles", "interrupted"}; seconds are the median of the rounds, operations those
 /// of chosen experts, bytes those of weights of experts with tokens. "tiles" says how exact products of many rows are cut on
-/// this processor: rows of x by rows of weights, and where weights are widened.
+/// this processor: rows of x by rows of weights, and where weights are widened. "peak_gflops" and "read_gbytes_per_s" are the
+/// limits, medians of the same rounds and of three measurements at least.
+///
+/// Ctrl-C ends it after the pass at hand: what was measured is printed, a table with a line that says so, JSON with
+/// "interrupted": true in every case; the exit status is then 130.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
     /// A layer: model width, hidden width, experts, experts a token

@@ -6,14 +6,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use mixtral_model::{Compute, available_memory};
 use moe_core::numerics::uniform;
-use moe_core::{MoeLayer, TokenContext, Workspace};
+use moe_core::{MoeLayer, TokenContext, Workspace, memory};
 use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix, enter};
 use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::Serialize;
 
 use super::limits::{self, Limits};
-use super::{Spread, chart, rounds};
+use super::{Done, Spread, chart, rounds};
 use crate::args::{Bench, LayerShape};
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
@@ -41,6 +41,8 @@ struct Case {
     read_gbytes_per_s: f64,
     /// How exact products of many rows are cut.
     tiles: &'static str,
+    /// Whether the user ended the run before all cases were measured.
+    interrupted: bool,
 }
 
 /// A layer among those that are timed in turn.
@@ -53,7 +55,7 @@ struct Contestant {
     bytes: Vec<f64>,
 }
 
-pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<String> {
+pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Result<Done> {
     let compute = args.running.compute();
     let dtype = args.dtype;
     let kind = Linear::new(WeightMatrix::new(Bytes::new(), dtype, 0, 0)?, compute.backend);
@@ -76,17 +78,18 @@ pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Res
         contestants.push(Contestant::new(dense(shape.hidden * shape.chosen), compute, dtype)?);
         contestants.push(Contestant::new(dense(shape.hidden * shape.experts), compute, dtype)?);
     }
-    let mut limits = Limits::new(compute.backend, compute.activations);
+    let mut limits = Limits::new(compute.backend, compute.activations)?;
     let mut cases = Vec::new();
-    for tokens in args.tokens.iter().map(|n| n.get()) {
-        let mut y = Array2::zeros((tokens, shape.dim));
+    'batches: for tokens in args.tokens.iter().map(|n| n.get()) {
+        let mut y = matrix(tokens, shape.dim)?;
+        let mut x = matrix(tokens, shape.dim)?;
         // The first round makes room, and brings what fits into the caches.
         for round in 0..=rounds(args, tokens) {
-            let x = hidden(round as u64, tokens, shape.dim);
+            fill(&mut x, round as u64);
             for contestant in &mut contestants {
                 contestant.turn(x.view(), y.view_mut(), dtype, round > 0)?;
                 if interrupt.wished() {
-                    return Err(Failure::Interrupted);
+                    break 'batches;
                 }
             }
             if round > 0 {
@@ -96,15 +99,17 @@ pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Res
         let limits = limits.take();
         cases.extend(contestants.iter_mut().map(|c| c.case(compute, dtype, tokens, limits)));
     }
-    if let Some(path) = &args.chart {
+    let of = args.tokens.len() * contestants.len();
+    let interrupted = cases.len() < of;
+    cases.iter_mut().for_each(|case| case.interrupted = interrupted);
+    if let Some(path) = args.chart.as_deref().filter(|_| cases.len() == of) {
         let times =
             |at: usize| cases.iter().skip(at).step_by(3).map(|c| (c.tokens, c.seconds)).collect::<Vec<_>>();
-        std::fs::write(path, chart::svg(&format!("{shape}, {dtype}"), [times(0), times(1), times(2)]))?;
+        let svg = chart::svg(&format!("{shape}, {dtype}"), [times(0), times(1), times(2)]);
+        let failed = |source| Failure::Input { name: path.display().to_string(), source };
+        std::fs::write(path, svg).map_err(failed)?;
     }
-    if args.json {
-        return Ok(serde_json::to_string_pretty(&cases).map_err(std::io::Error::other)? + "\n");
-    }
-    Ok(table(compute.backend, &cases))
+    Done::new(args, &cases, of, || table(compute.backend, &cases))
 }
 
 /// Refuses what would not fit, before anything is made.
@@ -150,8 +155,11 @@ impl Contestant {
             matrix(2, shape.dim, shape.hidden)?,
             matrix(3, shape.hidden, shape.dim)?,
         ];
-        let copy = |w: &WeightMatrix| {
-            WeightMatrix::new(Bytes::from(w.bytes().to_vec()), dtype, w.rows(), w.columns())
+        let copy = |w: &WeightMatrix| -> Result<WeightMatrix> {
+            let mut bytes = Vec::new();
+            memory::reserve(&mut bytes, w.bytes().len(), "weights of an expert")?;
+            bytes.extend_from_slice(w.bytes());
+            Ok(WeightMatrix::new(Bytes::from(bytes), dtype, w.rows(), w.columns())?)
         };
         let bank = (0..shape.experts)
             .map(|_| Ok(SwiGluWeights { w1: copy(&first[0])?, w2: copy(&first[1])?, w3: copy(&first[2])? }))
@@ -216,6 +224,7 @@ impl Contestant {
             peak_gflops: peak / 1e9,
             read_gbytes_per_s: read / 1e9,
             tiles: compute.backend.tiles(),
+            interrupted: false,
         }
     }
 }
@@ -278,7 +287,17 @@ fn weights(seed: u64, dtype: WeightFormat, rows: usize, columns: usize) -> Resul
     }
 }
 
-/// Pseudo-random hidden states.
-fn hidden(seed: u64, tokens: usize, dim: usize) -> Array2<f32> {
-    Array2::from_shape_fn((tokens, dim), |(t, d)| uniform(seed + 100, &[t as u64, d as u64]) * 2.0 - 1.0)
+/// Hidden states of so many tokens, or what becomes of them.
+fn matrix(tokens: usize, dim: usize) -> Result<Array2<f32>> {
+    let mut values = Vec::new();
+    memory::refill(&mut values, tokens.saturating_mul(dim), 0.0, "hidden states")?;
+    let wrong = |error| Failure::not_as_expected("--tokens", error);
+    Array2::from_shape_vec((tokens, dim), values).map_err(wrong)
+}
+
+/// Makes hidden states pseudo-random.
+fn fill(hidden: &mut Array2<f32>, seed: u64) {
+    for ((t, d), value) in hidden.indexed_iter_mut() {
+        *value = uniform(seed + 100, &[t as u64, d as u64]) * 2.0 - 1.0;
+    }
 }

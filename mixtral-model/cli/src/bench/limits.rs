@@ -1,11 +1,16 @@
 //! What this machine can do at most, measured again in each round.
 
+use moe_core::memory;
 use moe_kernels::{Activations, Backend, limits};
 
 use super::Spread;
+use crate::failure::Result;
 
 /// Bytes that are read: more than caches hold.
 const READ: usize = 256 << 20;
+
+/// Measurements of which a median is taken: of fewer, one that was disturbed would count.
+const LEAST: usize = 3;
 
 /// Measures limits, and remembers what it found.
 pub(super) struct Limits {
@@ -17,9 +22,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    pub(super) fn new(backend: Backend, activations: Activations) -> Self {
+    pub(super) fn new(backend: Backend, activations: Activations) -> Result<Self> {
+        let mut bytes = Vec::new();
         // Not zeros: their pages might be one.
-        Self { backend, activations, memory: vec![1; READ], peaks: vec![], reads: vec![] }
+        memory::refill(&mut bytes, READ, 1, "bytes that are read")?;
+        Ok(Self { backend, activations, memory: bytes, peaks: vec![], reads: vec![] })
     }
 
     /// Measures once.
@@ -28,8 +35,11 @@ impl Limits {
         self.reads.push(limits::read_bandwidth(self.backend, &self.memory));
     }
 
-    /// Medians of what was measured since the last call: operations a second, bytes a second.
+    /// Medians of what was measured since the last call, and again if that was not often: operations a second, bytes a second.
     pub(super) fn take(&mut self) -> (f64, f64) {
+        while self.peaks.len() < LEAST {
+            self.measure();
+        }
         let medians = (Spread::of(&self.peaks).median, Spread::of(&self.reads).median);
         self.peaks.clear();
         self.reads.clear();

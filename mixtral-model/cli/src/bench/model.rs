@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use mixtral_model::{
-    Access, Config, Kind, Model, Observer, Report, Session, Step, Wanted, Workspace, available_memory,
+    Access, Config, Error, Kind, Model, Observer, Report, Session, Step, Wanted, Workspace, available_memory,
 };
 use moe_core::Routed;
 use moe_core::numerics::uniform;
@@ -14,7 +14,7 @@ use ndarray::ArrayView2;
 use serde::Serialize;
 
 use super::limits::{self, Limits, busy_seconds};
-use super::{Spread, rounds};
+use super::{Done, Spread, rounds};
 use crate::args::Bench;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
@@ -52,9 +52,11 @@ struct Pass {
     read_gbytes_per_s: f64,
     /// How exact products of many rows are cut.
     tiles: &'static str,
+    /// Whether the user ended the run before all cases were measured.
+    interrupted: bool,
 }
 
-pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<String> {
+pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<Done> {
     let source = args.running.model.source()?;
     let model = args.running.load(&source)?;
     // Headers only, so that nothing is prefaulted or locked a second time.
@@ -62,16 +64,18 @@ pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<String> {
     require_room(&model, args)?;
     let mut bench = ModelBench { args, interrupt, model: &model, report: &report, limits: None };
     let mut passes = Vec::new();
-    for tokens in args.tokens.iter().map(|n| n.get()) {
-        passes.push(bench.prompt(tokens)?);
+    let prompts = args.tokens.iter().map(|n| (n.get(), true));
+    let together = args.sessions.iter().map(|n| (n.get(), false));
+    for (n, is_prompt) in prompts.chain(together) {
+        match if is_prompt { bench.prompt(n) } else { bench.together(n) } {
+            Err(Failure::Model(Error::Stopped)) => break,
+            pass => passes.push(pass?),
+        }
     }
-    for sessions in args.sessions.iter().map(|n| n.get()) {
-        passes.push(bench.together(sessions)?);
-    }
-    if args.json {
-        return Ok(serde_json::to_string_pretty(&passes).map_err(std::io::Error::other)? + "\n");
-    }
-    Ok(table(&model, &passes))
+    let of = args.tokens.len() + args.sessions.len();
+    let interrupted = passes.len() < of;
+    passes.iter_mut().for_each(|pass| pass.interrupted = interrupted);
+    Done::new(args, &passes, of, || table(&model, &passes))
 }
 
 /// Refuses what no session holds, or no memory, before anything is made.
@@ -116,10 +120,13 @@ impl ModelBench<'_> {
 
     fn measure(&mut self, case: &'static str, count: usize, tokens: usize, before: usize) -> Result<Pass> {
         let compute = self.model.compute();
-        let limits = self.limits.get_or_insert_with(|| Limits::new(compute.backend, compute.activations));
+        let limits = match &mut self.limits {
+            Some(limits) => limits,
+            none => none.insert(Limits::new(compute.backend, compute.activations)?),
+        };
         let mut workspace = Workspace::new();
         let mut sessions = Vec::new();
-        let (mut seconds, mut parts, mut busy) = (Vec::new(), Parts::default(), 0.0);
+        let (mut seconds, mut parts, mut busy) = (Vec::new(), Vec::new(), Vec::new());
         let rounds = rounds(self.args, count * tokens);
         // The first round makes room.
         for round in 0..=rounds {
@@ -149,18 +156,23 @@ impl ModelBench<'_> {
             self.model.forward(&mut steps, &mut workspace, &mut clock)?;
             let elapsed = begun.elapsed().as_secs_f64();
             if round > 0 {
-                parts.add(&clock.0.finish());
-                busy += busy_seconds().zip(worked).map_or(f64::NAN, |(after, before)| after - before);
+                parts.push(clock.0.finish());
+                let threads = rayon::current_num_threads() as f64;
+                let worked = busy_seconds().zip(worked).map_or(f64::NAN, |(after, before)| after - before);
+                busy.push(worked / (elapsed * threads));
                 seconds.push(elapsed);
                 limits.measure();
             }
         }
         let (peak, read) = limits.take();
         let spread = Spread::of(&seconds);
-        let (all, layers) = (parts.seconds(), self.model.config().layers);
+        let layers = self.model.config().layers;
         let threads = rayon::current_num_threads();
-        let touched = parts.touched as f64 / (layers * rounds) as f64;
-        let busy = busy / (seconds.iter().sum::<f64>() * threads as f64);
+        let touched =
+            parts.iter().map(|parts| parts.touched).sum::<usize>() as f64 / (layers * rounds) as f64;
+        let parts = Parts::medians(&parts);
+        let all = parts.seconds();
+        let busy = Spread::of(&busy).median;
         Ok(Pass {
             case,
             sessions: count,
@@ -182,6 +194,7 @@ impl ModelBench<'_> {
             peak_gflops: peak / 1e9,
             read_gbytes_per_s: read / 1e9,
             tiles: self.model.compute().backend.tiles(),
+            interrupted: false,
         })
     }
 
@@ -232,12 +245,16 @@ impl Parts {
         self.attention + self.router + self.experts + self.head
     }
 
-    fn add(&mut self, other: &Self) {
-        self.attention += other.attention;
-        self.router += other.router;
-        self.experts += other.experts;
-        self.head += other.head;
-        self.touched += other.touched;
+    /// Of each part the median of some rounds, so that one that was disturbed is no share of it.
+    fn medians(rounds: &[Self]) -> Self {
+        let median = |part: fn(&Self) -> f64| Spread::of(&rounds.iter().map(part).collect::<Vec<_>>()).median;
+        Self {
+            attention: median(|parts| parts.attention),
+            router: median(|parts| parts.router),
+            experts: median(|parts| parts.experts),
+            head: median(|parts| parts.head),
+            touched: 0,
+        }
     }
 }
 
@@ -316,4 +333,16 @@ fn table(model: &Model, passes: &[Pass]) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Parts;
+
+    #[test]
+    fn a_round_that_was_disturbed_is_no_share() {
+        let round = |attention| Parts { attention, router: 1.0, experts: 2.0, head: 1.0, touched: 4 };
+        let parts = Parts::medians(&[round(1.0), round(900.0), round(1.1)]);
+        assert_eq!((parts.attention, parts.seconds()), (1.1, 5.1));
+    }
 }
