@@ -108,7 +108,7 @@ pub enum Error {
         tokens: usize,
     },
     /// A session would pass its limit of positions.
-    #[error("context: expected at most {context} positions, found {position} and {tokens} more")]
+    #[error("context: expected at most {context} positions, found {}", found_positions(*position, *tokens))]
     ContextOverflow {
         /// Positions in the session.
         position: usize,
@@ -221,6 +221,10 @@ impl From<moe_kernels::Error> for Error {
 
 fn layer_prefix(layer: Option<usize>) -> String {
     layer.map_or_else(String::new, |n| format!("layer {n}, "))
+}
+
+fn found_positions(position: usize, tokens: usize) -> String {
+    if position == 0 { tokens.to_string() } else { format!("{position} and {tokens} more") }
 }
 
 fn line_suffix(line: Option<usize>) -> String {

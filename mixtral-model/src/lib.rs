@@ -71,6 +71,7 @@ pub use observer::Observer;
 pub use perplexity::{Perplexity, PerplexityOptions, Scored, TextWindow, perplexity};
 pub use products::Products;
 pub use sampling::{Length, LengthDecay, Rules, Sampler, Sampling, Span, argmax};
+pub use save::remove_unfinished;
 pub use session::{Session, SessionOptions};
 pub use source::{Embedded, Source};
 pub use tokenizer::{BytePieces, SentencePieces, StreamDecoder, Tokenizer};

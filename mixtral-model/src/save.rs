@@ -96,17 +96,48 @@ pub(crate) fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) 
 
 /// A new file in the directory of `path`, of a name that nobody has.
 fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let mut attempt = 0;
     loop {
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(format!(".{}-{attempt}.tmp", std::process::id()));
-        let temporary = path.with_file_name(hidden);
+        let temporary = temporary(path, Some(attempt))?;
         match OpenOptions::new().write(true).create_new(true).open(&temporary) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < ATTEMPTS => attempt += 1,
             other => return other.map(|file| (temporary, file)),
         }
+    }
+}
+
+/// Names that are tried.
+const ATTEMPTS: usize = 100;
+
+/// The name beside `path` under which this process writes what is to have that name: a file of some attempt, or a directory.
+pub(crate) fn temporary(path: &Path, attempt: Option<usize>) -> io::Result<PathBuf> {
+    /// Bytes of a name that are kept: with what is put around them, a system's limit of 255 is not passed.
+    const KEPT: usize = 200;
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let mut hidden = std::ffi::OsString::from(".");
+    if name.len() <= KEPT {
+        hidden.push(name);
+    } else {
+        let name = name.to_string_lossy();
+        let end = (0..=KEPT).rev().find(|&at| name.is_char_boundary(at)).unwrap_or(0);
+        hidden.push(&name[..end]);
+    }
+    hidden.push(format!(".{}", std::process::id()));
+    hidden.push(attempt.map_or_else(String::new, |attempt| format!("-{attempt}")) + ".tmp");
+    Ok(path.with_file_name(hidden))
+}
+
+/// Removes what this process has begun to write for `path` and not finished.
+///
+/// For a process that is about to end while another of its threads writes: what is complete has its name by then, and stays.
+pub fn remove_unfinished(path: &Path) {
+    for attempt in 0..=ATTEMPTS {
+        let Ok(temporary) = temporary(path, Some(attempt)) else { return };
+        // Most of them are not there, and nobody is left to be told of another failure.
+        let _ = fs::remove_file(temporary);
+    }
+    if let Ok(temporary) = temporary(path, None) {
+        let _ = fs::remove_dir_all(temporary);
     }
 }
 
@@ -120,6 +151,29 @@ mod tests {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn any_name_that_a_file_can_have() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["t".repeat(255), "é".repeat(127), "t".repeat(200)] {
+            let path = dir.path().join(&name);
+            replace(&path, |out| {
+                out.write_all(b"x").map_err(|source| Error::Io { path: path.clone(), source })
+            })
+            .unwrap();
+            assert_eq!(names(dir.path()), [name]);
+            fs::remove_file(&path).unwrap();
+        }
+        let path = dir.path().join("t");
+        let other = dir.path().join(".t.1-0.tmp");
+        fs::write(&other, "").unwrap();
+        drop(create_beside(&path).unwrap());
+        drop(create_beside(&path).unwrap());
+        fs::create_dir(temporary(&path, None).unwrap()).unwrap();
+        assert_eq!(names(dir.path()).len(), 4);
+        remove_unfinished(&path);
+        assert_eq!(names(dir.path()), [".t.1-0.tmp"]);
     }
 
     #[test]

@@ -98,6 +98,12 @@ impl Talk<'_> {
     /// Answers what the user said.
     fn answer(&mut self, text: &str) -> Result<()> {
         let Self { args, interrupt, model, tokenizer, options, session, workspace, conversation, .. } = self;
+        // What cannot fit is not cut into tokens first.
+        let (context, least) = (session.context(), tokenizer.least_ids(text.len()));
+        if least > context {
+            let reason = format!("expected at most {context} positions, found at least {least}");
+            return Err(Failure::ChatTooLong(reason));
+        }
         conversation.ask(tokenizer, text)?;
         let Unread { clear, ids } = conversation.unread(session);
         if clear {
@@ -133,7 +139,7 @@ impl Talk<'_> {
         drop(observer);
         shown?;
         let generated = generated.map_err(|error| match error {
-            Error::ContextOverflow { .. } => Failure::ChatTooLong(error),
+            Error::ContextOverflow { .. } => Failure::ChatTooLong(error.to_string()),
             other => other.into(),
         })?;
         show.end()?;

@@ -80,7 +80,7 @@ fn write(plan: &Plan<'_>, out: &Path, json: bool, interrupt: &Interrupt) -> Resu
         bar.set(weights);
         if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let written = interrupt.during(|| plan.write(out, progress));
+    let written = interrupt.during_writing(out, || plan.write(out, progress));
     drop(bar);
     let summary = match written {
         Err(Error::Stopped) => return Err(Failure::Interrupted),

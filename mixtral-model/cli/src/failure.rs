@@ -19,7 +19,7 @@ pub(crate) enum Failure {
     Routing(#[from] moe_core::Error),
     #[error(transparent)]
     Memory(#[from] moe_core::OutOfMemory),
-    /// Something to read, a file or standard input.
+    /// A file, or standard input.
     #[error("{name}")]
     Input { name: String, source: io::Error },
     #[error("{name}: {reason}")]
@@ -31,8 +31,8 @@ pub(crate) enum Failure {
     OfModel { name: String, source: Box<mixtral_model::Error> },
     #[error("standard output")]
     Output(#[from] io::Error),
-    #[error("the conversation does not fit into its context")]
-    ChatTooLong(#[source] mixtral_model::Error),
+    #[error("the conversation does not fit into its context: {0}")]
+    ChatTooLong(String),
     #[error("threads")]
     Threads(#[from] rayon::ThreadPoolBuildError),
     #[error("signals")]
@@ -92,8 +92,45 @@ pub(crate) fn warn(message: &str) {
     say("warning", AnsiColor::Yellow, message);
 }
 
+/// Characters of a name that a message has in full. Files may have names of any length, of tensors, tokens and keys.
+const NAME: usize = 200;
+
+/// Characters of a message.
+const MESSAGE: usize = 2000;
+
+/// A message in which long words, as names are, have an ellipsis for their middle; and so has the whole, if it is long still.
+pub(crate) fn shortened(message: &str) -> String {
+    let words = message.split_inclusive(char::is_whitespace);
+    cut(&words.map(|word| cut(word, NAME)).collect::<String>(), MESSAGE)
+}
+
+/// At most so many characters, those at the beginning and the end.
+fn cut(text: &str, most: usize) -> String {
+    let count = text.chars().count();
+    if count <= most {
+        return text.to_owned();
+    }
+    let (first, last) = (most / 2, most - most / 2 - 1);
+    text.chars().take(first).chain(['…']).chain(text.chars().skip(count - last)).collect()
+}
+
 fn say(label: &str, color: AnsiColor, message: &str) {
+    let message = shortened(message);
     let style = Style::new().fg_color(Some(color.into())).bold();
     // If standard error is closed, there is nobody left to tell.
     let _ = writeln!(anstream::stderr(), "{style}{label}:{style:#} {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_have_an_ellipsis() {
+        assert_eq!(shortened("a/b: expected\n x"), "a/b: expected\n x");
+        let long = shortened(&format!("tensor a{}z, x", "é".repeat(1000)));
+        assert!(long.starts_with("tensor aé") && long.ends_with("éz, x") && long.contains("é…é"), "{long}");
+        assert_eq!(long.chars().count(), "tensor ".len() + NAME + "x".len());
+        assert_eq!(shortened(&"a b ".repeat(1000)).chars().count(), MESSAGE);
+    }
 }

@@ -48,7 +48,16 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     };
     let prompt = match (&args.ids, &text, &tokenizer) {
         (Some(ids), ..) => ids.0.clone(),
-        (None, Some(text), Some(tokenizer)) => tokenizer.encode_prompt(text)?,
+        (None, Some(text), Some(tokenizer)) => {
+            let context = args.running.context(&model);
+            let least = tokenizer.least_ids(text.len());
+            if least > context {
+                let reason =
+                    format!("expected at most {context} tokens, the context, found at least {least}");
+                return Err(Failure::not_as_expected("prompt", reason));
+            }
+            tokenizer.encode_prompt(text)?
+        }
         _ => Vec::new(),
     };
     let max_tokens = wishes.max_tokens(prompt.len())?.unwrap_or(256);

@@ -51,7 +51,14 @@ pub(crate) fn bytes(path: &Path) -> Result<Vec<u8>> {
     }
     let name = path.display().to_string();
     match File::open(path) {
-        Ok(file) => read(file, &name, MAX_BYTES),
+        // A file tells its size, and need not be read to be refused.
+        Ok(file) => match file.metadata() {
+            Ok(about) if about.is_file() && about.len() > MAX_BYTES => {
+                let reason = format!("expected at most {MAX_BYTES} bytes, found {}", about.len());
+                Err(Failure::not_as_expected(name, reason))
+            }
+            _ => read(file, &name, MAX_BYTES),
+        },
         Err(source) => Err(Failure::Input { name, source }),
     }
 }

@@ -1,8 +1,9 @@
 //! Ctrl-C, and other signals that ask for an end.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use mixtral_model::Observer;
 use ndarray::ArrayView2;
@@ -23,6 +24,8 @@ pub(crate) struct Interrupt(Arc<State>);
 struct State {
     at_work: AtomicBool,
     wished: AtomicBool,
+    /// What is being written.
+    writing: Mutex<Option<PathBuf>>,
     /// Exit status that belongs to the last signal, or 0.
     status: AtomicU8,
 }
@@ -34,6 +37,11 @@ impl Interrupt {
         handle(move |status| {
             state.status.store(status, Ordering::SeqCst);
             if !state.at_work.load(Ordering::SeqCst) || state.wished.swap(true, Ordering::SeqCst) {
+                // Whoever holds it has only put a name there.
+                let writing = state.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(path) = &*writing {
+                    mixtral_model::remove_unfinished(path);
+                }
                 std::process::exit(status.into());
             }
         })?;
@@ -46,6 +54,15 @@ impl Interrupt {
         self.0.at_work.store(true, Ordering::SeqCst);
         let result = work();
         self.0.at_work.store(false, Ordering::SeqCst);
+        result
+    }
+
+    /// The same for work that writes a file or a directory, of which nothing unfinished is left however it ends.
+    pub(crate) fn during_writing<T>(&self, path: &Path, work: impl FnOnce() -> T) -> T {
+        let writing = |path| *self.0.writing.lock().unwrap_or_else(PoisonError::into_inner) = path;
+        writing(Some(path.to_owned()));
+        let result = self.during(work);
+        writing(None);
         result
     }
 

@@ -1,5 +1,6 @@
 //! The model that the command line means, with its warnings, and the demo that is part of the program.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{
@@ -63,6 +64,11 @@ impl Running {
             }
         }
         Ok(Model::load(config, &checkpoint, self.compute())?)
+    }
+
+    /// The most positions of a sequence.
+    pub(crate) fn context(&self, model: &Model) -> usize {
+        self.cache.context.map_or(model.config().max_positions, NonZeroUsize::get)
     }
 
     pub(crate) fn session(&self, model: &Model) -> Result<Session> {

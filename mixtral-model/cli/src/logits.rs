@@ -27,7 +27,7 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
     let ids = &args.ids.0;
     let prefill = args.prefill.map_or(ids.len(), usize::from);
     let mut observer = (interrupt.clone(), Progress::new(&model, ids.len()));
-    interrupt.during(|| {
+    let work = || {
         let workspace = &mut Workspace::new();
         let trace = match Trace::record(&model, &mut session, ids, prefill, workspace, &mut observer) {
             Err(Error::Stopped) => return Err(Failure::Interrupted),
@@ -41,7 +41,11 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
         trace.save(path)?;
         aside(&format!("{}: {} tokens, {} layers", path.display(), ids.len(), trace.layers()));
         Ok(())
-    })
+    };
+    match &args.out {
+        Some(out) => interrupt.during_writing(out, work),
+        None => interrupt.during(work),
+    }
 }
 
 /// Tells before the work that there is no place for its result.

@@ -65,10 +65,22 @@ fn command_first(mut args: Vec<OsString>) -> Vec<OsString> {
 
 /// Prints what is said in place of a run: help, the version, or what is wrong with the arguments.
 fn said(error: &clap::Error) -> ExitCode {
-    match error.print().and_then(|()| std::io::stdout().flush()) {
+    let printed = if error.use_stderr() {
+        // If standard error is closed, there is nobody left to tell.
+        let _ = write!(anstream::stderr(), "{}", shortened_lines(&error.render().ansi().to_string()));
+        Ok(())
+    } else {
+        error.print().and_then(|()| std::io::stdout().flush())
+    };
+    match printed {
         Ok(()) => u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
         Err(error) => Failure::from(error).report(interrupt::EXIT_STATUS),
     }
+}
+
+/// The same lines, with an ellipsis in long words.
+fn shortened_lines(text: &str) -> String {
+    text.split_inclusive('\n').map(failure::shortened).collect()
 }
 
 fn run(args: &Args, interrupt: &Interrupt) -> Result<()> {

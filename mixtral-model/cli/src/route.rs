@@ -6,7 +6,7 @@ mod list;
 mod losses;
 mod report;
 
-use moe_core::{Assignments, RouteInput, Router, RoutingPlan};
+use moe_core::{Assignments, RouteInput, Router, RoutingPlan, memory};
 use moe_router::LogitForm;
 use moe_router::losses::noisy;
 use ndarray::Array2;
@@ -24,6 +24,7 @@ pub(crate) fn run(args: &Route) -> Result<()> {
         return Ok(Output::new().text(&list::text(args.json)?)?);
     };
     let layers = Given::read(path, &args.tensor, args.given.into())?;
+    require_memory(&layers, args.json)?;
     let mut spec = spec.clone();
     if let Some(bias) = layers.first().and_then(Given::bias) {
         spec = spec.with_bias(bias)?;
@@ -56,6 +57,24 @@ pub(crate) fn run(args: &Route) -> Result<()> {
         }
     };
     Ok(Output::new().text(&text)?)
+}
+
+/// Refuses what there is no memory to route and report: losses and reports take theirs where not to have it ends the process, so
+/// that as much is asked for at once before, and given back.
+fn require_memory(layers: &[Given], json: bool) -> Result<()> {
+    /// Bytes that go with a token, and with each of its logits: plans, probabilities, noise.
+    const TOKEN: usize = 128;
+    const LOGIT: usize = 32;
+    /// The same of what JSON spells.
+    const SPELLED_TOKEN: usize = 128;
+    const SPELLED_LOGIT: usize = 128;
+    let (token, logit) = if json { (TOKEN + SPELLED_TOKEN, LOGIT + SPELLED_LOGIT) } else { (TOKEN, LOGIT) };
+    let needed = layers.iter().map(|given| {
+        let (tokens, experts) = given.dim();
+        tokens.saturating_mul(logit.saturating_mul(experts).saturating_add(token))
+    });
+    let needed = needed.fold(0, usize::saturating_add);
+    Ok(memory::reserve(&mut Vec::<u8>::new(), needed, "routing and losses")?)
 }
 
 /// The plan of a layer and the logits that it was made of, `[T, E]`, noise included.

@@ -4,19 +4,12 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use mixtral_model::{Chat, Error, Tokenizer};
-use serde::Serialize;
 
 use crate::args::Tokenize;
 use crate::failure::{Result, warn};
 use crate::input;
 use crate::load;
 use crate::output::{Output, harmless};
-
-#[derive(Serialize)]
-struct Tokens<'a> {
-    ids: &'a [u32],
-    pieces: Vec<&'a str>,
-}
 
 pub(crate) fn run(args: &Tokenize) -> Result<()> {
     let source = args.model.source()?;
@@ -37,8 +30,7 @@ pub(crate) fn run(args: &Tokenize) -> Result<()> {
         }
     };
     tokenizer.check(&ids)?;
-    let text = if args.json { json(&tokenizer, &ids)? } else { lines(&tokenizer, &ids) };
-    Ok(Output::new().text(&text)?)
+    if args.json { write_json(&tokenizer, &ids) } else { write_lines(&tokenizer, &ids) }
 }
 
 fn chat(path: &Path) -> Result<Chat> {
@@ -47,21 +39,45 @@ fn chat(path: &Path) -> Result<Chat> {
     Ok(Chat::from_json(json)?)
 }
 
-fn pieces<'a>(tokenizer: &'a Tokenizer, ids: &[u32]) -> Vec<&'a str> {
-    ids.iter().map(|&id| tokenizer.piece(id).unwrap_or_default()).collect()
+/// Tokens that are written together: output is no second text beside the tokens.
+const TOGETHER: usize = 4096;
+
+/// The piece of an id, as the tokenizer spells it.
+fn piece(tokenizer: &Tokenizer, id: u32) -> &str {
+    tokenizer.piece(id).unwrap_or_default()
 }
 
-fn json(tokenizer: &Tokenizer, ids: &[u32]) -> Result<String> {
-    let tokens = Tokens { ids, pieces: pieces(tokenizer, ids) };
-    Ok(serde_json::to_string(&tokens).map_err(std::io::Error::other)? + "\n")
+fn write_json(tokenizer: &Tokenizer, ids: &[u32]) -> Result<()> {
+    let mut out = Output::new();
+    let mut list = |begin: &str, spell: &dyn Fn(u32) -> serde_json::Result<String>| -> Result<()> {
+        out.text(begin)?;
+        let mut comma = "";
+        for ids in ids.chunks(TOGETHER) {
+            let mut text = String::new();
+            for &id in ids {
+                text += comma;
+                text += &spell(id).map_err(std::io::Error::other)?;
+                comma = ",";
+            }
+            out.text(&text)?;
+        }
+        Ok(())
+    };
+    list("{\"ids\":[", &|id| Ok(id.to_string()))?;
+    list("],\"pieces\":[", &|id| serde_json::to_string(piece(tokenizer, id)))?;
+    Ok(out.text("]}\n")?)
 }
 
 /// One line a token: id and piece.
-fn lines(tokenizer: &Tokenizer, ids: &[u32]) -> String {
-    let mut text = String::new();
-    for (id, piece) in ids.iter().zip(pieces(tokenizer, ids)) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{id:>6}  {}", harmless(piece).replace(['\n', '\t'], "?"));
+fn write_lines(tokenizer: &Tokenizer, ids: &[u32]) -> Result<()> {
+    let mut out = Output::new();
+    for ids in ids.chunks(TOGETHER) {
+        let mut text = String::new();
+        for &id in ids {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{id:>6}  {}", harmless(piece(tokenizer, id)).replace(['\n', '\t'], "?"));
+        }
+        out.text(&text)?;
     }
-    text
+    Ok(())
 }

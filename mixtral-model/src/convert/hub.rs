@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Conversion;
 use crate::gguf::Metadata;
 use crate::input::json_object;
-use crate::save::replace;
+use crate::save::{replace, temporary};
 use crate::{Config, Error, Result, RopeScaling, Template};
 
 /// Files that are taken over as they are.
@@ -196,11 +196,7 @@ pub(super) fn replace_directory<T>(dir: &Path, fill: impl FnOnce(&Path) -> Resul
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    let name = dir.file_name().ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    hidden.push(format!(".{}.tmp", std::process::id()));
-    let temporary = dir.with_file_name(hidden);
+    let temporary = temporary(dir, None).map_err(failed)?;
     fs::create_dir(&temporary).map_err(failed)?;
     let filled =
         fill(&temporary).and_then(|value| fs::rename(&temporary, dir).map(|()| value).map_err(failed));

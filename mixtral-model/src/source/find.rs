@@ -17,11 +17,17 @@ pub(super) fn find(name: &Path) -> Result<Source> {
             None if fs::symlink_metadata(name).is_ok() => Err(Error::Io { path: name.to_path_buf(), source }),
             None => {
                 let found = match hub::is_repository_name(name) {
-                    true => format!(
-                        "neither it nor a repository of that name in the hub's local cache; nothing is downloaded, \
-                         but `hf download {}` puts it there",
-                        name.display()
-                    ),
+                    true => {
+                        // The type of a GGUF file is no part of the repository's name.
+                        let shown = name.display().to_string();
+                        let repository = shown.split(':').next().unwrap_or_default();
+                        let cache =
+                            hub::caches().map_or_else(String::new, |cache| format!(" ({})", cache.display()));
+                        format!(
+                            "neither it nor a repository of that name in the hub's local cache{cache}; nothing is \
+                             downloaded, but `hf download {repository}` puts it there"
+                        )
+                    }
                     false => "nothing of that name; nothing is downloaded".to_owned(),
                 };
                 Err(Error::checkpoint(name, "a model directory or a GGUF file", found))

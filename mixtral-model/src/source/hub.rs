@@ -62,7 +62,7 @@ fn repository(name: &Path) -> Option<PathBuf> {
 }
 
 /// Where the cache is, by the environment.
-fn caches() -> Option<PathBuf> {
+pub(super) fn caches() -> Option<PathBuf> {
     let path = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     path("HF_HUB_CACHE")
         .or_else(|| path("HUGGINGFACE_HUB_CACHE"))

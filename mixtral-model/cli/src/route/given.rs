@@ -5,7 +5,7 @@ mod tensors;
 
 use std::path::Path;
 
-use moe_core::{RouteInput, TokenContext, TokenRows};
+use moe_core::{RouteInput, TokenContext, TokenRows, memory};
 use moe_router::LogitForm;
 use ndarray::Array2;
 
@@ -77,6 +77,9 @@ impl Given {
     }
 
     fn new(name: &str, tensor: &str, mut parts: Parts, form: LogitForm) -> Result<Self> {
+        // As in [`super::require_memory`]: lists for each token and each sequence.
+        let lists = parts.logits.nrows().saturating_add(parts.sequences.as_ref().map_or(0, Vec::len));
+        memory::reserve(&mut Vec::<u64>::new(), lists.saturating_mul(2), "sequences")?;
         let offsets = parts.check(tensor).map_err(|reason| Failure::not_as_expected(name, reason))?;
         // Each its own number unless they have some, or all would draw alike.
         parts
@@ -94,6 +97,11 @@ impl Given {
     /// The logits' name.
     pub(super) fn tensor(&self) -> &str {
         &self.tensor
+    }
+
+    /// Tokens and experts.
+    pub(super) fn dim(&self) -> (usize, usize) {
+        self.parts.logits.dim()
     }
 
     /// Something about the logits.
@@ -180,13 +188,16 @@ fn narrowed_rows(
 
 /// Numbers in f32; `place` names one that is finite and becomes infinite. NaN and infinities stay, for routers to judge.
 fn narrowed(numbers: impl Iterator<Item = f64>, place: impl Fn(usize) -> String) -> Result<Vec<f32>, String> {
-    let number = |(i, x): (usize, f64)| match x as f32 {
-        y if y.is_infinite() && x.is_finite() => {
-            Err(format!("{}: expected a number of f32, found {x:e}", place(i)))
+    let mut narrow = Vec::new();
+    for (i, x) in numbers.enumerate() {
+        let y = x as f32;
+        if y.is_infinite() && x.is_finite() {
+            return Err(format!("{}: expected a number of f32, found {x:e}", place(i)));
         }
-        y => Ok(y),
-    };
-    numbers.enumerate().map(number).collect()
+        memory::reserve(&mut narrow, 1, "numbers").map_err(|error| error.to_string())?;
+        narrow.push(y);
+    }
+    Ok(narrow)
 }
 
 /// The header's length comes first, then the header, a JSON object. Read as a length, the start of a JSON file is far beyond

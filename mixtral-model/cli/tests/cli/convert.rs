@@ -184,3 +184,22 @@ fn an_interrupt_leaves_nothing() {
     assert_eq!(status.code(), Some(130), "{err}");
     assert_eq!(names(dir.path()), Vec::<String>::new());
 }
+
+#[test]
+fn names_as_long_as_they_may_be() {
+    for (line, end) in [
+        ("convert --out {}", ".gguf"),
+        ("convert --out {}", ""),
+        ("quantize --dtype q8_0 --out {}", ".gguf"),
+        ("logits --ids 1,2 --out {}", ""),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("{}{end}", "n".repeat(255 - end.len()));
+        output(line, &[dir.path().join(&name).to_str().unwrap()]);
+        assert_eq!(names(dir.path()), [name], "{line}");
+        let longer = dir.path().join("n".repeat(256));
+        let said = run(line, &[longer.to_str().unwrap()]);
+        assert_eq!(said.status, Some(1), "{line}");
+        assert!(said.err.contains("File name too long"), "{line}: {}", said.err);
+    }
+}

@@ -14,7 +14,13 @@ fn start(line: &str, values: &[&str]) -> Child {
 }
 
 fn interrupt(child: &Child) {
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    signal(child, "INT");
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(
+        Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success()
+    );
 }
 
 /// A generation of four thousand tokens on the slow backend.
@@ -77,6 +83,77 @@ fn interrupt_until_ended(child: &mut Child) {
         std::thread::sleep(std::time::Duration::from_millis(200));
         interrupt(child);
     }
+}
+
+/// What of a model that is being written is left by signals that come as soon as there is something.
+#[test]
+fn no_signal_leaves_a_part_of_a_file() {
+    for (signals, status) in
+        [(&["INT"][..], 130), (&["INT", "INT"], 130), (&["TERM"], 143), (&["HUP", "TERM"], 143)]
+    {
+        for line in ["quantize --dtype q3_k -j 1 --out {}", "convert --dtype f32 -j 1 --out {}"] {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("out.gguf");
+            let child = start(line, &[out.to_str().unwrap()]);
+            while names(dir.path()).is_empty() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            signals.iter().for_each(|name| {
+                // It may have ended by now.
+                let _ = Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).output();
+            });
+            let said = Said::from(child.wait_with_output().unwrap());
+            match said.status {
+                Some(0) => assert_eq!(names(dir.path()), ["out.gguf"]),
+                other => {
+                    assert!(other == Some(status) || signals[0] == "HUP" && other == Some(129), "{said:?}");
+                    let left = names(dir.path());
+                    // The second signal may come when the file has its name.
+                    assert!(left.is_empty() || left == ["out.gguf"], "{signals:?}: {left:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_nohup_wishes_is_done() {
+    let command = mixtral("chat -n 2 -t 0", &[]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    let mut child =
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for _ in 0..2 {
+        child.stdin.as_mut().unwrap().write_all(b"Who are you?\n").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        signal(&child, "HUP");
+    }
+    assert_eq!(Said::from(child.wait_with_output().unwrap()).status, Some(0));
+}
+
+#[test]
+fn ctrl_c_keeps_what_a_bench_has_measured() {
+    let line = "bench --layer 48x80x4x2 --tokens 1,100000 --rounds 1000 -j 1";
+    for (options, empty) in [(" --json", "[]\n"), ("", "")] {
+        let child = start(&format!("{line}{options}"), &[]);
+        std::thread::sleep(std::time::Duration::from_secs(3));
+        interrupt(&child);
+        let said = Said::from(child.wait_with_output().unwrap());
+        assert_eq!((said.status, &*said.err), (Some(130), ""));
+        if options.is_empty() {
+            assert!(said.out.ends_with("interrupted: 0 of 2 cases measured\n"), "{empty:?}: {}", said.out);
+        } else {
+            assert_eq!(said.out, empty);
+        }
+    }
+    // Of the first case a few rounds, of the second more than anybody waits for.
+    let child = start("bench --tokens 1,2048 --sessions 1 --rounds 40 --backend portable --json -j 1", &[]);
+    std::thread::sleep(std::time::Duration::from_secs(8));
+    interrupt(&child);
+    let said = Said::from(child.wait_with_output().unwrap());
+    let cases: Vec<serde_json::Value> = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((said.status, &*said.err), (Some(130), ""));
+    assert!(cases.len() < 3 && cases.iter().all(|case| case["interrupted"] == true), "{}", said.out);
 }
 
 #[test]

@@ -58,6 +58,14 @@ fn errors() {
             ("perplexity --window 65 --context 64", &[], "window: expected 2 to 64 tokens, found 65"),
             ("perplexity --window 8 --stride 9", &[], "stride: expected 1 to 8 tokens, found 9"),
             ("tokenize --chat no/such/file", &[], "no/such/file: No such file"),
+            ("inspect no/such:Q4_K", &[], "but `hf download no/such` puts it there"),
+            ("inspect --json Cargo.toml", &[], "Cargo.toml: "),
+            ("generate {} --context 2", &["Alice was"], "context: expected at most 2 positions, found 3"),
+            (
+                "bench --layer 8x8x2x1 --tokens 1 --rounds 1 --dense --chart no/such/chart.svg",
+                &[],
+                "error: no/such/chart.svg: No such file",
+            ),
         ],
     );
 }
@@ -175,4 +183,31 @@ fn chats_that_are_none() {
         assert_eq!(said.status, Some(1), "{text}");
         assert!(said.err.contains(message), "{text}: {}", said.err);
     }
+}
+
+#[test]
+fn long_names_are_cut() {
+    let name = "é".repeat(3000);
+    let said = run("generate x {}", &[&format!("--{name}")]);
+    assert!(said.err.contains("é…é") && said.err.chars().count() < 900, "{}", said.err);
+    for (line, status) in [
+        ("inspect {}", 1),
+        ("generate x -m {}", 1),
+        ("route --logits x --router {}", 2),
+        ("bench --layer 8x8x2x1 --dtype {}", 2),
+    ] {
+        let said = run(line, &[&name]);
+        assert_eq!(said.status, Some(status), "{line}: {}", said.err);
+        assert!(said.err.contains("é…é") && said.err.chars().count() < 900, "{line}: {}", said.err);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.safetensors");
+    let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1, 1], &[0; 4]).unwrap();
+    safetensors::serialize_to_file([(name, view)], None, &file).unwrap();
+    let said = run("route --logits {} --router relu", &[file.to_str().unwrap()]);
+    assert!(
+        said.err.contains("expected a tensor logits, found éé") && said.err.contains("é…é"),
+        "{}",
+        said.err
+    );
 }

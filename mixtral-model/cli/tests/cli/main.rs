@@ -10,6 +10,7 @@ mod errors;
 mod generate;
 mod logits;
 mod manual;
+mod memory;
 mod perplexity;
 mod route;
 mod route_cases;

@@ -1,25 +1,29 @@
 //! The form in JSON.
 
 use std::fmt;
+use std::marker::PhantomData;
 
+use moe_core::memory;
 use ndarray::Array2;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, MapAccess, Unexpected, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 
 use super::Parts;
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Keys {
-    logits: Vec<Vec<Number>>,
-    token_ids: Option<Vec<u32>>,
-    mask: Option<Vec<Bit>>,
-    positions: Option<Vec<usize>>,
-    sequences: Option<Vec<usize>>,
-    sequence_ids: Option<Vec<u64>>,
-    bias: Option<Vec<Number>>,
-    noise: Option<Vec<Vec<Number>>>,
-    noise_logits: Option<Vec<Vec<Number>>>,
+    logits: Matrix,
+    token_ids: Option<List<u32>>,
+    mask: Option<List<Bit>>,
+    positions: Option<List<usize>>,
+    sequences: Option<List<usize>>,
+    sequence_ids: Option<List<u64>>,
+    bias: Option<List<Number>>,
+    noise: Option<Matrix>,
+    noise_logits: Option<Matrix>,
 }
 
 /// An object with these keys. The derived impl would take an array of their values too.
@@ -46,29 +50,137 @@ impl<'de> Deserialize<'de> for Object {
 pub(super) fn parts(bytes: &[u8]) -> Result<Parts, String> {
     let Object(json) = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     Ok(Parts {
-        logits: matrix("logits", json.logits)?,
-        token_ids: json.token_ids,
-        mask: json.mask.map(|mask| mask.iter().map(|bit| bit.0).collect()),
-        positions: json.positions,
-        sequences: json.sequences,
-        sequence_ids: json.sequence_ids,
+        logits: json.logits.named("logits")?,
+        token_ids: json.token_ids.map(|list| list.0),
+        mask: json.mask.map(|mask| mask.0.iter().map(|bit| bit.0).collect()),
+        positions: json.positions.map(|list| list.0),
+        sequences: json.sequences.map(|list| list.0),
+        sequence_ids: json.sequence_ids.map(|list| list.0),
         bias: json.bias.map(bias).transpose()?,
-        noise: json.noise.map(|rows| matrix("noise", rows)).transpose()?,
-        noise_logits: json.noise_logits.map(|rows| matrix("noise_logits", rows)).transpose()?,
+        noise: json.noise.map(|rows| rows.named("noise")).transpose()?,
+        noise_logits: json.noise_logits.map(|rows| rows.named("noise_logits")).transpose()?,
     })
 }
 
-fn matrix(name: &str, rows: Vec<Vec<Number>>) -> Result<Array2<f32>, String> {
-    let shape = (rows.len(), rows.first().map_or(0, Vec::len));
-    if let Some((t, row)) = rows.iter().enumerate().find(|(_, row)| row.len() != shape.1) {
-        let (expected, found) = (shape.1, row.len());
-        return Err(format!("{name}: row {t}: expected {expected} numbers as in row 0, found {found}"));
-    }
-    super::narrowed_rows(name, shape, rows.iter().flatten().map(|number| number.0))
+fn bias(numbers: List<Number>) -> Result<Vec<f32>, String> {
+    super::narrowed(numbers.0.iter().map(|number| number.0), |e| format!("bias: entry {e}"))
 }
 
-fn bias(numbers: Vec<Number>) -> Result<Vec<f32>, String> {
-    super::narrowed(numbers.iter().map(|number| number.0), |e| format!("bias: entry {e}"))
+/// A list that is an error where memory has no room for it.
+struct List<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for List<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
+            type Value = List<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<List<T>, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = list.next_element()? {
+                    memory::reserve(&mut entries, 1, "a list").map_err(A::Error::custom)?;
+                    entries.push(entry);
+                }
+                Ok(List(entries))
+            }
+        }
+        deserializer.deserialize_seq(Entries(PhantomData))
+    }
+}
+
+/// Rows of numbers, kept as one list of f32, whatever they are in the file.
+#[derive(Default)]
+struct Matrix {
+    values: Vec<f32>,
+    rows: usize,
+    /// Of the first row.
+    columns: usize,
+    /// The first row of another length, and that.
+    ragged: Option<(usize, usize)>,
+    /// Row and column of the first number that is finite and f32 has not, and that.
+    too_great: Option<(usize, usize, f64)>,
+}
+
+impl Matrix {
+    /// The rows, unless something is wrong with them.
+    fn named(self, name: &str) -> Result<Array2<f32>, String> {
+        let Self { values, rows, columns, ragged, too_great } = self;
+        if let Some((row, found)) = ragged {
+            return Err(format!("{name}: row {row}: expected {columns} numbers as in row 0, found {found}"));
+        }
+        if let Some((row, column, x)) = too_great {
+            let place = format!("{name}: row {row}, column {column}");
+            return Err(format!("{place}: expected a number of f32, found {x:e}"));
+        }
+        Array2::from_shape_vec((rows, columns), values).map_err(|error| format!("{name}: {error}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Matrix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Rows;
+        impl<'de> Visitor<'de> for Rows {
+            type Value = Matrix;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a sequence")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<Matrix, A::Error> {
+                let mut matrix = Matrix::default();
+                while rows.next_element_seed(Row(&mut matrix))?.is_some() {}
+                Ok(matrix)
+            }
+        }
+        deserializer.deserialize_seq(Rows)
+    }
+}
+
+/// The next row of a matrix.
+struct Row<'m>(&'m mut Matrix);
+
+impl<'de> DeserializeSeed<'de> for Row<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Row<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a sequence")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
+        let Matrix { values, rows, columns, ragged, too_great } = self.0;
+        let mut count = 0;
+        while let Some(Number(x)) = row.next_element()? {
+            let narrow = x as f32;
+            if narrow.is_infinite() && x.is_finite() {
+                too_great.get_or_insert((*rows, count, x));
+            }
+            // What is wrong already is not kept.
+            if ragged.is_none() && (*rows == 0 || count < *columns) {
+                memory::reserve(values, 1, "a matrix").map_err(A::Error::custom)?;
+                values.push(narrow);
+            }
+            count += 1;
+        }
+        if *rows == 0 {
+            *columns = count;
+        } else if count != *columns {
+            ragged.get_or_insert((*rows, count));
+        }
+        *rows += 1;
+        Ok(())
+    }
 }
 
 /// A number, or one of the words that JSON has none for.

@@ -1,6 +1,7 @@
 //! The form of a safetensors file. Tensors of other names are not looked at.
 
 use half::{bf16, f16};
+use moe_core::memory;
 use ndarray::Array2;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -89,20 +90,20 @@ fn require_list(name: &str, of: &str, view: &TensorView<'_>) -> Result<(), Strin
 
 fn floats(name: &str, view: &TensorView<'_>) -> Result<Vec<f64>, String> {
     let data = view.data();
-    Ok(match view.dtype() {
+    match view.dtype() {
         Dtype::F64 => each(data, f64::from_le_bytes),
         Dtype::F32 => each(data, |b| f32::from_le_bytes(b).into()),
         Dtype::F16 => each(data, |b| f16::from_le_bytes(b).into()),
         Dtype::BF16 => each(data, |b| bf16::from_le_bytes(b).into()),
-        other => return Err(format!("{name}: expected F64, F32, F16 or BF16, found {other:?}")),
-    })
+        other => Err(format!("{name}: expected F64, F32, F16 or BF16, found {other:?}")),
+    }
 }
 
 const INTEGERS: &str = "I64, U64, I32, U32, I16, U16, I8 or U8";
 
 fn integers(name: &str, view: &TensorView<'_>) -> Result<Vec<i128>, String> {
     let data = view.data();
-    Ok(match view.dtype() {
+    match view.dtype() {
         Dtype::I64 => each(data, |b| i64::from_le_bytes(b).into()),
         Dtype::U64 => each(data, |b| u64::from_le_bytes(b).into()),
         Dtype::I32 => each(data, |b| i32::from_le_bytes(b).into()),
@@ -111,19 +112,23 @@ fn integers(name: &str, view: &TensorView<'_>) -> Result<Vec<i128>, String> {
         Dtype::U16 => each(data, |b| u16::from_le_bytes(b).into()),
         Dtype::I8 => each(data, |b| i8::from_le_bytes(b).into()),
         Dtype::U8 => each(data, |[b]| b.into()),
-        other => return Err(format!("{name}: expected {INTEGERS}, found {other:?}")),
-    })
+        other => Err(format!("{name}: expected {INTEGERS}, found {other:?}")),
+    }
 }
 
 fn bits(view: &TensorView<'_>) -> Result<Vec<i128>, String> {
     match view.dtype() {
-        Dtype::BOOL => Ok(each(view.data(), |[b]| b.into())),
+        Dtype::BOOL => each(view.data(), |[b]| b.into()),
         other => {
             integers("mask", view).map_err(|_| format!("mask: expected BOOL, {INTEGERS}, found {other:?}"))
         }
     }
 }
 
-fn each<T, const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> T) -> Vec<T> {
-    data.as_chunks().0.iter().map(|bytes| number(*bytes)).collect()
+fn each<T, const N: usize>(data: &[u8], number: impl Fn([u8; N]) -> T) -> Result<Vec<T>, String> {
+    let chunks = data.as_chunks().0;
+    let mut numbers = Vec::new();
+    memory::reserve(&mut numbers, chunks.len(), "numbers of a tensor").map_err(|error| error.to_string())?;
+    numbers.extend(chunks.iter().map(|bytes| number(*bytes)));
+    Ok(numbers)
 }
