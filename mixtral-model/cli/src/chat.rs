@@ -34,6 +34,9 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
 
     let new = Conversation::new(format, &args.system);
     let mut turns = Turns::new()?;
+    if turns.is_terminal() {
+        interrupt.before_an_end(turns::restored_terminal());
+    }
     let mut talk = Talk {
         args,
         interrupt,
@@ -54,7 +57,11 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
             Turn::Said(text) => {
                 let before = talk.conversation.clone();
                 match talk.answer(&text) {
-                    Err(failure @ (Failure::ChatTooLong(_) | Failure::Memory(_))) => {
+                    Err(
+                        failure @ (Failure::ChatTooLong(_)
+                        | Failure::Memory(_)
+                        | Failure::Model(Error::OutOfMemory(_))),
+                    ) => {
                         talk.conversation = before;
                         failure.tell();
                         aside("/clear forgets the conversation");
@@ -99,7 +106,7 @@ impl Talk<'_> {
     fn answer(&mut self, text: &str) -> Result<()> {
         let Self { args, interrupt, model, tokenizer, options, session, workspace, conversation, .. } = self;
         // What cannot fit is not cut into tokens first.
-        let (context, least) = (session.context(), tokenizer.least_ids(text.len()));
+        let (context, least) = (session.context(), tokenizer.least_ids(text.trim().len()));
         if least > context {
             let reason = format!("expected at most {context} positions, found at least {least}");
             return Err(Failure::ChatTooLong(reason));

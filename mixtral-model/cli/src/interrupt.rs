@@ -1,7 +1,7 @@
 //! Ctrl-C, and other signals that ask for an end.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,12 +20,15 @@ pub(crate) const EXIT_STATUS: u8 = 130;
 #[derive(Clone, Default)]
 pub(crate) struct Interrupt(Arc<State>);
 
+/// Puts something in order.
+pub(crate) type Tidy = Box<dyn Fn() + Send>;
+
 #[derive(Default)]
 struct State {
     at_work: AtomicBool,
     wished: AtomicBool,
-    /// What is being written.
-    writing: Mutex<Option<PathBuf>>,
+    /// What is to be done before the process is ended.
+    tidy: Mutex<Option<Tidy>>,
     /// Exit status that belongs to the last signal, or 0.
     status: AtomicU8,
 }
@@ -37,10 +40,9 @@ impl Interrupt {
         handle(move |status| {
             state.status.store(status, Ordering::SeqCst);
             if !state.at_work.load(Ordering::SeqCst) || state.wished.swap(true, Ordering::SeqCst) {
-                // Whoever holds it has only put a name there.
-                let writing = state.writing.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(path) = &*writing {
-                    mixtral_model::remove_unfinished(path);
+                // Whoever holds it has only put something there.
+                if let Some(tidy) = &*state.tidy.lock().unwrap_or_else(PoisonError::into_inner) {
+                    tidy();
                 }
                 std::process::exit(status.into());
             }
@@ -59,11 +61,16 @@ impl Interrupt {
 
     /// The same for work that writes a file or a directory, of which nothing unfinished is left however it ends.
     pub(crate) fn during_writing<T>(&self, path: &Path, work: impl FnOnce() -> T) -> T {
-        let writing = |path| *self.0.writing.lock().unwrap_or_else(PoisonError::into_inner) = path;
-        writing(Some(path.to_owned()));
+        let path = path.to_owned();
+        self.before_an_end(Some(Box::new(move || mixtral_model::remove_unfinished(&path))));
         let result = self.during(work);
-        writing(None);
+        self.before_an_end(None);
         result
+    }
+
+    /// What to do when a signal ends the process, from now on.
+    pub(crate) fn before_an_end(&self, tidy: Option<Tidy>) {
+        *self.0.tidy.lock().unwrap_or_else(PoisonError::into_inner) = tidy;
     }
 
     /// The exit status of a command that ended because it was wished.

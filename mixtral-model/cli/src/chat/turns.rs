@@ -10,6 +10,7 @@ use rustyline::{Config, Editor};
 
 use crate::failure::{Failure, Result};
 use crate::input;
+use crate::interrupt::Tidy;
 use crate::output::Output;
 use crate::summary::aside;
 
@@ -70,6 +71,22 @@ impl Turns {
             Self::Pipe => next_of_pipe(&mut io::stdin().lock()),
         }
     }
+}
+
+/// What gives the terminal back as it is now: while a line is edited, keys are not shown by it.
+#[cfg(unix)]
+pub(super) fn restored_terminal() -> Option<Tidy> {
+    use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
+    let now = tcgetattr(io::stdin()).ok()?;
+    Some(Box::new(move || {
+        // Without the terminal, there is nothing to give back.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &now);
+    }))
+}
+
+#[cfg(not(unix))]
+pub(super) fn restored_terminal() -> Option<Tidy> {
+    None
 }
 
 fn next_of_pipe(stdin: &mut impl BufRead) -> Result<Turn> {

@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
+use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::{mixtral, output};
 
@@ -159,6 +160,26 @@ fn what_does_not_fit_is_said_and_the_chat_goes_on() {
     assert_eq!(status, Some(0), "{err}");
     assert!(err.contains("error: the conversation does not fit into its context: "), "{err}");
     assert!(err.contains("\n/clear forgets the conversation\n"), "{err}");
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let mut terminal = Terminal::start("chat", &[]);
+    let shows =
+        |terminal: &Terminal| tcgetattr(&terminal.keys).unwrap().local_flags.contains(LocalFlags::ICANON);
+    assert!(shows(&terminal));
+    terminal.expect("> ");
+    let end = Instant::now() + PATIENCE;
+    while shows(&terminal) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!shows(&terminal));
+    let keys = terminal.keys.try_clone().unwrap();
+    let killed = Command::new("kill").args(["-TERM", &terminal.child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let (err, status) = terminal.end();
+    assert_eq!((&*err, status), ("", Some(143)));
+    assert!(tcgetattr(&keys).unwrap().local_flags.contains(LocalFlags::ICANON));
 }
 
 #[test]
