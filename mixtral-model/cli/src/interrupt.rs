@@ -90,7 +90,8 @@ impl Interrupt {
 #[cfg(unix)]
 fn handle(handler: impl Fn(u8) + Send + 'static) -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let signals = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal));
+    let hang_up = (!is_ignored(SIGHUP)).then_some(SIGHUP);
+    let signals = [SIGINT, SIGTERM].into_iter().chain(hang_up);
     let mut signals = signal_hook::iterator::Signals::new(signals).map_err(Failure::Signals)?;
     let wait = move || {
         signals.forever().for_each(|signal| handler(u8::try_from(128 + signal).unwrap_or(EXIT_STATUS)))
@@ -99,13 +100,13 @@ fn handle(handler: impl Fn(u8) + Send + 'static) -> Result<()> {
     Ok(())
 }
 
-/// Whether whoever started this process wishes a signal to do nothing, as `nohup` does, where the system tells.
+/// Whether whoever started this process wishes a signal to do nothing, as `nohup` does, or the system does not tell.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return false };
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
-    mask >> (signal - 1) & 1 == 1
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_none_or(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 #[cfg(not(unix))]

@@ -117,6 +117,31 @@ fn no_signal_leaves_a_part_of_a_file() {
 }
 
 #[test]
+fn ctrl_c_ends_json_that_says_so() {
+    let child = start(&format!("{LONG} --json"), &["Alice was"]);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    interrupt(&child);
+    let said = Said::from(child.wait_with_output().unwrap());
+    let found: serde_json::Value = serde_json::from_str(&said.out).unwrap();
+    assert_eq!((&found["ended"], said.status), (&"interrupted".into(), Some(130)));
+    assert!(!found["ids"].as_array().unwrap().is_empty(), "{found}");
+}
+
+/// Shells start what runs behind a script so that it ignores Ctrl-C; a signal of its own is meant.
+#[test]
+fn a_signal_that_was_ignored_is_a_wish_too() {
+    let command = mixtral("chat -n 2 -t 0", &[]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' INT; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+    let mut child =
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.as_mut().unwrap().write_all(b"Who are you?\n").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    interrupt_until_ended(&mut child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
 fn what_nohup_wishes_is_done() {
     let command = mixtral("chat -n 2 -t 0", &[]);
     let mut shell = Command::new("sh");
