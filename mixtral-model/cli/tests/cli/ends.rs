@@ -24,7 +24,7 @@ fn signal(child: &Child, name: &str) {
 }
 
 /// A generation of four thousand tokens on the slow backend.
-const LONG: &str = "generate {} -n 4000 --ignore-eos --backend portable --threads 1";
+const LONG: &str = "generate {} -n 4000 --seed 0 --ignore-eos --backend portable --threads 1";
 
 #[test]
 fn ctrl_c_ends_a_text_and_still_reports() {
@@ -183,7 +183,9 @@ fn ctrl_c_keeps_what_a_bench_has_measured() {
 
 #[test]
 fn a_closed_pipe_ends_quietly() {
-    for line in [LONG, "generate {} -n 4000 --ignore-eos --show-routing --backend portable --threads 1"] {
+    for line in
+        [LONG, "generate {} -n 4000 --seed 0 --ignore-eos --show-routing --backend portable --threads 1"]
+    {
         let mut child = start(line, &["Alice was"]);
         let mut begun = [0; 10];
         let mut stdout = child.stdout.take().unwrap();

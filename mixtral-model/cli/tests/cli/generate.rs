@@ -96,9 +96,9 @@ fn prompts_come_from_files_and_standard_input() {
 #[test]
 fn the_closing_line_says_why() {
     for (line, reason) in [
-        ("generate {} -n 3", "generated: 3 tokens at "),
-        ("generate {} -n 3", "stopped at --max-tokens\n"),
-        ("generate {} --context 6", "stopped at the context's limit of 6 positions\n"),
+        ("generate {} --seed 0 -n 3", "generated: 3 tokens at "),
+        ("generate {} --seed 0 -n 3", "stopped at --max-tokens\n"),
+        ("generate {} --seed 0 --context 6", "stopped at the context's limit of 6 positions\n"),
         ("generate {} -n 0", "prompt: 3 tokens at "),
         ("generate {} -n 0", "generated: 0 tokens; stopped at --max-tokens\n"),
     ] {

@@ -96,7 +96,7 @@ fn json_has_all_of_a_generation() {
 
     let greedy = report("generate {} -n 5 -t 0 --json", &["Alice was"]);
     assert!(greedy["seed"].is_null());
-    let context = report("generate {} --context 6 --json", &["Alice was"]);
+    let context = report("generate {} --seed 0 --context 6 --json", &["Alice was"]);
     assert_eq!(context["ended"], "context");
 
     let said = run("generate --model {} --ids 1,5 -n 3 --json", &[&tiny("f32-single")]);
