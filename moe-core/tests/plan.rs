@@ -220,7 +220,8 @@ fn both_views() {
 
 #[test]
 fn refuses_what_cannot_be_trusted() {
-    let cases: [(&[(usize, usize, f32)], &str); 5] = [
+    type Case<'a> = (&'a [(usize, usize, f32)], &'a str);
+    let cases: [Case<'_>; 5] = [
         (&[(3, 0, 1.0)], "expected a token below 3, found 3"),
         (&[(usize::MAX, 0, 1.0)], "expected a token below 3"),
         (&[(0, 4, 1.0)], "expected an expert below 4, found 4"),

@@ -155,7 +155,10 @@ fn what_is_no_model() {
     assert!(of("x.bin").contains("found a file of another kind"), "{}", of("x.bin"));
     assert!(of("nothing").contains("nothing is downloaded"), "{}", of("nothing"));
     let error = Source::find("mistralai/No-Such-Model".as_ref()).unwrap_err().to_string();
-    assert!(error.contains("the hub's local cache; nothing is downloaded"), "{error}");
+    assert!(
+        error.contains("the hub's local cache (") && error.contains("`hf download mistralai/No-Such-Model`"),
+        "{error}"
+    );
     std::fs::write(dir.path().join("y.gguf"), b"GGUF").unwrap();
     let error = Source::find(dir.path()).unwrap_err().to_string();
     assert!(error.contains("found 2 of them, x.gguf the first"), "{error}");
