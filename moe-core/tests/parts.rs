@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use common::{Best, Linear, bits, forward, layer, matrix, weights};
 use moe_core::{
     ApplyWeights, Assignments, Dispatch, Error, Expected, Expert, Experts, Gate, LinearGate, Locality,
-    MoeLayer, PerExpert, Reserve, Result, RouteInput, Router, RowWork, Scratch, Stage, TokenContext,
-    Workspace,
+    MoeLayer, PerExpert, PerSequence, Reserve, Result, RouteInput, Router, RowWork, Scratch, Stage,
+    TokenContext, Workspace, numerics,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, array};
 
@@ -98,27 +98,29 @@ fn a_bank_is_asked_through_pointers_too() {
     }
 }
 
+/// A router that leaves nothing at its default, and routes nothing.
+struct Odd;
+impl Router for Odd {
+    fn route(&self, _: &RouteInput<'_>, _: &mut Assignments) -> Result<()> {
+        Err(Error::router("odd"))
+    }
+
+    fn locality(&self) -> Locality {
+        Locality::Causal
+    }
+
+    fn perturb(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
+        logits.fill(3.0);
+        Ok(())
+    }
+
+    fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
+        logits.fill(4.0);
+    }
+}
+
 #[test]
 fn a_gate_and_a_router_are_asked_through_pointers_too() {
-    struct Odd;
-    impl Router for Odd {
-        fn route(&self, _: &RouteInput<'_>, _: &mut Assignments) -> Result<()> {
-            Err(Error::router("odd"))
-        }
-
-        fn locality(&self) -> Locality {
-            Locality::Causal
-        }
-
-        fn perturb(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
-            logits.fill(3.0);
-            Ok(())
-        }
-
-        fn scores(&self, _: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
-            logits.fill(4.0);
-        }
-    }
     let pointers: [Box<dyn Router>; 3] = [Box::new(Odd), Box::new(Box::new(Odd)), Box::new(Arc::new(Odd))];
     for router in pointers {
         let (context, mut logits) = (TokenContext::new(), Array2::zeros((1, 2)));
@@ -211,5 +213,50 @@ fn padding_may_hold_anything_and_others_may_not() {
             Error::NotFinite { stage: Stage::RouterLogits, token, .. } => assert_eq!(token, at),
             other => panic!("{other}"),
         }
+    }
+}
+
+#[test]
+fn scores_are_probabilities_unless_a_router_says_otherwise() {
+    let (logits, context) = (array![[0.0, 1.0, -1.0], [2.0, 2.0, f32::NEG_INFINITY]], TokenContext::new());
+    let mut expected = logits.clone();
+    expected.rows_mut().into_iter().for_each(|mut row| numerics::softmax(row.as_slice_mut().unwrap()));
+    assert_eq!(expected.row(1), array![0.5, 0.5, 0.0]);
+    let mut scores = logits.clone();
+    Best(1).scores(&context, scores.view_mut());
+    assert_eq!(scores, expected);
+    // Rows that are no slices, too; and by default nothing is drawn.
+    let mut columns = logits.t().as_standard_layout().into_owned();
+    Best(1).perturb(&context, columns.view_mut().reversed_axes()).unwrap();
+    assert_eq!(columns.t(), logits);
+    Best(1).scores(&context, columns.view_mut().reversed_axes());
+    assert_eq!(columns.t(), expected);
+}
+
+#[test]
+fn each_sequence_has_the_scores_of_its_router() {
+    let routers: [&dyn Router; 3] = [&Odd, &Best(1), &Odd];
+    let (router, context) = (PerSequence(&routers), TokenContext::new().with_sequences(&[0, 1, 3, 3]));
+    let mut logits = Array2::zeros((3, 2));
+    router.perturb(&context, logits.view_mut()).unwrap();
+    assert_eq!(logits, array![[3.0, 3.0], [0.0, 0.0], [0.0, 0.0]]);
+    router.scores(&context, logits.view_mut());
+    assert_eq!(logits, array![[4.0, 4.0], [0.5, 0.5], [0.5, 0.5]]);
+}
+
+#[test]
+fn what_lies_in_a_workspace_is_there_the_next_time() {
+    #[derive(Default)]
+    struct Count(usize);
+    impl moe_core::ScratchValue for Count {
+        fn bytes(&self) -> usize {
+            0
+        }
+    }
+    let mut workspace = Workspace::new();
+    for before in 0..3 {
+        let count: &mut Count = workspace.scratch().of();
+        assert_eq!(count.0, before);
+        count.0 += 1;
     }
 }

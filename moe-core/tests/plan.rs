@@ -177,6 +177,26 @@ fn what_was_asked_for_keeps_its_rank() {
 }
 
 #[test]
+fn a_token_sent_elsewhere_is_known_by_what_was_asked_for() {
+    let mut out = Assignments::new();
+    out.reset(2, 3).unwrap();
+    out.refuse(0, 1);
+    out.assign(0, 2, 0.5);
+    let mark = out.mark();
+    out.assign(1, 0, 1.0);
+    out.assign(1, 1, 0.25);
+    out.review(mark, |review| review.pairs[0].expert = 2).unwrap();
+    let mut plan = RoutingPlan::new();
+    plan.seal(&out).unwrap();
+    // Rows by expert: 1 of token 1, then 2 of tokens 0 and 1.
+    assert_eq!((plan.row_experts(), plan.row_tokens()), (&[1, 2, 2][..], &[1, 0, 1][..]));
+    assert_eq!((plan.row_ranks(), plan.row_requested()), (&[1, 1, 0][..], &[1, 2, 0][..]));
+    let choices: Vec<_> = plan.choices(1).map(|c| (c.expert, c.rank, c.row, c.instead_of)).collect();
+    assert_eq!(choices, [(2, 0, 2, Some(0)), (1, 1, 0, None)]);
+    assert_eq!(plan.stats().requested_load, [1, 2, 1]);
+}
+
+#[test]
 fn contexts_that_fit_and_that_do_not() {
     let none: [usize; 0] = [];
     for offsets in [&none[..], &[0, 4], &[0, 0, 4], &[0, 1, 1, 4]] {
