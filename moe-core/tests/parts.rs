@@ -9,7 +9,7 @@ use common::{Best, Linear, bits, forward, layer, matrix, weights};
 use moe_core::{
     ApplyWeights, Assignments, Dispatch, Error, Expected, Expert, Experts, Gate, LinearGate, Locality,
     MoeLayer, PerExpert, PerSequence, Reserve, Result, RouteInput, Router, RowWork, Scratch, Stage,
-    TokenContext, Workspace, numerics,
+    TokenContext, TokenRows, Workspace, numerics,
 };
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, array};
 
@@ -259,4 +259,24 @@ fn what_lies_in_a_workspace_is_there_the_next_time() {
         assert_eq!(count.0, before);
         count.0 += 1;
     }
+}
+
+#[test]
+fn a_stretch_of_an_input_has_what_belongs_to_its_tokens() {
+    let (logits, noise) = (matrix(1, 3, 2), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    let context = TokenContext::new()
+        .with_seed(77)
+        .with_token_ids(&[10, 11, 12])
+        .with_padding(&[false, true, false])
+        .with_noise(TokenRows::new(&noise, 2).unwrap());
+    let whole = RouteInput::new(logits.view(), context).unwrap();
+    let part = whole.slice(1..3);
+    assert_eq!((part.tokens(), part.experts(), part.context.seed), (2, 2, 77));
+    assert_eq!(whole.slice(0..0).experts(), 2);
+    assert_eq!(part.context.token_ids, Some(&[11, 12][..]));
+    assert_eq!(part.present().collect::<Vec<_>>(), [1]);
+    let noise = part.context.noise.unwrap();
+    assert_eq!((noise.tokens(), noise.row(0), noise.row(1)), (2, &[2.0, 3.0][..], &[4.0, 5.0][..]));
+    // One boundary is no sequence.
+    assert!(TokenContext::new().with_sequences(&[0]).check(0).is_err());
 }
