@@ -280,3 +280,23 @@ fn a_stretch_of_an_input_has_what_belongs_to_its_tokens() {
     // One boundary is no sequence.
     assert!(TokenContext::new().with_sequences(&[0]).check(0).is_err());
 }
+
+#[test]
+fn a_dispatch_of_ones_own_has_the_weights_and_the_layer_it_was_given() {
+    let hidden = matrix(1, 2, DIM);
+    let dispatch = Dispatch::new(hidden.view(), &[1, 0, 1], &[0, 1, 3]).unwrap();
+    assert_eq!((dispatch.layer(), dispatch.input_weights()), (0, None));
+    let dispatch = dispatch.with_input_weights(&[0.5, 2.0, 3.0]).unwrap().at_layer(4);
+    assert_eq!((dispatch.layer(), dispatch.input_weights()), (4, Some(&[0.5, 2.0, 3.0][..])));
+    let mut row = Array2::zeros((1, DIM));
+    dispatch.copy_row(1, row.row_mut(0));
+    assert_eq!(row.row(0), &hidden.row(0) * 2.0);
+}
+
+#[test]
+fn masked_is_negative_infinity_and_nothing_else() {
+    let logits = array![[f32::NEG_INFINITY, 0.0], [f32::INFINITY, f32::NAN]];
+    let input = RouteInput::new(logits.view(), TokenContext::new()).unwrap();
+    let masked = [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(t, e)| input.is_masked(t, e));
+    assert_eq!(masked, [true, false, false, false]);
+}
