@@ -6,6 +6,7 @@ mod capacities;
 mod edges;
 mod fitting;
 mod gates;
+mod hostile;
 mod listed;
 mod locality;
 mod mapped;
