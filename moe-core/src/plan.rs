@@ -80,8 +80,10 @@ impl RoutingPlan {
 
     fn try_seal(&mut self, from: &Assignments) -> Result<()> {
         let (tokens, experts, pairs) = (from.tokens(), from.experts(), from.granted());
-        if u32::try_from(pairs.len()).is_err() {
-            return Err(Error::TooLarge { what: "assignments", found: pairs.len() });
+        for (what, found) in [("assignments", pairs.len()), ("refusals", from.refused().len())] {
+            if u32::try_from(found).is_err() {
+                return Err(Error::TooLarge { what, found });
+            }
         }
         from.check_stored()?;
         self.clear();
@@ -103,7 +105,6 @@ impl RoutingPlan {
             check_range(r.token, r.expert, tokens, experts)?;
         }
         self.refused.extend_from_slice(from.refused());
-        // Fewer than 2³² places: as many refusals are stored as a list of u32 can hold.
         refill_from(
             &mut self.refused_by_token,
             self.refused.len(),

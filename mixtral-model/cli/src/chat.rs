@@ -106,7 +106,7 @@ impl Talk<'_> {
     fn answer(&mut self, text: &str) -> Result<()> {
         let Self { args, interrupt, model, tokenizer, options, session, workspace, conversation, .. } = self;
         // What cannot fit is not cut into tokens first.
-        let (context, least) = (session.context(), tokenizer.least_ids(text.trim().len()));
+        let (context, least) = (session.context(), tokenizer.least_ids(text.trim()));
         if least > context {
             let reason = format!("expected at most {context} positions, found at least {least}");
             return Err(Failure::ChatTooLong(reason));

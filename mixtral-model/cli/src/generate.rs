@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
         (Some(ids), ..) => ids.0.clone(),
         (None, Some(text), Some(tokenizer)) => {
             let context = args.running.context(&model);
-            let least = tokenizer.least_ids(text.len());
+            let least = tokenizer.least_ids(&text);
             if least > context {
                 let reason =
                     format!("expected at most {context} tokens, the context, found at least {least}");

@@ -27,8 +27,8 @@ pub(super) struct Merge {
 pub(super) struct Bpe {
     characters: HashMap<char, u32>,
     merges: Merges,
-    /// The pairs of characters over whose boundary something is merged.
-    joined: HashSet<(char, char)>,
+    /// The pairs of characters over whose boundary something is merged; none where that cannot be told by how pieces are spelled.
+    joined: Option<HashSet<(char, char)>>,
     /// Pieces that are made, and cut up again at the end.
     unused: HashSet<u32>,
     fuse_unknown: bool,
@@ -82,12 +82,18 @@ impl Bpe {
             vocabulary.merging().filter_map(|(id, piece)| Some((single(&piece.text)?, id))).collect();
         let made: HashSet<u32> = merges.values().map(|merge| merge.piece).collect();
         let unused = vocabulary.of_kind(Kind::Unused).filter(|id| made.contains(id)).collect();
-        let joined = |&(left, right): &(u32, u32)| {
-            let [left, right] = [left, right].map(|id| vocabulary.get(id).map(|piece| &*piece.text));
-            Some((left?.chars().next_back()?, right?.chars().next()?))
-        };
-        let joined = merges.keys().filter_map(joined).collect();
+        let joined = joined(vocabulary, &merges);
         Self { characters, merges, joined, unused, fuse_unknown, ignore_merges }
+    }
+
+    /// Whether a character has a piece of its own.
+    pub(super) fn has_character(&self, character: char) -> bool {
+        self.characters.contains_key(&character)
+    }
+
+    /// Whether pieces are spelled as the text that they stand for.
+    pub(super) fn is_spelled(&self) -> bool {
+        self.joined.is_some()
     }
 
     /// What each pair of neighbours becomes, where that is all there is to encoding.
@@ -129,11 +135,11 @@ impl Bpe {
 
     /// Whether nothing is ever merged over the boundary of two characters.
     ///
-    /// A piece that merges make is spelled like its two parts together. So what is left of the boundary ends with the first
+    /// Where every piece that merges make is spelled like its two parts together, what is left of the boundary ends with the first
     /// character, whatever was merged there, and what is right of it begins with the second. An unused piece is cut up as it was last
     /// made anywhere in the text, so that with those a text is one.
     fn nothing_joins(&self, left: char, right: char) -> bool {
-        self.unused.is_empty() && !self.joined.contains(&(left, right))
+        self.unused.is_empty() && self.joined.as_ref().is_some_and(|joined| !joined.contains(&(left, right)))
     }
 
     /// Appends the pieces of the symbols to `out`, and leaves none. Returns how many candidates were looked at.
@@ -213,6 +219,19 @@ impl Bpe {
     }
 }
 
+/// The last character of the left and the first one of the right of every pair that is merged, if each makes a piece that is spelled
+/// like the two together: a token may have been given another text than the model's.
+fn joined(vocabulary: &Vocabulary, merges: &Merges) -> Option<HashSet<(char, char)>> {
+    let text = |id| vocabulary.get(id).map(|piece| &*piece.text);
+    let of_merge = |(&(left, right), merge): (&(u32, u32), &Merge)| {
+        let (left, right) = (text(left)?, text(right)?);
+        let spelled = text(merge.piece)?.strip_prefix(left) == Some(right);
+        spelled.then_some(())?;
+        Some((left.chars().next_back()?, right.chars().next()?))
+    };
+    merges.iter().map(of_merge).collect()
+}
+
 /// The pieces of the symbol at `left` and of its right neighbour, unless one of them is missing.
 fn pair_at(symbols: &[Symbol], left: usize) -> Option<(u32, u32)> {
     let symbol = symbols.get(left)?;
@@ -284,10 +303,32 @@ mod tests {
             // As if anything were joined.
             let all: HashSet<char> = texts.iter().flat_map(|(_, text)| text.chars()).collect();
             let pairs = all.iter().flat_map(|&a| all.iter().map(move |&b| (a, b)));
-            tokenizer.bpe.joined = pairs.collect();
+            tokenizer.bpe.joined = Some(pairs.collect());
             for ((what, text), found) in texts.iter().zip(found) {
                 assert_eq!(found, encode(&tokenizer, text), "{name}, {what}");
             }
         }
+    }
+
+    /// A config may give a piece of the model another text: what merges make is then not spelled like its parts.
+    #[test]
+    fn a_piece_of_another_text_is_merged_across() {
+        let (_, bytes) = MODELS[1];
+        let tokenizer = Tokenizer::from_sentencepiece(bytes, Path::new("tokenizer.model")).unwrap();
+        let whole = tokenizer.encode("Alice was beginning to get very tired");
+        let made: Vec<u32> = tokenizer.bpe.merges.values().map(|merge| merge.piece).collect();
+        let renamed = whole.iter().find(|id| made.contains(id)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.model"), bytes).unwrap();
+        let config = serde_json::json!({
+            "add_bos_token": true,
+            "added_tokens_decoder": { renamed.to_string(): { "content": "[X]", "special": false } },
+        });
+        std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!(tokenizer.piece(*renamed), Some("[X]"));
+        assert!(!tokenizer.bpe.is_spelled() && !tokenizer.bpe.nothing_joins('e', '▁'));
+        assert_eq!(tokenizer.encode("Alice was beginning to get very tired"), whole);
+        assert_eq!(tokenizer.least_ids(&"a".repeat(1 << 20)), 0);
     }
 }

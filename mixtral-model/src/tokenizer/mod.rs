@@ -38,6 +38,7 @@ mod directory;
 mod draft;
 mod find;
 mod json;
+mod least;
 mod pieces;
 mod pipeline;
 mod protobuf;
@@ -215,20 +216,6 @@ impl Tokenizer {
         let mut ids = Vec::new();
         self.written.encode(&self.bpe, &self.vocabulary, text, &mut ids);
         ids
-    }
-
-    /// The least number of ids that a text of so many bytes can have, found without reading it.
-    ///
-    /// It is 0 where a single id may stand for any number of bytes: for white space beside a token, or for what has no piece.
-    pub fn least_ids(&self, bytes: usize) -> usize {
-        let all_have_pieces = match &self.written.layout.bytes {
-            Some(_) => (0..=255)
-                .all(|byte| self.id_of(byte_level::character(byte).encode_utf8(&mut [0; 4])).is_some()),
-            None => self.vocabulary.bytes().is_some(),
-        };
-        // Spelled, a piece has no fewer bytes than in a text.
-        let longest = self.vocabulary.iter().map(|(_, piece)| piece.text.len()).max().unwrap_or(0);
-        if all_have_pieces && !self.written.strips() { bytes / longest.max(1) } else { 0 }
     }
 
     /// The ids of `text` with what its files put around a prompt: usually one BOS in front.

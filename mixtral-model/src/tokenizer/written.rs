@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::bpe::Bpe;
 use super::byte_level::ByteLevel;
-use super::find::{Finder, Part};
+use super::find::{Finder, Part, Token};
 use super::vocabulary::Vocabulary;
 
 /// How `▁` comes to stand for spaces and in front: first the steps of a normaliser, then a pre-tokeniser.
@@ -116,9 +116,16 @@ impl Written {
 
     /// Whether some token takes the white space beside it.
     pub(super) fn strips(&self) -> bool {
-        let tokens =
-            [&self.raw, &self.normalized, &self.layout.isolated].into_iter().flat_map(Finder::tokens);
-        tokens.into_iter().any(|token| token.lstrip || token.rstrip)
+        self.tokens().any(|token| token.lstrip || token.rstrip)
+    }
+
+    /// The lengths of the texts that are tokens.
+    pub(super) fn token_bytes(&self) -> impl Iterator<Item = usize> {
+        self.tokens().map(|token| token.text.len())
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &Token> {
+        [&self.raw, &self.normalized, &self.layout.isolated].into_iter().flat_map(Finder::tokens)
     }
 
     /// Appends the pieces of `text`, in which tokens count as such, to `out`.

@@ -297,10 +297,13 @@ fn the_least_number_of_ids() {
     let pieces = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.piece(id));
     let repeated = pieces.max_by_key(|piece| piece.len()).unwrap().replace('▁', " ").repeat(1000);
     for text in ["", "a", " ", &repeated, &"The old man and the sea. ".repeat(400), &"🦀日".repeat(99)] {
-        let (least, found) = (tokenizer.least_ids(text.len()), tokenizer.encode_ordinary(text).len());
+        let (least, found) = (tokenizer.least_ids(text), tokenizer.encode_prompt(text).unwrap().len());
         assert!(least <= found, "{least} and {found} of {} bytes", text.len());
         assert!(text.len() < 1000 || least * 50 > text.len(), "{least} says something");
     }
+    // However many BOS tokens are written, they are one.
+    let many = " ".to_owned() + &tokenizer.piece(tokenizer.bos()).unwrap().repeat(1000);
+    assert_eq!((tokenizer.least_ids(&many), tokenizer.least_ids(many.trim())), (0, 0));
 }
 
 #[test]
