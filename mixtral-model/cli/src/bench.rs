@@ -24,28 +24,27 @@ pub(crate) fn run(args: &Bench, interrupt: &Interrupt) -> Result<()> {
 /// What there is to print.
 struct Done {
     text: String,
-    /// Some cases were not measured, because the user wished an end.
+    /// Some cases or rounds were not measured, because the user wished an end.
     interrupted: bool,
 }
 
 impl Done {
-    /// What the cases that were measured, of so many, came to: as JSON or as a table.
+    /// What the cases that were measured came to, as JSON or as a table; of so many where there would have been more to measure.
     fn new<C: Serialize>(
         args: &Bench,
         cases: &[C],
-        of: usize,
+        interrupted: Option<usize>,
         table: impl FnOnce() -> String,
     ) -> Result<Self> {
-        let interrupted = cases.len() < of;
         let mut text = match args.json {
             true => serde_json::to_string_pretty(cases).map_err(std::io::Error::other)? + "\n",
             false if cases.is_empty() => String::new(),
             false => table(),
         };
-        if interrupted && !args.json {
+        if let Some(of) = interrupted.filter(|_| !args.json) {
             text += &format!("interrupted: {} of {of} cases measured\n", cases.len());
         }
-        Ok(Self { text, interrupted })
+        Ok(Self { text, interrupted: interrupted.is_some() })
     }
 }
 

@@ -50,33 +50,7 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
         speeds: args.speed || turns.is_terminal(),
         answered: false,
     };
-    let end = loop {
-        match turns.next()? {
-            // Where nobody can do something about it, what has no answer ends the chat.
-            Turn::Said(text) if !turns.is_terminal() => talk.answer(&text)?,
-            Turn::Said(text) => {
-                let before = talk.conversation.clone();
-                match talk.answer(&text) {
-                    Err(
-                        failure @ (Failure::ChatTooLong(_)
-                        | Failure::Memory(_)
-                        | Failure::Model(Error::OutOfMemory(_))),
-                    ) => {
-                        talk.conversation = before;
-                        failure.tell();
-                        aside("/clear forgets the conversation");
-                    }
-                    other => other?,
-                }
-            }
-            Turn::Clear => {
-                talk.conversation = new.clone();
-                talk.session.clear();
-            }
-            Turn::End => break Ok(()),
-            Turn::Interrupted => break Err(Failure::Interrupted),
-        }
-    };
+    let end = talk.take_turns(&mut turns, &new);
     if let Some(seed) = wishes.seed().filter(|_| talk.answered) {
         aside(&format!("seed {seed}"));
     }
@@ -102,6 +76,40 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
+    /// Answers until there is nothing left to answer.
+    fn take_turns(&mut self, turns: &mut Turns, new: &Conversation) -> Result<()> {
+        loop {
+            match turns.next()? {
+                // Where nobody can do something about it, what has no answer ends the chat.
+                Turn::Said(text) if !turns.is_terminal() => self.answer(&text)?,
+                Turn::Said(text) => {
+                    let before = self.conversation.clone();
+                    match self.answer(&text) {
+                        Err(
+                            failure @ (Failure::ChatTooLong(_)
+                            | Failure::Memory(_)
+                            | Failure::Model(Error::OutOfMemory(_))),
+                        ) => {
+                            self.conversation = before;
+                            failure.tell();
+                            aside("/clear forgets the conversation");
+                        }
+                        other => other?,
+                    }
+                }
+                Turn::Clear => {
+                    self.conversation = new.clone();
+                    self.session.clear();
+                }
+                Turn::End => return Ok(()),
+                Turn::Interrupted => return Err(Failure::Interrupted),
+            }
+            if self.interrupt.wished() && !self.interrupt.forget_ctrl_c() {
+                return Err(Failure::Interrupted);
+            }
+        }
+    }
+
     /// Answers what the user said.
     fn answer(&mut self, text: &str) -> Result<()> {
         let Self { args, interrupt, model, tokenizer, options, session, workspace, conversation, .. } = self;
@@ -150,7 +158,7 @@ impl Talk<'_> {
             other => other.into(),
         })?;
         show.end()?;
-        // What was not shown was not said: a text that ends an answer is no part of it.
+        // A text that ends an answer is no part of it, but for what the last token that was shown has of it.
         let stops = show.spelling.stops();
         let said = stops.map_or(generated.tokens.len(), |stops| stops.before(generated.tokens.len()));
         conversation.answered(tokenizer, &generated.tokens[..said]);

@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
         (Some(ids), ..) => ids.0.clone(),
         (None, Some(text), Some(tokenizer)) => {
             let context = args.running.context(&model);
-            let least = tokenizer.least_ids(&text);
+            let least = tokenizer.least_ids(text);
             if least > context {
                 let reason =
                     format!("expected at most {context} tokens, the context, found at least {least}");
@@ -112,7 +112,8 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     if args.show_routing.is_some() {
         routing::write_shares(&routing::locked(&routing));
     }
-    let stop = heard.as_ref().and_then(|heard| heard.found()).map(str::to_owned);
+    let heard = heard.map(Heard::finish);
+    let stop = heard.as_ref().and_then(|(_, stop)| stop.clone());
     if args.json {
         Output::new().text(&Report::new(&prompt, &generated, heard, seed, &session).json()?)?;
     }

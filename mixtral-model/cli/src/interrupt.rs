@@ -50,9 +50,9 @@ impl Interrupt {
         Ok(this)
     }
 
-    /// Does work that looks at [`wished`](Self::wished), and comes to an end by itself if so.
+    /// Does work that looks at [`wished`](Self::wished), and comes to an end by itself if so. What was wished during other work
+    /// is wished still.
     pub(crate) fn during<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.0.wished.store(false, Ordering::SeqCst);
         self.0.at_work.store(true, Ordering::SeqCst);
         let result = work();
         self.0.at_work.store(false, Ordering::SeqCst);
@@ -79,6 +79,17 @@ impl Interrupt {
             0 => EXIT_STATUS,
             status => status,
         }
+    }
+
+    /// Forgets a wish that was meant for a part of the work, as Ctrl-C while an answer is given; `false` if the signal was another,
+    /// which is meant for all of it.
+    pub(crate) fn forget_ctrl_c(&self) -> bool {
+        let forgotten = self.status() == EXIT_STATUS;
+        if forgotten {
+            self.0.wished.store(false, Ordering::SeqCst);
+            self.0.status.store(0, Ordering::SeqCst);
+        }
+        forgotten
     }
 
     pub(crate) fn wished(&self) -> bool {

@@ -100,12 +100,14 @@ impl<'t> Heard<'t> {
         self.stops.found()
     }
 
-    /// All of it.
-    pub(crate) fn finish(mut self) -> String {
+    /// All of it, and the text that ended it.
+    pub(crate) fn finish(mut self) -> (String, Option<String>) {
         if let Some(decoder) = self.decoder.take() {
             self.text += &self.stops.push(&decoder.finish());
         }
-        self.text + &self.stops.finish()
+        self.text += &self.stops.finish();
+        let stop = self.found().map(str::to_owned);
+        (self.text, stop)
     }
 }
 

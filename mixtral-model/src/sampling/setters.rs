@@ -1,4 +1,5 @@
-//! Settings by name, for whoever may not write the structs out: each setter checks what it sets.
+//! Settings by name, for whoever may not write the structs out. Those of [`Sampling`] check what they set, those of [`Rules`] are
+//! checked where they become a part of it.
 
 use super::{Length, LengthDecay, Rules, Sampling};
 use crate::Result;

@@ -24,8 +24,8 @@ use super::{Running, one_or_more};
 /// this processor: rows of x by rows of weights, and where weights are widened. "peak_gflops" and "read_gbytes_per_s" are the
 /// limits, medians of the same rounds and of three measurements at least.
 ///
-/// Ctrl-C ends it after the pass at hand: what was measured is printed, a table with a line that says so, JSON with
-/// "interrupted": true in every case; the exit status is then 130.
+/// Ctrl-C ends it after the pass at hand: what was measured is printed, the last case of the rounds that it had, a table with a
+/// line that says so, JSON with "interrupted": true in every case, and no chart; the exit status is then 130.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Bench {
     /// A layer: model width, hidden width, experts, experts a token

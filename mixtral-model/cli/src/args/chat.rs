@@ -12,7 +12,7 @@ use super::{Running, SamplingArgs, StopArgs};
 /// Lines come from standard input until it ends, each of at most 16 MiB; answers go to standard output.
 /// The model reads each turn once, for keys and values are kept from turn to turn, unless the format
 /// changes what was said before, or --stop cuts an answer. Ctrl-C ends an answer, and between answers
-/// the chat.
+/// the chat; SIGTERM and SIGHUP end the chat.
 ///
 /// In a terminal, lines are edited and called back, the speed of each answer is told, and there are
 /// commands, which elsewhere are lines like others:

@@ -80,36 +80,42 @@ pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Res
     }
     let mut limits = Limits::new(compute.backend, compute.activations)?;
     let mut cases = Vec::new();
-    'batches: for tokens in args.tokens.iter().map(|n| n.get()) {
+    for tokens in args.tokens.iter().map(|n| n.get()) {
         let mut y = matrix(tokens, shape.dim)?;
         let mut x = matrix(tokens, shape.dim)?;
         // The first round makes room, and brings what fits into the caches.
-        for round in 0..=rounds(args, tokens) {
+        'rounds: for round in 0..=rounds(args, tokens) {
             fill(&mut x, round as u64);
             for contestant in &mut contestants {
                 contestant.turn(x.view(), y.view_mut(), dtype, round > 0)?;
                 if interrupt.wished() {
-                    break 'batches;
+                    break 'rounds;
                 }
             }
             if round > 0 {
                 limits.measure();
             }
         }
+        // What was measured in some rounds at least is kept.
+        if contestants.iter().any(|contestant| contestant.seconds.is_empty()) {
+            break;
+        }
         let limits = limits.take();
         cases.extend(contestants.iter_mut().map(|c| c.case(compute, dtype, tokens, limits)));
+        if interrupt.wished() {
+            break;
+        }
     }
-    let of = args.tokens.len() * contestants.len();
-    let interrupted = cases.len() < of;
-    cases.iter_mut().for_each(|case| case.interrupted = interrupted);
-    if let Some(path) = args.chart.as_deref().filter(|_| cases.len() == of) {
+    let interrupted = interrupt.wished().then_some(args.tokens.len() * contestants.len());
+    cases.iter_mut().for_each(|case| case.interrupted = interrupted.is_some());
+    if let Some(path) = args.chart.as_deref().filter(|_| interrupted.is_none()) {
         let times =
             |at: usize| cases.iter().skip(at).step_by(3).map(|c| (c.tokens, c.seconds)).collect::<Vec<_>>();
         let svg = chart::svg(&format!("{shape}, {dtype}"), [times(0), times(1), times(2)]);
         let failed = |source| Failure::Input { name: path.display().to_string(), source };
         std::fs::write(path, svg).map_err(failed)?;
     }
-    Done::new(args, &cases, of, || table(compute.backend, &cases))
+    Done::new(args, &cases, interrupted, || table(compute.backend, &cases))
 }
 
 /// Refuses what would not fit, before anything is made.

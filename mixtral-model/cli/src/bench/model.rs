@@ -71,11 +71,13 @@ pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<Done> {
             Err(Failure::Model(Error::Stopped)) => break,
             pass => passes.push(pass?),
         }
+        if interrupt.wished() {
+            break;
+        }
     }
-    let of = args.tokens.len() + args.sessions.len();
-    let interrupted = passes.len() < of;
-    passes.iter_mut().for_each(|pass| pass.interrupted = interrupted);
-    Done::new(args, &passes, of, || table(&model, &passes))
+    let interrupted = interrupt.wished().then_some(args.tokens.len() + args.sessions.len());
+    passes.iter_mut().for_each(|pass| pass.interrupted = interrupted.is_some());
+    Done::new(args, &passes, interrupted, || table(&model, &passes))
 }
 
 /// Refuses what no session holds, or no memory, before anything is made.
@@ -153,7 +155,11 @@ impl ModelBench<'_> {
             let worked = busy_seconds();
             let mut clock = (Clock::new(), self.interrupt.clone());
             let begun = Instant::now();
-            self.model.forward(&mut steps, &mut workspace, &mut clock)?;
+            match self.model.forward(&mut steps, &mut workspace, &mut clock) {
+                // What was measured in some rounds at least is kept.
+                Err(Error::Stopped) if !seconds.is_empty() => break,
+                other => other?,
+            };
             let elapsed = begun.elapsed().as_secs_f64();
             if round > 0 {
                 parts.push(clock.0.finish());
@@ -169,7 +175,7 @@ impl ModelBench<'_> {
         let layers = self.model.config().layers;
         let threads = rayon::current_num_threads();
         let touched =
-            parts.iter().map(|parts| parts.touched).sum::<usize>() as f64 / (layers * rounds) as f64;
+            parts.iter().map(|parts| parts.touched).sum::<usize>() as f64 / (layers * parts.len()) as f64;
         let parts = Parts::medians(&parts);
         let all = parts.seconds();
         let busy = Spread::of(&busy).median;

@@ -1,6 +1,6 @@
 //! What the user says, from a terminal or a pipe.
 
-use std::io::{self, BufRead, IsTerminal};
+use std::io::{self, BufRead, IsTerminal, Write as _};
 
 use anstyle::Style;
 use moe_core::OutOfMemory;
@@ -77,10 +77,13 @@ impl Turns {
 #[cfg(unix)]
 pub(super) fn restored_terminal() -> Option<Tidy> {
     use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
+    /// While a line is edited, the terminal marks what is pasted; this ends that.
+    const PASTE_UNMARKED: &[u8] = b"\x1b[?2004l";
     let now = tcgetattr(io::stdin()).ok()?;
     Some(Box::new(move || {
         // Without the terminal, there is nothing to give back.
         let _ = tcsetattr(io::stdin(), SetArg::TCSANOW, &now);
+        let _ = io::stdout().write_all(PASTE_UNMARKED).and_then(|()| io::stdout().flush());
     }))
 }
 

@@ -5,7 +5,6 @@ use serde::Serialize;
 
 use crate::failure::Result;
 use crate::show::Show;
-use crate::stops::Heard;
 use crate::summary;
 
 /// What `generate --json` prints, as its help describes it.
@@ -26,14 +25,15 @@ pub(super) struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
+    /// `heard` is the text, and the text that ended it.
     pub(super) fn new(
         prompt_ids: &'a [u32],
         generated: &'a Generated,
-        heard: Option<Heard<'_>>,
+        heard: Option<(String, Option<String>)>,
         seed: Option<u64>,
         session: &Session,
     ) -> Self {
-        let stop_text = heard.as_ref().and_then(|heard| heard.found()).map(str::to_owned);
+        let (text, stop_text) = heard.map_or((None, None), |(text, stop)| (Some(text), stop));
         let (ended, end_token) = match generated.ended {
             _ if stop_text.is_some() => ("stop_text", None),
             Ended::MaxTokens => ("max_tokens", None),
@@ -44,7 +44,7 @@ impl<'a> Report<'a> {
         Self {
             prompt_ids,
             ids: &generated.tokens,
-            text: heard.map(Heard::finish),
+            text,
             ended,
             end_token,
             stop_text,
