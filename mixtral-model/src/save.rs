@@ -137,7 +137,8 @@ pub fn remove_unfinished(path: &Path) {
         let _ = fs::remove_file(temporary);
     }
     if let Ok(temporary) = temporary(path, None) {
-        let _ = fs::remove_dir_all(temporary);
+        // The writer may put another file there meanwhile.
+        let _ = (0..100).find(|_| fs::remove_dir_all(&temporary).is_ok() || !temporary.exists());
     }
 }
 

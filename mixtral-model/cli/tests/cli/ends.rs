@@ -18,9 +18,8 @@ fn interrupt(child: &Child) {
 }
 
 fn signal(child: &Child, name: &str) {
-    assert!(
-        Command::new("kill").args([&format!("-{name}"), &child.id().to_string()]).status().unwrap().success()
-    );
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args([&format!("-{name}"), &id]).status().unwrap().success());
 }
 
 /// A generation of four thousand tokens on the slow backend.
@@ -76,6 +75,20 @@ fn ctrl_c_ends_a_chat_that_waits() {
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     interrupt_until_ended(&mut child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// SIGTERM and SIGHUP end the chat and not the answer alone, however many lines are left to answer.
+#[test]
+fn a_signal_ends_a_chat_that_answers() {
+    for (name, status) in [("TERM", 143), ("HUP", 129)] {
+        let mut child = start("chat -n 400 -t 0 --backend portable --threads 1", &[]);
+        child.stdin.take().unwrap().write_all("Who are you?\n".repeat(400).as_bytes()).unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 4]).unwrap();
+        signal(&child, name);
+        let said = Said::from(child.wait_with_output().unwrap());
+        assert_eq!(said.status, Some(status), "{name}: {}", said.err);
+        assert!(said.out.lines().count() < 10, "{name}: {}", said.out);
+    }
 }
 
 fn interrupt_until_ended(child: &mut Child) {
