@@ -7,7 +7,9 @@ use bytes::Bytes;
 use mixtral_model::{Compute, available_memory};
 use moe_core::numerics::uniform;
 use moe_core::{MoeLayer, TokenContext, Workspace, memory};
-use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix, enter};
+use moe_kernels::{
+    Backend, Linear, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix, enter, narrow_row,
+};
 use moe_router::TopK;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 use serde::Serialize;
@@ -72,12 +74,17 @@ pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Res
         return Err(Failure::not_as_expected("--layer", reason));
     }
     require_memory(args, shape, dtype)?;
-    let mut contestants = vec![Contestant::new(shape, compute, dtype)?];
+    let mut shapes = vec![shape];
     if args.dense {
         let dense = |hidden| LayerShape { hidden, experts: 1, chosen: 1, ..shape };
-        contestants.push(Contestant::new(dense(shape.hidden * shape.chosen), compute, dtype)?);
-        contestants.push(Contestant::new(dense(shape.hidden * shape.experts), compute, dtype)?);
+        shapes.extend([dense(shape.hidden * shape.chosen), dense(shape.hidden * shape.experts)]);
     }
+    let of = args.tokens.len() * shapes.len();
+    let contestants = shapes.into_iter().map(|shape| Contestant::new(shape, compute, dtype, interrupt));
+    let mut contestants = match contestants.collect::<Result<Vec<_>>>() {
+        Err(Failure::Interrupted) => return Done::new(args, &[] as &[Case], Some(of), String::new),
+        made => made?,
+    };
     let mut limits = Limits::new(compute.backend, compute.activations)?;
     let mut cases = Vec::new();
     for tokens in args.tokens.iter().map(|n| n.get()) {
@@ -106,7 +113,7 @@ pub(super) fn run(args: &Bench, shape: LayerShape, interrupt: &Interrupt) -> Res
             break;
         }
     }
-    let interrupted = interrupt.wished().then_some(args.tokens.len() * contestants.len());
+    let interrupted = interrupt.wished().then_some(of);
     cases.iter_mut().for_each(|case| case.interrupted = interrupted.is_some());
     if let Some(path) = args.chart.as_deref().filter(|_| interrupted.is_none()) {
         let times =
@@ -152,8 +159,9 @@ impl Contestant {
         shape: LayerShape,
         Compute { backend, activations }: Compute,
         dtype: WeightFormat,
+        interrupt: &Interrupt,
     ) -> Result<Self> {
-        let matrix = |seed, rows, columns| weights(seed, dtype, rows, columns);
+        let matrix = |seed, rows, columns| weights(seed, dtype, rows, columns, interrupt);
         let gate = Linear::new(matrix(0, shape.experts, shape.dim)?, backend);
         // Experts have memory of their own each, but alike values, which are quickly made.
         let first = [
@@ -162,8 +170,9 @@ impl Contestant {
             matrix(3, shape.hidden, shape.dim)?,
         ];
         let copy = |w: &WeightMatrix| -> Result<WeightMatrix> {
+            look_up(interrupt)?;
             let mut bytes = Vec::new();
-            memory::reserve(&mut bytes, w.bytes().len(), "weights of an expert")?;
+            memory::reserve(&mut bytes, w.bytes().len(), WEIGHTS)?;
             bytes.extend_from_slice(w.bytes());
             Ok(WeightMatrix::new(Bytes::from(bytes), dtype, w.rows(), w.columns())?)
         };
@@ -265,8 +274,22 @@ fn product(factors: [usize; 5]) -> f64 {
     factors.iter().map(|&n| n as f64).product()
 }
 
+/// An error where the user wishes an end while weights are made.
+fn look_up(interrupt: &Interrupt) -> Result<()> {
+    if interrupt.wished() { Err(Failure::Interrupted) } else { Ok(()) }
+}
+
+/// What memory is for.
+const WEIGHTS: &str = "weights of an expert";
+
 /// Pseudo-random weights, so that sums of products stay near 1.
-fn weights(seed: u64, dtype: WeightFormat, rows: usize, columns: usize) -> Result<WeightMatrix> {
+fn weights(
+    seed: u64,
+    dtype: WeightFormat,
+    rows: usize,
+    columns: usize,
+    interrupt: &Interrupt,
+) -> Result<WeightMatrix> {
     /// A prime, so that no two rows are alike soon.
     const PERIOD: usize = 65_521;
     /// Rows of blocks that are made; the others are these again, as making them takes long.
@@ -277,17 +300,32 @@ fn weights(seed: u64, dtype: WeightFormat, rows: usize, columns: usize) -> Resul
     match dtype {
         WeightFormat::Blocks(block) => {
             let stride = block.row_bytes(columns).unwrap_or(0);
-            let mut bytes = vec![0; ROWS * stride];
+            let mut bytes = Vec::new();
+            memory::refill(&mut bytes, ROWS * stride, 0, WEIGHTS)?;
             for to in bytes.chunks_exact_mut(stride.max(1)) {
                 let row: Vec<f32> = values.by_ref().take(columns).collect();
                 block.quantise_row(&row, None, to)?;
             }
-            let all: Vec<u8> = bytes.iter().copied().cycle().take(stride * rows).collect();
+            let mut all = Vec::new();
+            memory::refill_from(
+                &mut all,
+                stride * rows,
+                bytes.iter().copied().cycle().take(stride * rows),
+                WEIGHTS,
+            )?;
             Ok(WeightMatrix::new(all.into(), dtype, rows, columns)?)
         }
         WeightFormat::Plain(dtype) => {
-            let values: Vec<f32> = values.take(rows * columns).collect();
-            Ok(WeightMatrix::rounded(&values, dtype, rows, columns)?)
+            let mut bytes = Vec::new();
+            memory::refill(&mut bytes, rows * columns * dtype.bytes(), 0, WEIGHTS)?;
+            let mut row = Vec::new();
+            for to in bytes.chunks_exact_mut(columns.max(1) * dtype.bytes()) {
+                look_up(interrupt)?;
+                row.clear();
+                row.extend(values.by_ref().take(columns));
+                narrow_row(dtype, &row, to);
+            }
+            Ok(WeightMatrix::new(bytes.into(), dtype, rows, columns)?)
         }
         _ => Err(Failure::not_as_expected("--dtype", format!("expected another type than {dtype}"))),
     }

@@ -110,6 +110,10 @@ fn next_of_terminal(editor: &mut Editor<(), MemHistory>) -> Result<Turn> {
             Ok(line) => line,
             Err(ReadlineError::Eof) => return Ok(Err(Turn::End)),
             Err(ReadlineError::Interrupted) => return Ok(Err(Turn::Interrupted)),
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                aside("expected UTF-8, found other bytes: the line is not taken");
+                return Ok(Ok(String::new()));
+            }
             Err(error) => return Err(failed(error)),
         };
         // A line that cannot be called back is none the worse for it.

@@ -54,6 +54,12 @@ impl Given {
             if path == Path::new("-") { "standard input".to_owned() } else { path.display().to_string() };
         let own = [String::from("logits")];
         let names = if tensors.is_empty() { &own } else { tensors };
+        if let Some((_, twice)) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return Err(Failure::not_as_expected(
+                "--tensor",
+                format!("expected each tensor once, found {twice} twice"),
+            ));
+        }
         let read = if is_safetensors(&bytes) {
             if names.contains(&own[0]) {
                 let vocabulary = tensors::of_vocabulary(&bytes);
@@ -67,8 +73,10 @@ impl Given {
                 }
             }
             names.iter().map(|tensor| tensors::parts(&bytes, tensor)).collect()
-        } else if tensors.len() > 1 {
-            Err("expected safetensors with several tensors, found JSON, which has one key logits".to_owned())
+        } else if let Some(tensor) = tensors.first() {
+            Err(format!(
+                "expected safetensors, of which --tensor names {tensor}, found JSON, whose logits have that name"
+            ))
         } else {
             json::parts(&bytes).map(|parts| vec![parts])
         };

@@ -105,3 +105,10 @@ fn tokens_take_a_few_times_the_size_of_their_text() {
     let expected = "error: prompt: expected at most 4096 tokens, the context, found at least ";
     assert!(said.err.starts_with(expected), "{}", said.err);
 }
+
+#[test]
+fn weights_of_a_layer() {
+    let least = enough("bench --layer 16x16x2x1 --tokens 1 --rounds 1", &[], None);
+    // 64 MB a matrix.
+    is_told(least, "bench --layer 2048x16384x2x1 --tokens 1 --rounds 1", &[], None);
+}

@@ -240,6 +240,12 @@ fn errors() {
         (r#"{"logits": []}"#, "relu", "logits: expected at least one token and one expert, found [0, 0]"),
         (r#"{"logits": [[], []]}"#, "relu", "found [2, 0]"),
         (r#"{"logits": [[1, 2], [3]]}"#, "relu", "logits: row 1: expected 2 numbers as in row 0, found 1"),
+        (
+            r#"{"logits": [[[1, 2, 3], [4, 5, 6]]]}"#,
+            "relu",
+            "logits: expected a matrix of numbers, found shape [1, 2, 3]",
+        ),
+        (r#"{"logits": [[1, 2]], "bias": [[1], 2]}"#, "relu", "invalid type: sequence, expected a number"),
         (r#"{"logits": [[1, null]]}"#, "relu", "expected a number, \"nan\", \"inf\" or \"-inf\""),
         (r#"{"logits": [[1, "x"]]}"#, "relu", "invalid value: string \"x\""),
         (r#"{"logits": [[1, 2]], "logit": 1}"#, "relu", "unknown field `logit`"),

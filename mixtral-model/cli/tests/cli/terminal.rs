@@ -98,6 +98,19 @@ fn commands_and_speeds() {
     );
 }
 
+/// Bytes that are no UTF-8 are told, and the chat goes on.
+#[test]
+fn bytes_that_are_no_text() {
+    let mut terminal = Terminal::start("chat -t 0 -n 4", &[]);
+    terminal.expect("> ");
+    terminal.keys.write_all(b"caf\xe9\r").unwrap();
+    terminal.expect("> ");
+    terminal.press("/bye\r");
+    let (err, status) = terminal.end();
+    assert_eq!(status, Some(0), "{err}");
+    assert!(err.contains("expected UTF-8, found other bytes: the line is not taken\n"), "{err}");
+}
+
 /// Where each prompt is as long as the same chat has it after as many turns, what went before is known.
 #[test]
 fn clear_forgets_and_lines_are_edited_called_back_and_put_together() {

@@ -103,12 +103,18 @@ struct Matrix {
     ragged: Option<(usize, usize)>,
     /// Row and column of the first number that is finite and f32 has not, and that.
     too_great: Option<(usize, usize, f64)>,
+    /// The shape of the first list in the place of a number.
+    deeper: Option<Vec<usize>>,
 }
 
 impl Matrix {
     /// The rows, unless something is wrong with them.
     fn named(self, name: &str) -> Result<Array2<f32>, String> {
-        let Self { values, rows, columns, ragged, too_great } = self;
+        let Self { values, rows, columns, ragged, too_great, deeper } = self;
+        if let Some(inner) = deeper {
+            let shape = [&[rows, columns], &*inner].concat();
+            return Err(format!("{name}: expected a matrix of numbers, found shape {shape:?}"));
+        }
         if let Some((row, found)) = ragged {
             return Err(format!("{name}: row {row}: expected {columns} numbers as in row 0, found {found}"));
         }
@@ -159,9 +165,16 @@ impl<'de> Visitor<'de> for Row<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
-        let Matrix { values, rows, columns, ragged, too_great } = self.0;
+        let Matrix { values, rows, columns, ragged, too_great, deeper } = self.0;
         let mut count = 0;
-        while let Some(Number(x)) = row.next_element()? {
+        while let Some(cell) = row.next_element()? {
+            let x = match cell {
+                Cell::Number(x) => x,
+                Cell::List(shape) => {
+                    deeper.get_or_insert(shape);
+                    f64::NAN
+                }
+            };
             let narrow = x as f32;
             if narrow.is_infinite() && x.is_finite() {
                 too_great.get_or_insert((*rows, count, x));
@@ -189,36 +202,66 @@ struct Number(f64);
 
 impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Numbers;
-        impl Visitor<'_> for Numbers {
-            type Value = Number;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number, \"nan\", \"inf\" or \"-inf\"")
-            }
-
-            fn visit_f64<E>(self, x: f64) -> Result<Number, E> {
-                Ok(Number(x))
-            }
-
-            fn visit_u64<E>(self, n: u64) -> Result<Number, E> {
-                Ok(Number(n as f64))
-            }
-
-            fn visit_i64<E>(self, n: i64) -> Result<Number, E> {
-                Ok(Number(n as f64))
-            }
-
-            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Number, E> {
-                match text {
-                    "nan" => Ok(Number(f64::NAN)),
-                    "inf" => Ok(Number(f64::INFINITY)),
-                    "-inf" => Ok(Number(f64::NEG_INFINITY)),
-                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
-                }
-            }
+        match Cell::deserialize(deserializer)? {
+            Cell::Number(x) => Ok(Self(x)),
+            Cell::List(_) => Err(D::Error::invalid_type(Unexpected::Seq, &Cells)),
         }
-        deserializer.deserialize_any(Numbers)
+    }
+}
+
+/// What stands in the place of a number.
+enum Cell {
+    Number(f64),
+    /// A list, and its shape, as its first entries have it.
+    List(Vec<usize>),
+}
+
+struct Cells;
+
+impl<'de> Deserialize<'de> for Cell {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Cells)
+    }
+}
+
+impl<'de> Visitor<'de> for Cells {
+    type Value = Cell;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, \"nan\", \"inf\" or \"-inf\"")
+    }
+
+    fn visit_f64<E>(self, x: f64) -> Result<Cell, E> {
+        Ok(Cell::Number(x))
+    }
+
+    fn visit_u64<E>(self, n: u64) -> Result<Cell, E> {
+        Ok(Cell::Number(n as f64))
+    }
+
+    fn visit_i64<E>(self, n: i64) -> Result<Cell, E> {
+        Ok(Cell::Number(n as f64))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Cell, E> {
+        match text {
+            "nan" => Ok(Cell::Number(f64::NAN)),
+            "inf" => Ok(Cell::Number(f64::INFINITY)),
+            "-inf" => Ok(Cell::Number(f64::NEG_INFINITY)),
+            _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+        }
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Cell, A::Error> {
+        let (mut count, mut inner) = (0, vec![]);
+        while let Some(cell) = list.next_element()? {
+            if let (0, Cell::List(shape)) = (count, cell) {
+                inner = shape;
+            }
+            count += 1;
+        }
+        inner.insert(0, count);
+        Ok(Cell::List(inner))
     }
 }
 
