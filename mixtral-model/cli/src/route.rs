@@ -30,19 +30,24 @@ pub(crate) fn run(args: &Route) -> Result<()> {
         spec = spec.with_bias(bias)?;
     }
     let router = spec.build()?;
+    let counted = Some(spec.counted()).filter(|counted| *counted != spec);
+    let counted = counted.map(|counted| counted.build()).transpose()?;
     let (mut inputs, mut routed, mut bases) = (vec![], vec![], vec![]);
     for (i, given) in layers.iter().enumerate() {
         let input = given.input(args.seed, args.layer.saturating_add(i))?;
-        routed.push(route(given, &input, &*router, args)?);
+        warn_of_probabilities(given, &input, args);
+        let of_losses = counted.as_ref().map(|router| route(given, &input, &**router)).transpose()?;
+        routed.push((route(given, &input, &*router)?, of_losses));
         inputs.push(input);
     }
-    for (input, (plan, noisy)) in inputs.iter().zip(&routed) {
+    for (input, (granted, of_losses)) in inputs.iter().zip(&routed) {
+        let (plan, noisy) = of_losses.as_ref().unwrap_or(granted);
         bases.push(Basis::new(input, plan, noisy.view(), &spec, args)?);
     }
-    let report = |(given, basis): (&Given, &Basis<'_>)| {
-        (given.tensor().to_owned(), Report::new(&spec, router.locality(), basis))
+    let report = |((given, basis), ((plan, _), _)): ((&Given, &Basis<'_>), &((RoutingPlan, _), _))| {
+        (given.tensor().to_owned(), Report::new(&spec, router.locality(), plan, basis))
     };
-    let reports: Vec<_> = layers.iter().zip(&bases).map(report).collect();
+    let reports: Vec<_> = layers.iter().zip(&bases).zip(&routed).map(report).collect();
     let text = match &*reports {
         [(_, report)] => {
             if args.json {
@@ -78,24 +83,23 @@ fn require_memory(layers: &[Given], json: bool) -> Result<()> {
 }
 
 /// The plan of a layer and the logits that it was made of, `[T, E]`, noise included.
-fn route(
-    given: &Given,
-    input: &RouteInput<'_>,
-    router: &dyn Router,
-    args: &Route,
-) -> Result<(RoutingPlan, Array2<f32>)> {
-    if args.given == GivenAs::Logits && LogitForm::looks_like_probabilities(input) {
-        warn(&given.says(
-            "every row is from 0 to 1 and sums to 1, as probabilities do and logits hardly: \
-             --given probabilities takes them for such",
-        ));
-    }
+fn route(given: &Given, input: &RouteInput<'_>, router: &dyn Router) -> Result<(RoutingPlan, Array2<f32>)> {
     let (mut assignments, mut plan) = (Assignments::new(), RoutingPlan::new());
     assignments.reset(input.tokens(), input.experts())?;
     router.route(input, &mut assignments).map_err(|error| given.blame(error))?;
     plan.seal(&assignments).map_err(|error| given.blame(error))?;
     let noisy = noisy(router, input).map_err(|error| given.blame(error))?;
     Ok((plan, noisy))
+}
+
+/// Says so where what was given as logits looks like something else.
+fn warn_of_probabilities(given: &Given, input: &RouteInput<'_>, args: &Route) {
+    if args.given == GivenAs::Logits && LogitForm::looks_like_probabilities(input) {
+        warn(&given.says(
+            "every row is from 0 to 1 and sums to 1, as probabilities do and logits hardly: \
+             --given probabilities takes them for such",
+        ));
+    }
 }
 
 impl From<GivenAs> for LogitForm {

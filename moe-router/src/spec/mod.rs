@@ -88,6 +88,15 @@ impl RouterSpec {
         self.entry.name == "gaussian-noise" || self.inner().is_some_and(Self::importance_without_noise)
     }
 
+    /// The router whose choices its losses count: without `without-nulls` in it, as the balance loss of AdaMoE counts null experts too
+    /// ([2406.13233](https://arxiv.org/abs/2406.13233)). All else is itself.
+    pub fn counted(&self) -> Self {
+        match self.inner() {
+            Some(inner) if self.entry.name == "without-nulls" => inner.counted(),
+            inner => Self { inner: inner.map(|inner| Box::new(inner.counted())), ..self.clone() },
+        }
+    }
+
     /// The same with a selection bias for each expert, for the router in it that takes one.
     ///
     /// # Errors

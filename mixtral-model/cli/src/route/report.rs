@@ -52,9 +52,8 @@ struct Refused {
 }
 
 impl Report {
-    pub(super) fn new(spec: &RouterSpec, locality: Locality, basis: &Basis<'_>) -> Self {
+    pub(super) fn new(spec: &RouterSpec, locality: Locality, plan: &RoutingPlan, basis: &Basis<'_>) -> Self {
         let routed = &basis.routed;
-        let plan = routed.plan;
         let mut refusals = plan.refused().to_vec();
         refusals.sort_by_key(|refusal| (refusal.token, refusal.rank));
         Self {

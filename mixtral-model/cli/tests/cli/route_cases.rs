@@ -66,6 +66,24 @@ fn masked_experts() {
     }
 }
 
+/// Even over six experts, of which two are null and chosen as often: even it is, by the loss of AdaMoE.
+#[test]
+fn null_experts_count_in_losses() {
+    let chosen = |t: usize, e: usize| e == t || e == (t + 1) % 6;
+    let logits: Vec<Vec<f64>> =
+        (0..6).map(|t| (0..6).map(|e| if chosen(t, e) { 0.001 } else { 0.0 }).collect()).collect();
+    let content = json!({ "logits": logits });
+    let inner = routed(&content, "top-k:k=2");
+    for router in ["without-nulls(top-k:k=2):experts=4", "renormalized(without-nulls(top-k:k=2):experts=4)"] {
+        let report = routed(&content, router);
+        assert_eq!(report["losses"], inner["losses"]);
+        near(&report["losses"]["load_balance"], 2.0);
+        // What is routed is without them.
+        assert_eq!(load(&report), &json!([2, 2, 2, 2, 0, 0]));
+        assert_eq!(report["assignments"].as_array().unwrap().len(), 8);
+    }
+}
+
 #[test]
 fn places_of_a_decimal_factor() {
     let row = |_| [3.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
