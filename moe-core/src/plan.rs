@@ -293,26 +293,15 @@ impl RoutingPlan {
 
     /// Bytes of memory that it holds on to.
     pub fn bytes(&self) -> usize {
-        let Self {
-            row_token,
-            row_expert,
-            row_rank,
-            row_requested,
-            token_rows,
-            ranked_rows,
-            by_token,
-            refused_by_token,
-            ..
-        } = self;
         let lists = [
-            row_token,
-            row_expert,
-            row_rank,
-            row_requested,
-            token_rows,
-            ranked_rows,
-            by_token,
-            refused_by_token,
+            &self.row_token,
+            &self.row_expert,
+            &self.row_rank,
+            &self.row_requested,
+            &self.token_rows,
+            &self.ranked_rows,
+            &self.by_token,
+            &self.refused_by_token,
         ];
         let offsets = [&self.expert_offsets, &self.token_offsets, &self.cursor];
         lists.map(held).iter().sum::<usize>()
@@ -323,26 +312,15 @@ impl RoutingPlan {
 
     /// Makes it a plan of nothing.
     pub(crate) fn clear(&mut self) {
-        let Self {
-            row_token,
-            row_expert,
-            row_rank,
-            row_requested,
-            token_rows,
-            ranked_rows,
-            by_token,
-            refused_by_token,
-            ..
-        } = self;
         for list in [
-            row_token,
-            row_expert,
-            row_rank,
-            row_requested,
-            token_rows,
-            ranked_rows,
-            by_token,
-            refused_by_token,
+            &mut self.row_token,
+            &mut self.row_expert,
+            &mut self.row_rank,
+            &mut self.row_requested,
+            &mut self.token_rows,
+            &mut self.ranked_rows,
+            &mut self.by_token,
+            &mut self.refused_by_token,
         ] {
             list.clear();
         }

@@ -74,7 +74,10 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let bar = progress.bar();
     let watch = args.show_routing.map(|_| Watch(&routing));
     let mut observer = (interrupt.clone(), (progress, watch));
-    let mut heard = tokenizer.as_ref().map(|tokenizer| Heard::new(tokenizer, &prompt, &args.stop.texts));
+    // Beside what is shown, which may be ids: where the text is printed in the end, or may end the generation.
+    let hears = args.json || !args.stop.texts.is_empty();
+    let listener = tokenizer.as_ref().filter(|_| hears);
+    let mut heard = listener.map(|tokenizer| Heard::new(tokenizer, &prompt, &args.stop.texts));
     let (mut begun, mut shown) = (false, Ok(()));
     let generated = interrupt.during(|| {
         let event = |event| {

@@ -105,13 +105,9 @@ impl<const SIZE: usize> Kernel for Quantise<'_, SIZE> {
         for (i, to) in of_16.iter_mut().enumerate() {
             *to = words(sum(2 * i), sum(2 * i + 1));
         }
-        if let ([to], [low, high]) = (&mut *of_32, sixteens) {
-            *to = -(low.iter().sum::<i32>() + high.iter().sum::<i32>());
-            return true;
-        }
+        let pair = |i: usize| sum(2 * i) + sum(2 * i + 1);
         for (i, to) in of_32.iter_mut().enumerate() {
-            let pair = |i: usize| sum(2 * i) + sum(2 * i + 1);
-            *to = words(pair(2 * i), pair(2 * i + 1));
+            *to = if SIZE == 32 { -pair(0) } else { words(pair(2 * i), pair(2 * i + 1)) };
         }
         true
     }
