@@ -78,9 +78,10 @@ struct Counter {
 }
 
 impl mixtral_model::Observer for Counter {
-    fn routed(&mut self, routed: &moe_core::Routed<'_>) {
+    fn routed(&mut self, routed: &moe_core::Routed<'_>) -> mixtral_model::Observed {
         self.rows += routed.plan.rows();
         self.tokens += routed.plan.tokens();
         self.locality.add(routed);
+        Ok(())
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! T rows of one or several sessions, D model width.
 
-use moe_kernels::attention::{AttentionScratch, AttentionShape, attend};
+use moe_kernels::attention::{AttentionScratch, AttentionShape, SequenceRows, attend_each};
 use moe_kernels::{Backend, Linear, LinearScratch};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
+use ndarray::{ArrayView2, ArrayViewMut2};
 
 use crate::batch::Batch;
 use crate::layout::RowOrder;
@@ -96,7 +96,8 @@ impl Attention {
         }
         .map_err(at("q_proj, k_proj, v_proj"))?;
         rope.rotate(batch.angles(), flat(&mut keys), kv_width, self.order, head)?;
-        for (step, (rows, position)) in steps.iter_mut().zip(batch.steps()) {
+        for (n, step) in steps.iter_mut().enumerate() {
+            let (rows, position) = batch.step(n);
             let rows = rows.start * kv_width..rows.end * kv_width;
             let (keys, values) = (&flat(&mut keys)[rows.clone()], &flat(&mut values)[rows]);
             step.session.cache_mut().write(layer, position, keys, values);
@@ -111,11 +112,13 @@ impl Attention {
         rope.rotate(batch.angles(), flat(&mut queries), q_width, self.order, head)?;
 
         let mut attended = matrix(attended, batch.rows(), q_width)?;
-        for (step, (rows, position)) in steps.iter().zip(batch.steps()) {
-            let rows = Slice::from(rows);
-            let (q, y) = (queries.slice_axis(Axis(0), rows), attended.slice_axis_mut(Axis(0), rows));
-            attend(self.backend, &self.shape, q, position, step.session.cache().rows(layer), scratch, y)?;
-        }
+        let (steps, batch) = (&*steps, &*batch);
+        let sequence = |n: usize| {
+            let (rows, first) = batch.step(n);
+            SequenceRows { tokens: rows.len(), first, kv: steps[n].session.cache().rows(layer) }
+        };
+        let (q, y_view) = (queries.view(), attended.view_mut());
+        attend_each(self.backend, &self.shape, q, steps.len(), &sequence, scratch, y_view)?;
         let mut y = matrix(y, batch.rows(), x.ncols())?;
         self.o.forward(attended.view(), linear, y.view_mut()).map_err(at("o_proj"))?;
         Ok(y)

@@ -7,7 +7,7 @@ use moe_core::memory::{held, reserve};
 use ndarray::ArrayViewMut2;
 
 use crate::rope::Rope;
-use crate::{Result, Session};
+use crate::{LayerRouters, Result, Session};
 
 /// What the batch is in errors.
 const WHAT: &str = "tokens of a forward pass";
@@ -45,17 +45,27 @@ pub struct Step<'a> {
     pub tokens: &'a [u32],
     /// Which logits to compute.
     pub wanted: Wanted,
+    /// Routers in the place of the model's own.
+    pub routers: Option<&'a LayerRouters>,
 }
 
 impl<'a> Step<'a> {
     /// These tokens after what the session holds; the logits of the last are wanted.
     pub fn new(session: &'a mut Session, tokens: &'a [u32]) -> Self {
-        Self { session, tokens, wanted: Wanted::Last }
+        Self { session, tokens, wanted: Wanted::Last, routers: None }
     }
 
     /// The same, with other logits wanted.
     pub fn wanted(self, wanted: Wanted) -> Self {
         Self { wanted, ..self }
+    }
+
+    /// The same, routed by other routers.
+    ///
+    /// A step is then routed by itself, whatever the other steps are. With routers that are not of token locality, what comes of a
+    /// text depends on how it is cut into steps.
+    pub fn with_routers(self, routers: &'a LayerRouters) -> Self {
+        Self { routers: Some(routers), ..self }
     }
 }
 
@@ -69,6 +79,8 @@ pub(crate) struct Batch {
     offsets: Vec<usize>,
     /// What routers know the session of each step by.
     sequence_ids: Vec<u64>,
+    /// Seeds of what they draw for it.
+    seeds: Vec<u64>,
     /// `(cos, sin)`, `[rows, head_dim / 2]`.
     angles: Vec<(f32, f32)>,
     /// Places of the wanted rows among all tokens, ascending.
@@ -84,6 +96,7 @@ impl Batch {
         self.offsets.clear();
         self.offsets.push(0);
         self.sequence_ids.clear();
+        self.seeds.clear();
         self.wanted.clear();
         self.narrow = false;
     }
@@ -100,20 +113,22 @@ impl Batch {
         reserve(&mut self.positions, tokens, WHAT)?;
         reserve(&mut self.offsets, 1, WHAT)?;
         reserve(&mut self.sequence_ids, 1, WHAT)?;
+        reserve(&mut self.seeds, 1, WHAT)?;
         reserve(&mut self.wanted, wanted.len(), WHAT)?;
         self.wanted.extend(wanted.map(|t| self.ids.len() + t));
         self.ids.extend_from_slice(step.tokens);
         self.positions.extend(position..position + tokens);
         self.offsets.push(self.ids.len());
         self.sequence_ids.push(step.session.sequence_id());
+        self.seeds.push(step.session.seed());
         Ok(())
     }
 
     /// Bytes of memory that it holds on to.
     pub(crate) fn bytes(&self) -> usize {
-        let Self { ids, positions, offsets, sequence_ids, angles, wanted, .. } = self;
+        let Self { ids, positions, offsets, sequence_ids, seeds, angles, wanted, .. } = self;
         let places = [positions, offsets, wanted].map(held).iter().sum::<usize>();
-        held(ids) + places + held(sequence_ids) + held(angles)
+        held(ids) + places + held(sequence_ids) + held(seeds) + held(angles)
     }
 
     /// Number of rows.
@@ -131,18 +146,20 @@ impl Batch {
         &self.ids
     }
 
-    /// The rows of each step, which are consecutive positions of its session, and the first of these.
-    pub(crate) fn steps(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
-        let first = |row: usize| self.positions.get(row).copied().unwrap_or_default();
-        self.offsets.windows(2).map(move |w| (w[0]..w[1], first(w[0])))
+    /// The rows of step `n`, which are consecutive positions of its session, and the first of these.
+    pub(crate) fn step(&self, n: usize) -> (Range<usize>, usize) {
+        let rows = self.offsets[n]..self.offsets[n + 1];
+        let first = self.positions.get(rows.start).copied().unwrap_or_default();
+        (rows, first)
     }
 
     /// What routers may know of the rows.
     pub(crate) fn context(&self) -> TokenContext<'_> {
-        let Self { ids, positions, offsets, sequence_ids, .. } = self;
+        let Self { ids, positions, offsets, sequence_ids, seeds, .. } = self;
         TokenContext::new()
             .with_sequences(offsets)
             .with_sequence_ids(sequence_ids)
+            .with_seeds(seeds)
             .with_positions(positions)
             .with_token_ids(ids)
     }

@@ -1,5 +1,7 @@
 //! The keys and values of the positions a session may still look at.
 
+use std::ops::Range;
+
 use moe_core::memory;
 use moe_kernels::attention::{AttentionShape, KvRows};
 use moe_kernels::{Dtype, narrow_row, padded_row_bytes};
@@ -22,21 +24,19 @@ struct LayerCache {
     shape: AttentionShape,
     /// Rows a head.
     capacity: usize,
+    /// The earliest position that no later one was written over.
+    first: usize,
+    /// `[kv_heads, capacity, head_dim]`, rows padded.
     keys: Vec<u8>,
+    /// The same.
     values: Vec<u8>,
 }
 
 impl KvCache {
     /// A cache for attention of these shapes, layer by layer.
     pub(crate) fn new(layers: impl Iterator<Item = AttentionShape>, dtype: Dtype) -> Self {
-        let empty = |shape| LayerCache { shape, capacity: 0, keys: Vec::new(), values: Vec::new() };
+        let empty = |shape| LayerCache { shape, capacity: 0, first: 0, keys: Vec::new(), values: Vec::new() };
         Self { layers: layers.map(empty).collect(), dtype }
-    }
-
-    /// Whether it holds what attention of these shapes writes and reads.
-    pub(crate) fn fits(&self, layers: impl Iterator<Item = AttentionShape>) -> bool {
-        let stored = |shape: AttentionShape| (shape.kv_heads, shape.head_dim, shape.window);
-        self.layers.iter().map(|layer| stored(layer.shape)).eq(layers.map(stored))
     }
 
     pub(crate) fn dtype(&self) -> Dtype {
@@ -60,13 +60,82 @@ impl KvCache {
     /// Stores the keys and values of consecutive positions from `first` on, rounded to the cache's type. Both are
     /// `[T, kv_heads · head_dim]`.
     pub(crate) fn write(&mut self, layer: usize, first: usize, keys: &[f32], values: &[f32]) {
-        let LayerCache { shape, capacity, keys: key_rows, values: value_rows } = &mut self.layers[layer];
+        let layer = &mut self.layers[layer];
+        let LayerCache { shape, capacity, first: intact, keys: key_rows, values: value_rows } = layer;
         let (heads, row_bytes) = (shape.kv_heads, padded_row_bytes(self.dtype, shape.head_dim));
+        let end = first + keys.len() / (heads * shape.head_dim);
+        *intact = (*intact).max(end.saturating_sub(*capacity));
         for (rows, from) in [(key_rows, keys), (value_rows, values)] {
             for (i, head) in from.chunks(shape.head_dim).enumerate() {
                 let (t, h) = (i / heads, i % heads);
                 let at = (h * *capacity + (first + t) % *capacity) * row_bytes;
                 narrow_row(self.dtype, head, &mut rows[at..at + row_bytes]);
+            }
+        }
+    }
+
+    /// Forgets everything; memory is kept.
+    pub(crate) fn clear(&mut self) {
+        self.layers.iter_mut().for_each(|layer| layer.first = 0);
+    }
+
+    /// The least position that a sequence can be taken back to, but for 0: whatever its next token sees is there still.
+    pub(crate) fn earliest(&self) -> usize {
+        let of_layer = |layer: &LayerCache| match layer.shape.window {
+            Some(window) if layer.first > 0 => layer.first.saturating_add(window - 1),
+            _ => layer.first,
+        };
+        self.layers.iter().map(of_layer).max().unwrap_or(0)
+    }
+
+    /// What the token at `position` and those after it see of the positions before it, in memory of its own.
+    pub(crate) fn copy(&self, position: usize) -> Result<Self> {
+        let dtype = self.dtype;
+        let layers = self.layers.iter().map(|layer| layer.copy(dtype, position));
+        Ok(Self { layers: layers.collect::<Result<_>>()?, dtype })
+    }
+
+    /// What each layer has: the shape of its attention, and the positions before `position` that are there and may be seen from there on.
+    pub(crate) fn live(
+        &self,
+        position: usize,
+    ) -> impl ExactSizeIterator<Item = (AttentionShape, Range<usize>)> + '_ {
+        self.layers.iter().map(move |layer| (layer.shape, layer.live(position)))
+    }
+
+    /// Keys, or values, of the [live](Self::live) positions of a layer, `[kv_heads, positions, head_dim]` without padding, row by row.
+    pub(crate) fn export(&self, layer: usize, position: usize, values: bool, row: &mut dyn FnMut(&[u8])) {
+        let layer = &self.layers[layer];
+        let (padded, live) = (padded_row_bytes(self.dtype, layer.shape.head_dim), layer.live(position));
+        let bytes = layer.shape.head_dim * self.dtype.bytes();
+        let rows = if values { &layer.values } else { &layer.keys };
+        for head in 0..layer.shape.kv_heads {
+            for position in live.clone() {
+                let at = (head * layer.capacity + position % layer.capacity) * padded;
+                row(&rows[at..at + bytes]);
+            }
+        }
+    }
+
+    /// Takes back what [`export`](Self::export) gave of a layer whose sequence stood at `position`: the rows of all keys, then of all
+    /// values. There is [room](Self::reserve) for them.
+    pub(crate) fn import<'a>(
+        &mut self,
+        layer: usize,
+        position: usize,
+        mut rows: impl Iterator<Item = &'a [u8]>,
+    ) {
+        let layer = &mut self.layers[layer];
+        let (padded, live) = (padded_row_bytes(self.dtype, layer.shape.head_dim), layer.live(position));
+        layer.first = live.start;
+        for to in [&mut layer.keys, &mut layer.values] {
+            for head in 0..layer.shape.kv_heads {
+                for position in live.clone() {
+                    let at = (head * layer.capacity + position % layer.capacity) * padded;
+                    if let Some(row) = rows.next() {
+                        to[at..at + row.len()].copy_from_slice(row);
+                    }
+                }
             }
         }
     }
@@ -79,6 +148,22 @@ impl KvCache {
 }
 
 impl LayerCache {
+    /// The positions before `position` that are there and that the token there, or one after it, sees.
+    fn live(&self, position: usize) -> Range<usize> {
+        let seen = self.shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        seen.max(self.first).min(position)..position
+    }
+
+    /// The same with the [live](Self::live) positions alone.
+    fn copy(&self, dtype: Dtype, position: usize) -> Result<Self> {
+        let (live, heads) = (self.live(position), self.shape.kv_heads);
+        let row_bytes = padded_row_bytes(dtype, self.shape.head_dim);
+        let capacity = live.len().next_power_of_two().max(64).min(self.capacity.max(live.len()));
+        let copy = |rows| regrow(rows, heads, row_bytes, self.capacity, capacity, live.clone());
+        let (keys, values) = (copy(&self.keys)?, copy(&self.values)?);
+        Ok(Self { shape: self.shape, capacity, first: live.start, keys, values })
+    }
+
     /// Makes room for `tokens` more after the first `position` positions.
     fn reserve(&mut self, dtype: Dtype, position: usize, tokens: usize, context: usize) -> Result<()> {
         let all = position + tokens;
@@ -94,7 +179,7 @@ impl LayerCache {
 
     /// Moves the latest of `position` positions into larger rings.
     fn grow(&mut self, row_bytes: usize, capacity: usize, position: usize) -> Result<()> {
-        let live = position.saturating_sub(self.capacity)..position;
+        let live = self.first.max(position.saturating_sub(self.capacity))..position;
         let heads = self.shape.kv_heads;
         let larger = |rows| regrow(rows, heads, row_bytes, self.capacity, capacity, live.clone());
         (self.keys, self.values) = (larger(&self.keys)?, larger(&self.values)?);
@@ -110,7 +195,7 @@ fn regrow(
     row_bytes: usize,
     old: usize,
     new: usize,
-    live: std::ops::Range<usize>,
+    live: Range<usize>,
 ) -> Result<Vec<u8>> {
     let mut grown = Vec::new();
     memory::grow(&mut grown, heads.saturating_mul(new).saturating_mul(row_bytes), 0, "key/value cache")?;

@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use moe_core::OutOfMemory;
+use moe_core::{BoxError, OutOfMemory};
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a layer calls an observer that could not do its work.
+const OBSERVER: &str = "observer";
 
 /// An error of loading or running a model.
 ///
@@ -127,7 +130,7 @@ pub enum Error {
         layer: Option<usize>,
         /// What was being computed.
         stage: &'static str,
-        /// Row of the batch.
+        /// Place among the tokens of its step.
         token: usize,
         /// The value.
         value: f32,
@@ -143,6 +146,20 @@ pub enum Error {
     Busy {
         /// Of what there is only so much.
         what: &'static str,
+    },
+    /// One of the steps of a pass of several is at fault.
+    #[error("step {step}: {source}")]
+    Step {
+        /// Its place in the pass.
+        step: usize,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// An observer could not do its work.
+    #[error("{source}")]
+    Observer {
+        /// What kept it.
+        source: BoxError,
     },
     /// An observer ended the pass.
     #[error("stopped")]
@@ -197,6 +214,39 @@ impl Error {
         }
     }
 
+    /// An error of step `n` of so many.
+    pub(crate) fn of_step(self, n: usize, steps: usize) -> Self {
+        match self {
+            Self::OutOfMemory(_) | Self::Step { .. } => self,
+            _ if steps == 1 => self,
+            source => Self::Step { step: n, source: Box::new(source) },
+        }
+    }
+
+    /// An error of a pass whose steps have so many tokens each: that of one step, where it is about one.
+    pub(crate) fn in_steps(self, lengths: impl ExactSizeIterator<Item = usize>) -> Self {
+        let steps = lengths.len();
+        match self {
+            Self::NotFinite { layer, stage, token, value } => {
+                let mut token = token;
+                for (n, length) in lengths.enumerate() {
+                    if token < length {
+                        return Self::NotFinite { layer, stage, token, value }.of_step(n, steps);
+                    }
+                    token -= length;
+                }
+                Self::NotFinite { layer, stage, token, value }
+            }
+            Self::Layer { layer, source: moe_core::Error::Sequence { sequence, source } } => {
+                match Self::moe(layer, *source, |row| row) {
+                    shared @ (Self::OutOfMemory(_) | Self::Busy { .. }) => shared,
+                    own => own.of_step(sequence, steps),
+                }
+            }
+            other => other,
+        }
+    }
+
     /// What a mixture-of-experts layer says, with its place; `token` is the place of one of its rows in the batch.
     pub(crate) fn moe(layer: usize, source: moe_core::Error, token: impl Fn(usize) -> usize) -> Self {
         match source {
@@ -204,6 +254,7 @@ impl Error {
                 Self::NotFinite { layer: Some(layer), stage: stage.name(), token: token(row), value }
             }
             moe_core::Error::Busy { what } => Self::Busy { what },
+            moe_core::Error::Custom { what: OBSERVER, source } => Self::Observer { source },
             moe_core::Error::OutOfMemory(error) => Self::OutOfMemory(error),
             source => Self::Layer { layer, source },
         }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::{Error, Model, Observer, Result, Sampler, Sampling, Session, Span, Step, Wanted, Workspace};
+use crate::{Error, Generation, Model, Observer, Result, Sampling, Session, Workspace};
 
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,105 +86,48 @@ pub struct Generated {
     pub generation_time: Duration,
 }
 
-/// Reads `prompt` into the session and generates tokens after it.
+/// Reads `prompt` into the session and generates tokens after it: runs a [`Generation`] by passes of its own.
 ///
 /// `event` hears of progress and tokens, and ends the generation by `Break`; so does the observer, within a layer's time. The
-/// session then holds what was read, and can go on.
+/// session then holds what was read, and can go on. Routers that are not of token locality read the prompt in one pass.
 ///
 /// # Errors
 ///
 /// [`Error::EmptyPrompt`]; [`Error::Setting`]; [`Error::AllSuppressed`]; those of [`Model::forward`], but that being stopped, and
-/// reaching the limit of positions after the prompt, are ends and not errors.
-pub fn generate(
+/// reaching the limit of positions after the prompt, are ends and not errors; what `event` fails with.
+pub fn generate<E: From<Error>>(
     model: &Model,
     session: &mut Session,
     prompt: &[u32],
     options: &GenerateOptions,
     workspace: &mut Workspace,
     observer: &mut dyn Observer,
-    mut event: impl FnMut(Event) -> ControlFlow<()>,
-) -> Result<Generated> {
-    if prompt.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    if options.chunk == 0 {
-        return Err(Error::Setting { setting: "chunk", expected: "1 or more".into(), found: "0".into() });
-    }
-    crate::rope::check_context(session.position(), prompt.len(), session.context())?;
-    options.sampling.rules.check_tokens(model.config().vocab_size)?;
-    let begin = session.position() + prompt.len();
-    let span = Span { begin, end: begin.checked_add(options.max_tokens), stop: options.stop.clone() };
-    let mut sampler = Sampler::new(options.sampling.clone())?.with_span(span);
-
+    mut event: impl FnMut(Event) -> Result<ControlFlow<()>, E>,
+) -> Result<Generated, E> {
+    let mut generation = Generation::new(model, session, prompt, options)?;
     let begun = Instant::now();
-    let mut generated = Generated {
-        tokens: Vec::new(),
-        ended: Ended::MaxTokens,
-        prompt_tokens: 0,
-        prompt_time: Duration::ZERO,
-        generation_time: Duration::ZERO,
-    };
-    let mut next = None;
-    for chunk in prompt.chunks(options.chunk) {
-        let last = generated.prompt_tokens + chunk.len() == prompt.len();
-        let wanted = if last && options.max_tokens > 0 { Wanted::Last } else { Wanted::None };
-        let logits =
-            match model.forward(&mut [Step::new(&mut *session, chunk).wanted(wanted)], workspace, observer) {
-                Err(Error::Stopped) => return Ok(stopped(generated, begun)),
-                other => other?,
-            };
-        if wanted == Wanted::Last {
-            next = Some(draw(&mut sampler, &logits, session)?);
+    let mut prompt_time = None;
+    while let Some(step) = generation.step() {
+        match model.forward(&mut [step], workspace, observer) {
+            Ok(logits) => generation.take(logits.as_slice().unwrap_or_default())?,
+            Err(Error::Stopped) => generation.end(),
+            Err(error) => return Err(error.into()),
         }
-        generated.prompt_tokens += chunk.len();
-        let progress = Event::Prompt { done: generated.prompt_tokens, total: prompt.len() };
-        if event(progress).is_break() {
-            return Ok(stopped(generated, begun));
+        if generation.prompt_tokens() == prompt.len() {
+            prompt_time.get_or_insert_with(|| begun.elapsed());
+        }
+        while let Some(happened) = generation.next_event() {
+            if event(happened)?.is_break() {
+                generation.end();
+            }
         }
     }
-    generated.prompt_time = begun.elapsed();
-
-    let begun = Instant::now();
-    while let Some(token) = next.take() {
-        if options.stop.contains(&token) {
-            generated.ended = Ended::Stop(token);
-            break;
-        }
-        generated.tokens.push(token);
-        if event(Event::Token(token)).is_break() {
-            generated.ended = Ended::Stopped;
-            break;
-        }
-        if generated.tokens.len() == options.max_tokens {
-            break;
-        }
-        if session.position() == session.context() {
-            generated.ended = Ended::Context;
-            break;
-        }
-        let tokens = [token];
-        let step = Step::new(&mut *session, &tokens);
-        next = match model.forward(&mut [step], workspace, observer) {
-            Err(Error::Stopped) => {
-                generated.ended = Ended::Stopped;
-                None
-            }
-            other => {
-                let logits = other?;
-                Some(draw(&mut sampler, &logits, session)?)
-            }
-        };
-    }
-    generated.generation_time = begun.elapsed();
-    Ok(generated)
-}
-
-/// The token that follows what the session holds.
-fn draw(sampler: &mut Sampler, logits: &ndarray::ArrayView2<'_, f32>, session: &Session) -> Result<u32> {
-    sampler.sample(logits.as_slice().unwrap_or_default(), session.tokens(), session.position())
-}
-
-/// A generation that ended before the prompt was read.
-fn stopped(generated: Generated, begun: Instant) -> Generated {
-    Generated { ended: Ended::Stopped, prompt_time: begun.elapsed(), ..generated }
+    let prompt_time = prompt_time.unwrap_or_else(|| begun.elapsed());
+    Ok(Generated {
+        ended: generation.ended().unwrap_or(Ended::Stopped),
+        prompt_tokens: generation.prompt_tokens(),
+        tokens: generation.into_parts().1,
+        prompt_time,
+        generation_time: begun.elapsed().saturating_sub(prompt_time),
+    })
 }

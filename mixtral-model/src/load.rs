@@ -14,6 +14,7 @@ use crate::manifest::{LayerManifest, Manifest, TensorSpec};
 use crate::model::{Compute, Layer, Model};
 use crate::products::Products;
 use crate::rope::Rope;
+use crate::session::ModelId;
 use crate::{Access, Checkpoint, Config, Error, ExpertMatrix, Result, Source};
 
 impl Model {
@@ -108,7 +109,7 @@ impl<'a> Loader<'a> {
         let norm = weights.vector(&manifest.final_norm())?;
         let (rope, products) =
             (Rope::new(config.head_dim, config.rope_theta, config.rope_scaling), products.get());
-        Ok(Model { compute, products, embedding, rope, layers, norm, head, config })
+        Ok(Model { id: ModelId::new(), compute, products, embedding, rope, layers, norm, head, config })
     }
 }
 

@@ -2,7 +2,9 @@
 //!
 //! T tokens of one or several sessions, D model width, V vocabulary.
 
-use moe_core::{Experts, Gate, Locality, MoeLayer, Routed, Router, numerics};
+use std::ops::ControlFlow;
+
+use moe_core::{Experts, Gate, Locality, MoeLayer, PerSequence, Routed, Router, numerics};
 use moe_kernels::{Activations, Backend, Linear, WeightMatrix, enter, vector};
 use ndarray::ArrayView2;
 
@@ -11,12 +13,15 @@ use crate::batch::Batch;
 use crate::products::Products;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
+use crate::routers::no_layer;
+use crate::session::ModelId;
 use crate::workspace::{Workspace, matrix, matrix_of};
-use crate::{Config, Error, Observer, Result, Session, SessionOptions, Step};
+use crate::{Config, Error, LayerRouters, Observer, Result, Session, SessionOptions, Step};
 
 /// A Mixtral model: immutable, shared by any number of sessions and threads.
 #[derive(Debug)]
 pub struct Model {
+    pub(crate) id: ModelId,
     pub(crate) config: Config,
     pub(crate) compute: Compute,
     pub(crate) products: Products,
@@ -96,14 +101,29 @@ impl Model {
     /// experts ([`MoeLayer::replace_router`]). The layer then keeps its own.
     pub fn replace_router(&mut self, layer: usize, router: Box<dyn Router>) -> Result<Box<dyn Router>> {
         let count = self.layers.len();
-        let Some(found) = self.layers.get_mut(layer) else {
-            return Err(Error::Setting {
-                setting: "layer",
-                expected: format!("a number below {count}"),
-                found: layer.to_string(),
-            });
-        };
+        let found = self.layers.get_mut(layer).ok_or_else(|| no_layer(layer, count))?;
         found.moe.replace_router(router).map_err(|source| Error::Layer { layer, source })
+    }
+
+    /// The mixture-of-experts layer of a layer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a layer that the model does not have.
+    pub fn moe_layer(&self, layer: usize) -> Result<&MoeLayer> {
+        let found = self.layers.get(layer).ok_or_else(|| no_layer(layer, self.layers.len()))?;
+        Ok(&found.moe)
+    }
+
+    /// What a token's experts depend on: the weakest promise among the routers of all layers.
+    pub fn locality(&self) -> Locality {
+        let of_layer = |layer: &Layer| layer.moe.router().locality();
+        self.layers.iter().map(of_layer).max().unwrap_or(Locality::Token)
+    }
+
+    /// What routes a layer of a step with these routers.
+    pub(crate) fn router_at<'a>(&'a self, layer: usize, routers: Option<&'a LayerRouters>) -> &'a dyn Router {
+        routers.and_then(|routers| routers.at(layer)).unwrap_or_else(|| self.layers[layer].moe.router())
     }
 
     /// The gate of one layer, for whoever trains it; `None` for a layer that the model does not have, or a gate that is no `G` or does
@@ -138,7 +158,16 @@ impl Model {
     /// [`Error::Setting`] if the context asked for is zero or beyond the model's.
     pub fn session(&self, options: SessionOptions) -> Result<Session> {
         let shapes = self.layers.iter().map(|layer| layer.attention.shape);
-        Session::new(shapes, self.config.max_positions, options)
+        Session::new(self.id, shapes, self.config.max_positions, options)
+    }
+
+    /// Checks that it made a session.
+    pub(crate) fn check_session(&self, session: &Session) -> Result<()> {
+        if session.model() == self.id {
+            return Ok(());
+        }
+        let (expected, found) = ("one that this model made".to_owned(), "one of another model".to_owned());
+        Err(Error::Setting { setting: "session", expected, found })
     }
 
     /// Processes the tokens of one or several sessions in one pass, and gives the logits that were wanted, `[W, V]`, in the
@@ -152,8 +181,9 @@ impl Model {
     ///
     /// # Errors
     ///
+    /// [`Error::Step`] naming the step where several are in the pass and one of them is at fault: the pass may succeed without it.
     /// [`Error::EmptyPrompt`] for a step without tokens; [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`];
-    /// [`Error::Setting`] for a session of a model of another shape; [`Error::OutOfMemory`]; [`Error::NotFinite`], naming layer and stage, where NaN or an infinity
+    /// [`Error::Setting`] for a session of another model; [`Error::OutOfMemory`]; [`Error::NotFinite`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Layer`] where a layer fails otherwise; [`Error::Weights`] where bf16 activations meet a weight that is too
     /// small; [`Error::Busy`] where other passes have taken what this one needs and it is called on a worker of a thread pool,
     /// which must not wait; [`Error::Stopped`] at the observer's wish.
@@ -169,7 +199,8 @@ impl Model {
         self.begin(steps, workspace)?;
         let tokens = steps.iter().map(|step| step.tokens.len()).sum();
         let reserved = Reserved::new(&self.layers, tokens, &mut *workspace)?;
-        enter(|| self.pass(steps, &mut *reserved.workspace, observer))?;
+        enter(|| self.pass(steps, &mut *reserved.workspace, observer))
+            .map_err(|error| error.in_steps(steps.iter().map(|step| step.tokens.len())))?;
         drop(reserved);
         for step in steps.iter_mut() {
             step.session.advance(step.tokens);
@@ -180,26 +211,25 @@ impl Model {
     /// Checks the steps, makes room for them, and lays out the batch.
     fn begin(&self, steps: &mut [Step<'_>], workspace: &mut Workspace) -> Result<()> {
         workspace.batch.clear();
-        for step in steps {
-            let Step { session, tokens, .. } = &mut *step;
-            if tokens.is_empty() {
-                return Err(Error::EmptyPrompt);
-            }
-            let vocabulary = self.config.vocab_size;
-            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
-                return Err(Error::TokenOutOfRange { token, vocabulary });
-            }
-            if !session.cache().fits(self.layers.iter().map(|layer| layer.attention.shape)) {
-                return Err(Error::Setting {
-                    setting: "session",
-                    expected: "one that this model made".to_owned(),
-                    found: "one of a model of another shape".to_owned(),
-                });
-            }
-            session.reserve(tokens.len())?;
-            workspace.batch.push(step)?;
+        let count = steps.len();
+        for (n, step) in steps.iter_mut().enumerate() {
+            self.begin_step(step, &mut workspace.batch).map_err(|error| error.of_step(n, count))?;
         }
         Ok(())
+    }
+
+    fn begin_step(&self, step: &mut Step<'_>, batch: &mut Batch) -> Result<()> {
+        let Step { session, tokens, .. } = &mut *step;
+        if tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let vocabulary = self.config.vocab_size;
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(Error::TokenOutOfRange { token, vocabulary });
+        }
+        self.check_session(session)?;
+        session.reserve(tokens.len())?;
+        batch.push(step)
     }
 
     /// The pass itself.
@@ -226,7 +256,8 @@ impl Model {
         for (n, layer) in self.layers.iter().enumerate() {
             // of what follows the last layer's keys and values, nobody looks at other rows than those wanted
             let is_last = n + 1 == self.layers.len();
-            let only_wanted = is_last && !all_rows && layer.moe.router().locality() == Locality::Token;
+            let by_token = |step: &Step<'_>| self.router_at(n, step.routers).locality() == Locality::Token;
+            let only_wanted = is_last && !all_rows && steps.iter().all(by_token);
 
             // hidden += attention(norm(hidden))
             let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
@@ -244,21 +275,28 @@ impl Model {
             }
             hidden += &delta;
             check_finite(hidden.view(), batch, Some(n), "attention")?;
-            observer.attended(n, layer.attention.mixed(attention, batch.rows()));
+            let mixed = layer.attention.mixed(attention, batch.rows());
+            observer.attended(n, mixed).map_err(|source| Error::Observer { source })?;
 
             // hidden += moe(norm(hidden))
             let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;
             vector::rms_norm(backend, hidden.view(), &layer.moe_norm, eps, normed.view_mut());
-            let mut routed = |routed: &Routed<'_>| observer.routed(routed);
+            let mut told = OfLayer(&mut *observer);
+            let steps = &*steps;
+            let each = PerSequence::new(steps.len(), |s| self.router_at(n, steps[s].routers));
+            let given = steps.iter().any(|step| step.routers.is_some_and(|routers| routers.at(n).is_some()));
+            let router: &dyn Router = if given { &each } else { layer.moe.router() };
             layer
                 .moe
-                .forward(normed.view(), batch.context(), moe, &mut routed, delta.view_mut())
+                .forward_with(router, normed.view(), batch.context(), moe, &mut told, delta.view_mut())
                 .map_err(|error| Error::moe(n, error, |row| batch.token(row)))?;
             hidden += &delta;
             check_finite(hidden.view(), batch, Some(n), "residual stream")?;
 
-            if observer.layer_done(n, hidden.view()).is_break() {
-                return Err(Error::Stopped);
+            match observer.layer_done(n, hidden.view()) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return Err(Error::Stopped),
+                Err(source) => return Err(Error::Observer { source }),
             }
         }
 
@@ -272,6 +310,15 @@ impl Model {
             .forward(normed.view(), linear, logits.view_mut())
             .map_err(Error::weights(None, "lm_head"))?;
         check_finite(logits.view(), batch, None, "logits")
+    }
+}
+
+/// An observer of the model, as a layer tells it of its routing.
+struct OfLayer<'a>(&'a mut dyn Observer);
+
+impl moe_core::Observer for OfLayer<'_> {
+    fn routed(&mut self, routed: &Routed<'_>) -> moe_core::Result<()> {
+        self.0.routed(routed).map_err(moe_core::Error::observer)
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::ops::ControlFlow;
 
-use moe_core::Routed;
+use moe_core::{BoxError, Routed};
 use ndarray::ArrayView2;
+
+/// What an observer gives back: whatever keeps it from its work ends the pass with
+/// [`Error::Observer`](crate::Error::Observer), which leaves every session as it was before.
+pub type Observed<T = ()> = Result<T, BoxError>;
 
 /// Is told what a forward pass does, layer by layer. `()` looks away.
 ///
@@ -20,21 +24,23 @@ pub trait Observer: Send {
 
     /// A layer's attention is done: its output has joined the residual stream. `mixed` is what came to the output projection,
     /// the heads' weighted means of values, `[rows, heads · head_dim]`.
-    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) -> Observed {
         let _ = (layer, mixed);
+        Ok(())
     }
 
     /// A layer has routed its tokens; the context says which they are. This is where the logits of its router, and the hidden
     /// states that gate and experts read, can be had: they are the layer's only while it is told of here.
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         let _ = routed;
+        Ok(())
     }
 
     /// A layer is done; `hidden` is what it hands on, `[rows, D]`: a row for each of the tokens that it worked on. `Break` ends
     /// the pass with [`Error::Stopped`](crate::Error::Stopped), which leaves every session as it was before.
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         let _ = (layer, hidden);
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -50,20 +56,16 @@ impl<O: Observer> Observer for Option<O> {
         self.as_ref().is_some_and(O::wants_all_rows)
     }
 
-    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
-        if let Some(observer) = self {
-            observer.attended(layer, mixed);
-        }
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) -> Observed {
+        self.as_mut().map_or(Ok(()), |observer| observer.attended(layer, mixed))
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
-        if let Some(observer) = self {
-            observer.routed(routed);
-        }
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
+        self.as_mut().map_or(Ok(()), |observer| observer.routed(routed))
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
-        self.as_mut().map_or(ControlFlow::Continue(()), |observer| observer.layer_done(layer, hidden))
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
+        self.as_mut().map_or(Ok(ControlFlow::Continue(())), |observer| observer.layer_done(layer, hidden))
     }
 }
 
@@ -73,19 +75,21 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
         self.0.wants_all_rows() || self.1.wants_all_rows()
     }
 
-    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
-        self.0.attended(layer, mixed);
-        self.1.attended(layer, mixed);
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) -> Observed {
+        self.0.attended(layer, mixed)?;
+        self.1.attended(layer, mixed)
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
-        self.0.routed(routed);
-        self.1.routed(routed);
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
+        self.0.routed(routed)?;
+        self.1.routed(routed)
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
-        self.0.layer_done(layer, hidden)?;
-        self.1.layer_done(layer, hidden)
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
+        match self.0.layer_done(layer, hidden)? {
+            ControlFlow::Continue(()) => self.1.layer_done(layer, hidden),
+            stop @ ControlFlow::Break(()) => Ok(stop),
+        }
     }
 }
 
@@ -94,15 +98,15 @@ impl<O: Observer + ?Sized> Observer for &mut O {
         (**self).wants_all_rows()
     }
 
-    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
-        (**self).attended(layer, mixed);
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) -> Observed {
+        (**self).attended(layer, mixed)
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
-        (**self).routed(routed);
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
+        (**self).routed(routed)
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         (**self).layer_done(layer, hidden)
     }
 }

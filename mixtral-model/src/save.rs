@@ -1,6 +1,7 @@
-//! Writing files that are either complete or not there, and safetensors files of four-byte tensors.
+//! Writing files that are either complete or not there, and safetensors files among them.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -10,30 +11,40 @@ use safetensors::tensor::{Metadata, TensorInfo};
 
 use crate::{Error, Result};
 
-/// A matrix to write.
+/// A tensor to write.
 pub(crate) struct Tensor<'a> {
     pub(crate) name: String,
-    pub(crate) shape: [usize; 2],
+    pub(crate) shape: Vec<usize>,
     pub(crate) elements: Elements<'a>,
 }
 
 pub(crate) enum Elements<'a> {
     F32(Cow<'a, [f32]>),
     I32(Vec<i32>),
+    U32(&'a [u32]),
+    /// So many bytes of elements of a type, which a function hands over piece by piece.
+    Pieces(Dtype, usize, Box<Pieces<'a>>),
 }
+
+/// Hands every piece to a function, in order.
+pub(crate) type Pieces<'a> = dyn Fn(&mut dyn FnMut(&[u8])) + 'a;
 
 impl Elements<'_> {
     fn dtype(&self) -> Dtype {
         match self {
             Self::F32(_) => Dtype::F32,
             Self::I32(_) => Dtype::I32,
+            Self::U32(_) => Dtype::U32,
+            Self::Pieces(dtype, ..) => *dtype,
         }
     }
 
-    fn len(&self) -> usize {
+    fn bytes(&self) -> usize {
         match self {
-            Self::F32(values) => values.len(),
-            Self::I32(values) => values.len(),
+            Self::F32(values) => size_of_val(&**values),
+            Self::I32(values) => size_of_val(&**values),
+            Self::U32(values) => size_of_val(*values),
+            Self::Pieces(_, bytes, _) => *bytes,
         }
     }
 
@@ -41,31 +52,52 @@ impl Elements<'_> {
         match self {
             Self::F32(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())),
             Self::I32(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())),
+            Self::U32(values) => values.iter().try_for_each(|v| out.write_all(&v.to_le_bytes())),
+            Self::Pieces(_, _, each) => {
+                let mut written = Ok(());
+                each(&mut |piece| {
+                    if written.is_ok() {
+                        written = out.write_all(piece);
+                    }
+                });
+                written
+            }
         }
     }
 }
 
-/// Writes four-byte tensors, in the order given.
-pub(crate) fn save_tensors(path: &Path, tensors: &[Tensor<'_>]) -> Result<()> {
+/// Writes the elements of tensors, one after the other.
+pub(crate) fn write_elements(out: &mut impl Write, tensors: &[Tensor<'_>]) -> io::Result<()> {
+    tensors.iter().try_for_each(|tensor| tensor.elements.write(out))
+}
+
+/// Writes tensors, in the order given, and texts about them.
+pub(crate) fn save_tensors(
+    path: &Path,
+    about: Option<HashMap<String, String>>,
+    tensors: &[Tensor<'_>],
+) -> Result<()> {
     let mut end = 0;
     let infos = tensors.iter().map(|tensor| {
         let begin = end;
-        end += 4 * tensor.elements.len();
-        let (dtype, shape) = (tensor.elements.dtype(), tensor.shape.to_vec());
+        end += tensor.elements.bytes();
+        let (dtype, shape) = (tensor.elements.dtype(), tensor.shape.clone());
         (tensor.name.clone(), TensorInfo { dtype, shape, data_offsets: (begin, end) })
     });
     let infos = infos.collect();
     let failed = |source| Error::Io { path: path.to_path_buf(), source };
     replace(path, |out| {
-        write_header(out, infos)
-            .and_then(|()| tensors.iter().try_for_each(|tensor| tensor.elements.write(out)))
-            .map_err(failed)
+        write_header(out, about, infos).and_then(|()| write_elements(out, tensors)).map_err(failed)
     })
 }
 
 /// Writes the header of a safetensors file. The data begins at a multiple of eight.
-pub(crate) fn write_header(out: &mut impl Write, infos: Vec<(String, TensorInfo)>) -> io::Result<()> {
-    let metadata = Metadata::new(None, infos).map_err(io::Error::other)?;
+pub(crate) fn write_header(
+    out: &mut impl Write,
+    about: Option<HashMap<String, String>>,
+    infos: Vec<(String, TensorInfo)>,
+) -> io::Result<()> {
+    let metadata = Metadata::new(about, infos).map_err(io::Error::other)?;
     let mut header = serde_json::to_vec(&metadata)?;
     header.resize(header.len().next_multiple_of(8), b' ');
     out.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -183,11 +215,11 @@ mod tests {
         let path = dir.path().join("t.safetensors");
         let floats = [1.0, -2.5, 3.0];
         let tensors = [
-            Tensor { name: "a".into(), shape: [1, 3], elements: Elements::F32(floats[..].into()) },
-            Tensor { name: "b".into(), shape: [2, 1], elements: Elements::I32(vec![7, -1]) },
+            Tensor { name: "a".into(), shape: vec![1, 3], elements: Elements::F32(floats[..].into()) },
+            Tensor { name: "b".into(), shape: vec![2, 1], elements: Elements::I32(vec![7, -1]) },
         ];
         for _ in 0..2 {
-            save_tensors(&path, &tensors).unwrap();
+            save_tensors(&path, None, &tensors).unwrap();
             assert_eq!(names(dir.path()), ["t.safetensors"]);
         }
         let bytes = fs::read(&path).unwrap();
@@ -208,7 +240,7 @@ mod tests {
         });
         assert!(matches!(broken, Err(Error::Io { path: at, .. }) if at == path));
         assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (before, vec!["t.safetensors".to_owned()]));
-        assert!(matches!(save_tensors(dir.path(), &tensors), Err(Error::Checkpoint { .. })));
-        assert!(matches!(save_tensors(&dir.path().join("no/t"), &tensors), Err(Error::Io { .. })));
+        assert!(matches!(save_tensors(dir.path(), None, &tensors), Err(Error::Checkpoint { .. })));
+        assert!(matches!(save_tensors(&dir.path().join("no/t"), None, &tensors), Err(Error::Io { .. })));
     }
 }

@@ -8,7 +8,7 @@ use ndarray::ArrayView2;
 
 use crate::save::{Elements, Tensor, save_tensors};
 use crate::workspace::matrix_of;
-use crate::{Error, Model, Observer, Result, Session, Step, Wanted, Workspace};
+use crate::{Error, Model, Observed, Observer, Result, Session, Step, Wanted, Workspace};
 
 /// The kept choices of a row of tokens in one layer. Tokens may have different numbers of them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -216,7 +216,7 @@ impl Trace {
     pub fn save(&self, path: &Path) -> Result<()> {
         let floats = |name: String, columns, values| Tensor {
             name,
-            shape: [self.tokens, columns],
+            shape: vec![self.tokens, columns],
             elements: Elements::F32(values),
         };
         let mut tensors = vec![floats("logits".to_owned(), self.vocabulary, (&self.logits[..]).into())];
@@ -231,7 +231,7 @@ impl Trace {
             ));
             tensors.push(Tensor {
                 name: format!("experts.{n}"),
-                shape: [self.tokens, k],
+                shape: vec![self.tokens, k],
                 elements: Elements::I32(experts.into_iter().map(u32::cast_signed).collect()),
             });
             tensors.push(floats(
@@ -240,7 +240,7 @@ impl Trace {
                 layer.choices.padded(Choices::weights, 0.0).into(),
             ));
         }
-        save_tensors(path, &tensors)
+        save_tensors(path, None, &tensors)
     }
 }
 
@@ -248,15 +248,16 @@ impl Trace {
 struct Recorder<'a>(&'a mut [LayerTrace]);
 
 impl Observer for Recorder<'_> {
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         let layer = &mut self.0[routed.layer];
         layer.router_logits.extend(routed.logits.iter());
         layer.choices.extend(routed.plan);
+        Ok(())
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         self.0[layer].hidden.extend(hidden.iter());
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 

@@ -12,7 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mixtral_model::{Checkpoint, Config, Error, Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{
+    Checkpoint, Config, Error, Model, Observed, Observer, SessionOptions, Step, Wanted, Workspace,
+};
 use moe_core::memory::held;
 use moe_core::{
     Dispatch, Error as CoreError, Experts, Reserve, Result as CoreResult, Routed, RowWork, Scratch,
@@ -223,8 +225,9 @@ fn a_pass_that_fails_gives_back() {
     /// Panics in the second layer.
     struct Bad;
     impl Observer for Bad {
-        fn routed(&mut self, routed: &Routed<'_>) {
+        fn routed(&mut self, routed: &Routed<'_>) -> Observed {
             assert_eq!(routed.layer, 0, "on purpose");
+            Ok(())
         }
     }
     in_time(|| {

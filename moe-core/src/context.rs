@@ -22,6 +22,8 @@ pub struct TokenContext<'a> {
     /// Identity of each sequence in what a router draws, `[sequences]`; empty means that all are 0, so that equal positions of
     /// two sequences draw alike. The place of a sequence in the batch is no identity: it would let the others change a token.
     pub sequence_ids: &'a [u64],
+    /// Seed of each sequence, `[sequences]`, where they have seeds of their own; empty means [`seed`](Self::seed) for all.
+    pub seeds: &'a [u64],
     /// Position of each token in its sequence; empty means 0, 1, 2, … from the start of each.
     pub positions: &'a [usize],
     /// Vocabulary id of each token, where the caller knows it.
@@ -49,6 +51,11 @@ impl<'a> TokenContext<'a> {
     /// The same, with identities of the sequences for what is drawn.
     pub fn with_sequence_ids(self, ids: &'a [u64]) -> Self {
         Self { sequence_ids: ids, ..self }
+    }
+
+    /// The same, with a seed for each sequence.
+    pub fn with_seeds(self, seeds: &'a [u64]) -> Self {
+        Self { seeds, ..self }
     }
 
     /// The same, with positions.
@@ -107,10 +114,20 @@ impl<'a> TokenContext<'a> {
         }
     }
 
+    /// The seed that random numbers of token `t` are drawn with.
+    pub fn seed_of(&self, t: usize) -> u64 {
+        self.seeds.get(self.sequence_of(t)).copied().unwrap_or(self.seed)
+    }
+
+    /// The place in the batch of the sequence that token `t` is of.
+    fn sequence_of(&self, t: usize) -> usize {
+        self.offsets.partition_point(|&start| start <= t).saturating_sub(1)
+    }
+
     /// The layer, sequence identity and position of token `t`: where its random numbers are drawn for
     /// ([`numerics::uniform`](crate::numerics::uniform)).
     pub fn place(&self, t: usize) -> [u64; 3] {
-        let s = self.offsets.partition_point(|&start| start <= t).saturating_sub(1);
+        let s = self.sequence_of(t);
         let start = self.offsets.get(s).copied().unwrap_or(0);
         let position = self.positions.get(t).copied().unwrap_or(t - start);
         [self.layer as u64, self.sequence_ids.get(s).copied().unwrap_or(0), position as u64]
@@ -144,9 +161,11 @@ impl<'a> TokenContext<'a> {
         if let Some(mask) = self.padding {
             length("padding mask", mask.len())?;
         }
-        if !self.sequence_ids.is_empty() && self.sequence_ids.len() != self.sequences() {
-            let (expected, found) = (self.sequences(), self.sequence_ids.len());
-            return Err(Error::Length { what: "sequence identities", expected, found });
+        for (what, list) in [("sequence identities", self.sequence_ids), ("seeds", self.seeds)] {
+            if !list.is_empty() && list.len() != self.sequences() {
+                let (expected, found) = (self.sequences(), list.len());
+                return Err(Error::Length { what, expected, found });
+            }
         }
         for (what, rows) in [("noise", self.noise), ("noise logits", self.noise_logits)] {
             if let Some(rows) = rows {
@@ -169,17 +188,15 @@ impl<'a> TokenContext<'a> {
 
     /// The context of one stretch of the tokens as a sequence of its own.
     pub(crate) fn slice(&self, range: &Range<usize>) -> Self {
+        let of_sequence = |list: &'a [u64]| {
+            // An empty stretch at the end of the batch belongs to the last sequence.
+            let s = self.sequence_of(range.start).min(list.len().saturating_sub(1));
+            list.get(s..s + 1).unwrap_or(&[])
+        };
         Self {
             offsets: &[],
-            sequence_ids: match self.sequence_ids {
-                [] => &[],
-                ids => {
-                    let s = self.offsets.partition_point(|&start| start <= range.start).saturating_sub(1);
-                    // An empty stretch at the end of the batch belongs to the last sequence.
-                    let s = s.min(ids.len() - 1);
-                    &ids[s..s + 1]
-                }
-            },
+            sequence_ids: of_sequence(self.sequence_ids),
+            seeds: of_sequence(self.seeds),
             positions: self.positions.get(range.clone()).unwrap_or(&[]),
             token_ids: self.token_ids.map(|ids| &ids[range.clone()]),
             padding: self.padding.map(|mask| &mask[range.clone()]),
@@ -336,6 +353,7 @@ mod tests {
         let whole = TokenContext::new()
             .with_sequences(&[0, 2, 2, 5])
             .with_sequence_ids(&[70, 80, 90])
+            .with_seeds(&[7, 8, 9])
             .with_positions(&positions)
             .with_noise(TokenRows::new(&noise, 1).unwrap())
             .with_noise_logits(TokenRows::new(&noise, 1).unwrap())
@@ -346,6 +364,7 @@ mod tests {
         let slice = whole.slice(&(3..5));
         slice.check(2).unwrap();
         assert_eq!(slice.place(1), whole.place(4));
+        assert_eq!([whole.seed_of(1), whole.seed_of(2), slice.seed_of(0), slice.seed_of(1)], [7, 9, 9, 9]);
         assert_eq!(slice.noise.unwrap().row(1), [4.0]);
         assert_eq!(slice.noise_logits.unwrap().row(1), [4.0]);
         let last = whole.slice(&(2..5));
@@ -359,7 +378,9 @@ mod tests {
             [defaults.place(1), defaults.place(2), defaults.place(4)],
             [[0, 0, 1], [0, 0, 0], [0, 0, 2]]
         );
+        assert_eq!([defaults.seed_of(1), defaults.with_seed(4).seed_of(3)], [0, 4]);
         assert!(whole.with_sequence_ids(&[1]).check(5).is_err());
+        assert!(whole.with_seeds(&[1]).check(5).is_err());
         assert!(whole.with_noise(TokenRows::new(&noise[..3], 1).unwrap()).check(5).is_err());
         assert!(TokenRows::new(&noise, 2).is_err());
         assert!(TokenRows::new(&[], 0).is_err());

@@ -122,6 +122,14 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// The router of one sequence of several cannot work on it.
+    #[error("sequence {sequence}: {source}")]
+    Sequence {
+        /// Its place in the batch.
+        sequence: usize,
+        /// What the router says.
+        source: Box<Error>,
+    },
     /// A setting of a gate that means nothing.
     #[error("gate: {setting}: expected {expected}, found {found}")]
     Gate {
@@ -185,6 +193,11 @@ impl Error {
     /// Wraps an error of a custom gate.
     pub fn gate(source: impl Into<BoxError>) -> Self {
         Self::Custom { what: "gate", source: source.into() }
+    }
+
+    /// Wraps an error of an observer.
+    pub fn observer(source: impl Into<BoxError>) -> Self {
+        Self::Custom { what: "observer", source: source.into() }
     }
 
     /// `Ok` where an array has the expected shape.

@@ -60,14 +60,23 @@ impl MoeLayer {
     ///
     /// What the router reports of that batch, or assigns in it; the layer then keeps its own.
     pub fn replace_router(&mut self, router: Box<dyn Router>) -> Result<Box<dyn Router>> {
+        self.check_router(&*router)?;
+        Ok(std::mem::replace(&mut self.router, router))
+    }
+
+    /// Has a router route a batch of no tokens, which shows whether it can do with the layer's number of experts.
+    ///
+    /// # Errors
+    ///
+    /// What it reports of that batch, or assigns in it.
+    pub fn check_router(&self, router: &dyn Router) -> Result<()> {
         let (mut assignments, mut plan, shape) =
             (Assignments::new(), RoutingPlan::new(), [0, self.experts()]);
         assignments.reset(shape[0], shape[1])?;
         let context = TokenContext::new().with_token_ids(&[]).at_layer(self.index);
         router.route(&RouteInput { logits: Array2::zeros(shape).view(), context }, &mut assignments)?;
         plan.seal(&assignments)?;
-        Error::check_shape("routing plan", &shape, &[plan.tokens(), plan.experts()])?;
-        Ok(std::mem::replace(&mut self.router, router))
+        Error::check_shape("routing plan", &shape, &[plan.tokens(), plan.experts()])
     }
 
     /// The same layer over another bank, made from its own: one that wraps it, say.
@@ -224,7 +233,7 @@ impl MoeLayer {
         reserve(expected, experts, "expected experts")?;
         expected.extend(plan.active_experts().map(|expert| Expected { expert, certainty: 1.0 }));
         self.expect(expected);
-        observer.routed(&Routed::of(&input, plan, Some(hidden)));
+        observer.routed(&Routed::of(&input, plan, Some(hidden)))?;
 
         // Experts: the whole bank at once, reading each row's token where it lies.
         let mut outputs = matrix(outputs, plan.rows(), dim, "outputs of the experts")?;

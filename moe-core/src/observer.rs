@@ -55,15 +55,22 @@ impl<'a> Routed<'a> {
 /// Is told of every routing. Any `FnMut(&Routed)` is one; `()` looks away.
 pub trait Observer {
     /// Called once a layer and batch, after the plan is sealed and before the experts run.
-    fn routed(&mut self, routed: &Routed<'_>);
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps it from doing its work: a disk that is full, say. It ends the pass.
+    fn routed(&mut self, routed: &Routed<'_>) -> Result<()>;
 }
 
 impl Observer for () {
-    fn routed(&mut self, _: &Routed<'_>) {}
+    fn routed(&mut self, _: &Routed<'_>) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl<F: FnMut(&Routed<'_>)> Observer for F {
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Result<()> {
         self(routed);
+        Ok(())
     }
 }

@@ -138,46 +138,71 @@ macro_rules! forward_to_target {
 forward_to_target!(&T, Box<T>, Arc<T>);
 
 /// A router of its own for each sequence of the batch, for sessions that are decoded together under different policies.
-pub struct PerSequence<'a>(
-    /// One router a sequence, in order.
-    pub &'a [&'a dyn Router],
-);
+///
+/// Each routes its sequence as if that were the whole batch, so that no sequence changes another, whatever the routers' locality.
+#[derive(Clone, Copy)]
+pub struct PerSequence<F> {
+    count: usize,
+    router: F,
+}
 
-impl Router for PerSequence<'_> {
+impl<'a> PerSequence<()> {
+    /// One router a sequence, in order.
+    pub fn of(
+        routers: &'a [&'a dyn Router],
+    ) -> PerSequence<impl Send + Sync + Copy + Fn(usize) -> &'a dyn Router> {
+        PerSequence { count: routers.len(), router: move |s| routers[s] }
+    }
+}
+
+impl<'a, F: Fn(usize) -> &'a dyn Router> PerSequence<F> {
+    /// `router(s)` for sequence s of `count`.
+    pub fn new(count: usize, router: F) -> Self {
+        Self { count, router }
+    }
+}
+
+impl<'a, F: Send + Sync + Fn(usize) -> &'a dyn Router> Router for PerSequence<F> {
+    /// # Errors
+    ///
+    /// [`Error::Sequence`] with what a sequence's router reports.
     fn route(&self, input: &RouteInput<'_>, out: &mut Assignments) -> Result<()> {
         let sequences = input.context.sequences();
-        if sequences != self.0.len() {
+        if sequences != self.count {
             return Err(Error::Router {
                 setting: "one router a sequence",
-                expected: format!("{} sequences", self.0.len()),
+                expected: format!("{} sequences", self.count),
                 found: sequences.to_string(),
             });
         }
-        for (range, router) in input.sequences().zip(self.0) {
-            out.with_first_token(range.start, |out| router.route(&input.slice(range), out))?;
+        for (sequence, range) in input.sequences().enumerate() {
+            let route =
+                |out: &mut Assignments| (self.router)(sequence).route(&input.slice(range.clone()), out);
+            let of_sequence = |source| Error::Sequence { sequence, source: Box::new(source) };
+            out.with_first_token(range.start, route).map_err(of_sequence)?;
         }
         Ok(())
     }
 
     /// The weakest promise among the routers.
     fn locality(&self) -> Locality {
-        self.0.iter().map(|r| r.locality()).max().unwrap_or(Locality::Token)
+        (0..self.count).map(|s| (self.router)(s).locality()).max().unwrap_or(Locality::Token)
     }
 
     fn perturb(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) -> Result<()> {
-        for (s, router) in (0..context.sequences()).zip(self.0) {
+        for s in 0..context.sequences().min(self.count) {
             let range = context.sequence(s, logits.nrows());
             let of_sequence = logits.slice_axis_mut(Axis(0), Slice::from(range.clone()));
-            router.perturb(&context.slice(&range), of_sequence)?;
+            (self.router)(s).perturb(&context.slice(&range), of_sequence)?;
         }
         Ok(())
     }
 
     fn scores(&self, context: &TokenContext<'_>, mut logits: ArrayViewMut2<'_, f32>) {
-        for (s, router) in (0..context.sequences()).zip(self.0) {
+        for s in 0..context.sequences().min(self.count) {
             let range = context.sequence(s, logits.nrows());
             let of_sequence = logits.slice_axis_mut(Axis(0), Slice::from(range.clone()));
-            router.scores(&context.slice(&range), of_sequence);
+            (self.router)(s).scores(&context.slice(&range), of_sequence);
         }
     }
 }

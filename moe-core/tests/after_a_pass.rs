@@ -19,8 +19,9 @@ fn logits_rows_and_outputs_are_those_of_the_pass() {
     #[derive(Default)]
     struct Kept(Vec<[Array2<f32>; 2]>);
     impl Observer for Kept {
-        fn routed(&mut self, routed: &Routed<'_>) {
+        fn routed(&mut self, routed: &Routed<'_>) -> moe_core::Result<()> {
             self.0.push([routed.hidden.unwrap().to_owned(), routed.logits.to_owned()]);
+            Ok(())
         }
     }
     let (layer, mut workspace, mut kept) = (layer(3, DIM, Best(2)), Workspace::new(), Kept::default());

@@ -146,7 +146,7 @@ fn each_sequence_has_its_own_router() {
     }
     let (first, third) = (All(2, 2), All(0, 3));
     let routers: [&dyn Router; 3] = [&first, &Best(1), &third];
-    let router = PerSequence(&routers);
+    let router = PerSequence::of(&routers);
     assert_eq!(router.locality(), Locality::Causal);
 
     let (layer, hidden) = (layer(3, DIM, Best(1)), matrix(6, 6, DIM));

@@ -236,7 +236,7 @@ fn scores_are_probabilities_unless_a_router_says_otherwise() {
 #[test]
 fn each_sequence_has_the_scores_of_its_router() {
     let routers: [&dyn Router; 3] = [&Odd, &Best(1), &Odd];
-    let (router, context) = (PerSequence(&routers), TokenContext::new().with_sequences(&[0, 1, 3, 3]));
+    let (router, context) = (PerSequence::of(&routers), TokenContext::new().with_sequences(&[0, 1, 3, 3]));
     let mut logits = Array2::zeros((3, 2));
     router.perturb(&context, logits.view_mut()).unwrap();
     assert_eq!(logits, array![[3.0, 3.0], [0.0, 0.0], [0.0, 0.0]]);

@@ -10,22 +10,23 @@
 mod head;
 mod lanes_are_dims;
 mod lanes_are_queries;
+mod spans;
 mod task;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use moe_core::memory::held;
-use moe_core::numerics::LANES;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
 
 use crate::chunk::{Chunk, chunks_of, floats, grow};
 use crate::element::padded_row_bytes;
 use crate::schedule::{for_each_piece, worth_threads};
 use crate::{Backend, Dtype, Result};
-use head::{Head, QUERIES};
-use task::{QueryTask, scratch_chunks};
+use head::Head;
+use spans::{Cut, Span, cut};
+use task::QueryTask;
 
 /// Absolute positions in a block.
 pub const POSITIONS: usize = 64;
@@ -67,10 +68,22 @@ pub struct KvRows<'a> {
     pub capacity: usize,
 }
 
+/// One of the sequences whose queries are computed together: consecutive positions, whose keys and values are in its cache already.
+#[derive(Clone, Copy, Debug)]
+pub struct SequenceRows<'a> {
+    /// Its queries.
+    pub tokens: usize,
+    /// Position of the first of them.
+    pub first: usize,
+    /// Its cache.
+    pub kv: KvRows<'a>,
+}
+
 /// Memory that attention reuses from call to call; it only grows.
 #[derive(Debug, Default)]
 pub struct AttentionScratch {
     results: Vec<Chunk>,
+    spans: Vec<Span>,
     /// What a piece needs meanwhile, for each thread: only one piece at a time locks it.
     threads: Vec<Mutex<Vec<Chunk>>>,
 }
@@ -80,22 +93,20 @@ impl AttentionScratch {
     pub fn bytes(&self) -> usize {
         let of_thread =
             |memory: &Mutex<Vec<Chunk>>| held(&memory.lock().unwrap_or_else(PoisonError::into_inner));
-        held(&self.results) + held(&self.threads) + self.threads.iter().map(of_thread).sum::<usize>()
+        let of_threads = self.threads.iter().map(of_thread).sum::<usize>();
+        held(&self.results) + held(&self.spans) + held(&self.threads) + of_threads
     }
 }
 
-/// Computes the attention of T consecutive positions from `first` on, whose keys and values are in the cache already.
-///
-/// `q` is `[T, heads · head_dim]`, rotated; `y` has the same shape and is overwritten.
+/// [`attend_each`] of one sequence: T consecutive positions from `first` on.
 ///
 /// # Errors
 ///
-/// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+/// As [`attend_each`].
 ///
 /// # Panics
 ///
-/// If the shapes do not fit, heads have no width or no window, or the cache does not hold every position that one of the
-/// queries sees.
+/// As [`attend_each`].
 #[track_caller]
 pub fn attend(
     backend: Backend,
@@ -104,6 +115,33 @@ pub fn attend(
     first: usize,
     kv: KvRows<'_>,
     scratch: &mut AttentionScratch,
+    y: ArrayViewMut2<'_, f32>,
+) -> Result<()> {
+    let sequence = SequenceRows { tokens: q.nrows(), first, kv };
+    attend_each(backend, shape, q, 1, &|_| sequence, scratch, y)
+}
+
+/// Computes the attention of several sequences in one flat parallel pass: however few queries each has, all threads have work.
+///
+/// `q` is `[T, heads · head_dim]`, rotated, the queries of `sequence(0)` first, then those of `sequence(1)`, up to `count` of
+/// them; `y` has the same shape and is overwritten. A query's result does not depend on the other sequences.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+///
+/// # Panics
+///
+/// If the shapes do not fit, the sequences have not T queries together, heads have no width or no window, or a cache does not hold
+/// every position that one of its queries sees.
+#[track_caller]
+pub fn attend_each<'a>(
+    backend: Backend,
+    shape: &AttentionShape,
+    q: ArrayView2<'_, f32>,
+    count: usize,
+    sequence: &(impl Fn(usize) -> SequenceRows<'a> + Sync),
+    scratch: &mut AttentionScratch,
     mut y: ArrayViewMut2<'_, f32>,
 ) -> Result<()> {
     let (tokens, AttentionShape { heads, kv_heads, head_dim, .. }) = (q.nrows(), *shape);
@@ -111,46 +149,40 @@ pub fn attend(
     assert!(head_dim > 0 && shape.window != Some(0), "heads of some width that see something");
     assert_eq!(q.ncols(), heads * head_dim, "width of the queries");
     assert_eq!(y.dim(), q.dim(), "shape of the output");
-    let rows = kv_heads * kv.capacity * padded_row_bytes(kv.dtype, head_dim);
-    assert_eq!((kv.keys.len(), kv.values.len()), (rows, rows), "size of the cache");
+    (0..count).for_each(|s| sequence(s).check(shape));
+    assert_eq!((0..count).map(|s| sequence(s).tokens).sum::<usize>(), tokens, "queries of the sequences");
     if tokens == 0 || heads == 0 {
         return Ok(());
     }
-    let held = first + tokens - shape.visible(first).start;
-    assert!(held <= kv.capacity, "the cache holds every position that one of the queries sees");
 
-    let group = heads / kv_heads;
-    let (queries, head_chunks) = (tokens * group, chunks_of(head_dim));
-    // Whole vectors of queries, and several pieces for each thread.
-    let of_piece = (kv_heads * queries).div_ceil(4 * rayon::current_num_threads());
-    let of_piece = of_piece.next_multiple_of(LANES).min(QUERIES).min(queries);
-    let pieces = queries.div_ceil(of_piece);
-    let piece_chunks = of_piece * head_chunks;
-    let AttentionScratch { results, threads } = scratch;
-    grow(results, kv_heads * pieces * piece_chunks, "results of attention")?;
-    let results = &mut results[..kv_heads * pieces * piece_chunks];
-    // Of one query, and of all in a piece: its tokens are consecutive.
-    let most = shape.visible(first + tokens - 1).len();
-    let positions = held.min(most + of_piece.div_ceil(group));
-    let needed = scratch_chunks(group, head_chunks, of_piece, positions);
+    let (group, head_chunks) = (heads / kv_heads, chunks_of(head_dim));
+    let AttentionScratch { results, spans, threads } = scratch;
+    let Cut { tasks, chunks, memory, cost } = cut(shape, (0..count).map(sequence), tokens, spans)?;
+    grow(results, chunks, "results of attention")?;
+    let results = &mut results[..chunks];
     threads.resize_with(threads.len().max(rayon::current_num_threads()), Default::default);
-    for memory in threads.iter_mut() {
-        let memory = memory.get_mut().unwrap_or_else(PoisonError::into_inner);
-        grow(memory, needed, "scores of attention")?;
+    for of_thread in threads.iter_mut() {
+        let of_thread = of_thread.get_mut().unwrap_or_else(PoisonError::into_inner);
+        grow(of_thread, memory, "scores of attention")?;
     }
-    let threads = &*threads;
-    let cost = [2, tokens, heads, head_dim].into_iter().fold(most, usize::saturating_mul);
-    for_each_piece(0..kv_heads * pieces, results, &|i| i * piece_chunks, cost, &|i, y| {
+    let (spans, threads) = (&**spans, &*threads);
+    let start = |task: usize| spans[Span::of_task(spans, task)].start(task, head_chunks);
+    for_each_piece(0..tasks, results, &start, cost, &|task, y| {
         let of_thread = &threads[rayon::current_thread_index().unwrap_or(0)];
         let mut scratch = of_thread.lock().unwrap_or_else(PoisonError::into_inner);
-        let head = Head::new(*shape, kv, i / pieces, first, q);
-        let from = i % pieces * of_piece;
-        let queries = from..queries.min(from + of_piece);
+        let s = Span::of_task(spans, task);
+        let (span, SequenceRows { tokens, first, kv }) = (&spans[s], sequence(s));
+        let q = q.slice_axis(Axis(0), Slice::from(span.row..span.row + tokens));
+        let head = Head::new(*shape, kv, (task - span.task) / span.pieces, first, q);
+        let from = (task - span.task) % span.pieces * span.of_piece;
+        let queries = from..(tokens * group).min(from + span.of_piece);
         backend.run(QueryTask { head, dtype: kv.dtype, queries, scratch: &mut scratch, y });
     });
     let result = |t: usize, head: usize| {
-        let query = head / group * pieces * of_piece + t * group + head % group;
-        &floats(&results[query * head_chunks..(query + 1) * head_chunks])[..head_dim]
+        let span = &spans[Span::of_row(spans, t)];
+        let query = (t - span.row) * group + head % group;
+        let chunk = span.chunk + (head / group * span.pieces * span.of_piece + query) * head_chunks;
+        &floats(&results[chunk..chunk + head_chunks])[..head_dim]
     };
     match y.as_slice_mut() {
         Some(y) if worth_threads(y.len()) => {
@@ -170,4 +202,22 @@ pub fn attend(
         }
     }
     Ok(())
+}
+
+impl SequenceRows<'_> {
+    #[track_caller]
+    fn check(&self, shape: &AttentionShape) {
+        let Self { tokens, kv, .. } = *self;
+        let rows = shape.kv_heads * kv.capacity * padded_row_bytes(kv.dtype, shape.head_dim);
+        assert_eq!((kv.keys.len(), kv.values.len()), (rows, rows), "size of the cache");
+        assert!(
+            tokens == 0 || self.seen(shape) <= kv.capacity,
+            "the cache holds every position that one of the queries sees"
+        );
+    }
+
+    /// Positions that one of its queries sees.
+    fn seen(&self, shape: &AttentionShape) -> usize {
+        self.first + self.tokens - shape.visible(self.first).start
+    }
 }

@@ -6,7 +6,9 @@ mod support;
 
 use moe_core::numerics;
 use moe_core::{Dispatch, Experts, Scratch, ScratchValue};
-use moe_kernels::attention::{AttentionScratch, AttentionShape, KvRows, POSITIONS, attend};
+use moe_kernels::attention::{
+    AttentionScratch, AttentionShape, KvRows, POSITIONS, SequenceRows, attend, attend_each,
+};
 use moe_kernels::{
     Backend, Dtype, Linear, LinearScratch, SwiGluExperts, SwiGluWeights, WeightMatrix, narrow_row,
     padded_row_bytes, vector, widen_row,
@@ -319,6 +321,71 @@ proptest! {
             let mut alone = Array2::zeros((1, outer));
             linear.forward(x.slice(ndarray::s![t..t + 1, ..]), &mut LinearScratch::default(), alone.view_mut()).unwrap();
             prop_assert_eq!(bits(&alone), bits(&together.slice(ndarray::s![t..t + 1, ..]).to_owned()));
+        }
+    }
+}
+
+/// Sequences of a batch, some without a query, whose caches differ in room and type: each as if it were alone, on any threads.
+#[test]
+fn sequences_together_are_sequences_alone() {
+    let mut random = Values::new(31);
+    for (kv_heads, group, head_dim, window) in [(2, 3, 40, Some(70)), (1, 1, 16, None), (8, 4, 32, None)] {
+        let shape = AttentionShape { heads: kv_heads * group, kv_heads, head_dim, scale: 0.2, window };
+        // Queries, and the position of the first.
+        for lengths in [&[(1, 0), (1, 500), (1, 63), (1, 64)][..], &[(0, 3), (40, 0), (0, 0), (1, 9), (0, 7)]]
+        {
+            let caches: Vec<_> = lengths
+                .iter()
+                .zip(DTYPES.iter().cycle())
+                .map(|(&(tokens, first), &dtype)| {
+                    let capacity = first + tokens + random.take(1)[0].abs() as usize;
+                    let row_bytes = padded_row_bytes(dtype, head_dim);
+                    let mut rows = || {
+                        let mut bytes = vec![0; kv_heads * capacity * row_bytes];
+                        for row in bytes.chunks_mut(row_bytes) {
+                            narrow_row(dtype, &random.take(head_dim), row);
+                        }
+                        bytes
+                    };
+                    (rows(), rows(), dtype, capacity)
+                })
+                .collect();
+            let sequence = |s: usize| {
+                let ((tokens, first), (keys, values, dtype, capacity)) = (lengths[s], &caches[s]);
+                let kv = KvRows { keys, values, dtype: *dtype, capacity: *capacity };
+                SequenceRows { tokens, first, kv }
+            };
+            let (tokens, width) = (lengths.iter().map(|(n, _)| n).sum(), shape.heads * head_dim);
+            let q = Array2::from_shape_vec((tokens, width), random.take(tokens * width)).unwrap();
+            for backend in Backend::available() {
+                let mut expected = Array2::from_elem(q.dim(), f32::NAN);
+                let mut row = 0;
+                for s in 0..lengths.len() {
+                    let SequenceRows { tokens, first, kv } = sequence(s);
+                    let rows = ndarray::s![row..row + tokens, ..];
+                    let (q, y) = (q.slice(rows), expected.slice_mut(rows));
+                    attend(backend, &shape, q, first, kv, &mut AttentionScratch::default(), y).unwrap();
+                    row += tokens;
+                }
+                for threads in [1, 3] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let mut y = Array2::from_elem(q.dim(), f32::NAN);
+                    let scratch = &mut AttentionScratch::default();
+                    pool.install(|| {
+                        attend_each(
+                            backend,
+                            &shape,
+                            q.view(),
+                            lengths.len(),
+                            &sequence,
+                            scratch,
+                            y.view_mut(),
+                        )
+                    })
+                    .unwrap();
+                    assert_eq!(bits(&y), bits(&expected), "{backend}, {threads} threads, {lengths:?}");
+                }
+            }
         }
     }
 }

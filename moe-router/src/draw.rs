@@ -16,7 +16,7 @@ pub(crate) enum Stream {
 /// A number in `0..1` for a column of token `t`: a function of (seed, stream, layer, sequence, position, column).
 pub(crate) fn uniform(context: &TokenContext<'_>, stream: Stream, t: usize, column: usize) -> f32 {
     let [layer, sequence, position] = context.place(t);
-    numerics::uniform(context.seed, &[stream as u64, layer, sequence, position, column as u64])
+    numerics::uniform(context.seed_of(t), &[stream as u64, layer, sequence, position, column as u64])
 }
 
 /// The context for an inner router: given noise is used up.

@@ -90,6 +90,7 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
     let top = TopK::new(4).unwrap();
     let capped = Capped::new(top, Capacity::factor_of_choices(0.5)).unwrap();
     let noisy = Perturbed::gaussian(Perturbed::jitter(top, 0.1).unwrap(), 1.0).unwrap();
+    let each: [&dyn Router; 2] = [&noisy, &Base::new()];
     let routers: [&dyn Router; 25] = [
         &MappedLogits::soft_capped(MappedLogits::scaled(top, 0.5).unwrap(), 3.0).unwrap(),
         &MappedLogits::steered(top, [3], [5]).unwrap(),
@@ -115,7 +116,7 @@ fn nor_do_the_other_routers_and_stacks_of_decorators() {
         &Base::new(),
         &Capped::new(noisy, Capacity::factor_of_choices(0.5)).unwrap().by_score(),
         &Capped::new(noisy, Capacity::factor_of_choices(0.5)).unwrap().by_score().rerouting(),
-        &PerSequence(&[&noisy, &Base::new()]),
+        &PerSequence::of(&each),
     ];
     for (i, router) in routers.into_iter().enumerate() {
         let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());

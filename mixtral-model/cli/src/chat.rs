@@ -134,28 +134,23 @@ impl Talk<'_> {
         let progress = Progress::new(model, prompt.len());
         let bar = progress.bar();
         let mut observer = (interrupt.clone(), progress);
-        let mut shown = Ok(());
         let generated = interrupt.during(|| {
             let event = |event| {
                 match event {
                     Event::Prompt { done, total } if done == total => bar.finish_and_clear(),
-                    Event::Token(id) => shown = show.token(id),
+                    Event::Token(id) => show.token(id)?,
                     _ => {}
                 }
                 let stopped = show.spelling.stops().is_some_and(|stops| stops.found().is_some());
-                if shown.is_err() || stopped || interrupt.wished() {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                let ends = stopped || interrupt.wished();
+                Ok(if ends { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             };
             mixtral_model::generate(model, session, &prompt, options, workspace, &mut observer, event)
         });
         drop(observer);
-        shown?;
-        let generated = generated.map_err(|error| match error {
-            Error::ContextOverflow { .. } => Failure::ChatTooLong(error.to_string()),
-            other => other.into(),
+        let generated = generated.map_err(|failure| match failure {
+            Failure::Model(error @ Error::ContextOverflow { .. }) => Failure::ChatTooLong(error.to_string()),
+            other => other,
         })?;
         show.end()?;
         // A text that ends an answer is no part of it, but for what the last token that was shown has of it.

@@ -78,36 +78,31 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let hears = args.json || !args.stop.texts.is_empty();
     let listener = tokenizer.as_ref().filter(|_| hears);
     let mut heard = listener.map(|tokenizer| Heard::new(tokenizer, &prompt, &args.stop.texts));
-    let (mut begun, mut shown) = (false, Ok(()));
+    let mut begun = false;
     let generated = interrupt.during(|| {
         let event = |event| {
-            shown = match event {
+            match event {
                 Event::Prompt { done, total } if done == total => {
                     bar.finish_and_clear();
                     begun = true;
-                    show.prompt(&prompt)
+                    show.prompt(&prompt)?;
                 }
                 Event::Token(id) => {
                     if let Some(heard) = &mut heard {
                         heard.push(id);
                     }
-                    show.token(id)
+                    show.token(id)?;
                 }
-                _ => Ok(()),
-            };
-            let stopped = heard.as_ref().is_some_and(|heard| heard.found().is_some());
-            if shown.is_err() || stopped || interrupt.wished() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+                _ => {}
             }
+            let stopped = heard.as_ref().is_some_and(|heard| heard.found().is_some());
+            Ok(if stopped || interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         };
         let workspace = &mut Workspace::new();
         mixtral_model::generate(&model, &mut session, &prompt, &options, workspace, &mut observer, event)
     });
     drop(observer);
-    shown?;
-    if begun {
+    if begun && !matches!(generated, Err(Failure::Output(_))) {
         show.end()?;
     }
     let generated = generated?;

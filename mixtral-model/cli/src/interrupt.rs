@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mixtral_model::Observer;
+use mixtral_model::{Observed, Observer};
 use ndarray::ArrayView2;
 
 use crate::failure::{Failure, Result};
@@ -131,7 +131,7 @@ impl Observer for Interrupt {
         false
     }
 
-    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
-        if self.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
+        Ok(if self.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 }

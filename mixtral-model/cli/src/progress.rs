@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use mixtral_model::{Model, Observer};
+use mixtral_model::{Model, Observed, Observer};
 use ndarray::ArrayView2;
 
 /// Shorter waits need no bar.
@@ -70,11 +70,11 @@ impl Observer for Progress {
         false
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         if layer == 0 {
             self.tokens = hidden.nrows();
         }
         self.bar.set(self.bar.bar.position() + self.tokens as u64);
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }

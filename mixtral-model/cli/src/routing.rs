@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::sync::{Mutex, MutexGuard};
 
 use anstyle::{Ansi256Color, Style};
-use mixtral_model::{Choices, Config, LayerExperts, Observer, Tokenizer};
+use mixtral_model::{Choices, Config, LayerExperts, Observed, Observer, Tokenizer};
 use moe_core::Routed;
 
 use crate::failure::Result;
@@ -50,8 +50,9 @@ impl Routing {
 pub(crate) struct Watch<'a>(pub(crate) &'a Mutex<Routing>);
 
 impl Observer for Watch<'_> {
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         locked(self.0).layers[routed.layer].extend(routed.plan);
+        Ok(())
     }
 }
 

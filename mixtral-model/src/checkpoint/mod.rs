@@ -4,6 +4,7 @@
 //! are touched when somebody asks for them. Files are untrusted: whatever a header, an index or a name claims is
 //! checked against the file's real size before anything of that size is allocated, and only regular files are opened.
 
+mod digest;
 mod file;
 mod foreign;
 mod index;
@@ -25,6 +26,7 @@ use moe_kernels::WeightFormat;
 
 use crate::layout::{Layout, Spelling};
 use crate::{Error, Result, gguf};
+pub use digest::Digest;
 use file::{Container, WeightFile};
 use index::Index;
 pub use place::Place;

@@ -13,7 +13,8 @@ use super::Conversion;
 use super::importance::{Importance, OfTensor, place};
 use crate::manifest::{ExpertMatrix, Manifest, TensorSpec};
 use crate::{
-    Checkpoint, Config, Error, Loader, MoeParts, Observer, Result, SessionOptions, Step, Wanted, Workspace,
+    Checkpoint, Config, Error, Loader, MoeParts, Observed, Observer, Result, SessionOptions, Step, Wanted,
+    Workspace,
 };
 
 /// A text on which importances are measured.
@@ -234,16 +235,17 @@ impl<P: FnMut(usize) -> ControlFlow<()> + Send> Inputs<P> {
 }
 
 impl<P: FnMut(usize) -> ControlFlow<()> + Send> Observer for Inputs<P> {
-    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) {
+    fn attended(&mut self, layer: usize, mixed: ArrayView2<'_, f32>) -> Observed {
         self.mixed[layer].add(mixed);
+        Ok(())
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         let next = layer + 1;
         if next < self.norms.len() {
             self.add(next, hidden);
         }
         let (before, now) = self.tokens;
-        (self.progress)(before + now * next / self.norms.len())
+        Ok((self.progress)(before + now * next / self.norms.len()))
     }
 }

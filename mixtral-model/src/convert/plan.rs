@@ -214,7 +214,7 @@ impl<P: FnMut(u64) -> ControlFlow<()>> Work<'_, P> {
         });
         let infos = infos.collect();
         replace(path, |out| {
-            save::write_header(out, infos).map_err(failed)?;
+            save::write_header(out, None, infos).map_err(failed)?;
             outputs.iter().try_for_each(|output| self.tensor(output, out, path))
         })?;
         fs::metadata(path).map(|written| written.len()).map_err(failed)

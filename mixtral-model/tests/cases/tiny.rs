@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use mixtral_model::{Checkpoint, Config, Ended, GenerateOptions, Model, SessionOptions, Workspace, generate};
+use mixtral_model::{
+    Checkpoint, Config, Ended, Error, GenerateOptions, Model, SessionOptions, Workspace, generate,
+};
 use moe_kernels::Backend;
 
 /// The directory of a case.
@@ -31,7 +33,7 @@ pub(crate) const PROMPT: [u32; 3] = [1, 300, 301];
 pub(crate) fn continued(model: &Model, prompt: &[u32], options: &GenerateOptions) -> (Vec<u32>, Ended) {
     let mut session = model.session(SessionOptions::default()).unwrap();
     let mut workspace = Workspace::new();
-    let go_on = |_| ControlFlow::Continue(());
+    let go_on = |_| Ok::<_, Error>(ControlFlow::Continue(()));
     let generated = generate(model, &mut session, prompt, options, &mut workspace, &mut (), go_on).unwrap();
     (generated.tokens, generated.ended)
 }

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use mixtral_model::{
-    ChatEvidence, ChatFormat, Compute, Conversation, GenerateOptions, MistralVersion, SessionOptions,
+    ChatEvidence, ChatFormat, Compute, Conversation, Error, GenerateOptions, MistralVersion, SessionOptions,
     Template, Unread, Workspace, generate,
 };
 
@@ -37,7 +37,7 @@ fn a_session_reads_what_it_has_not_read() {
             assert_eq!(clears || turn == 0, ids == conversation.ids());
             let ids = ids.to_vec();
             let options = GenerateOptions::new(&model, 4);
-            let (workspace, event) = (&mut Workspace::new(), |_| ControlFlow::Continue(()));
+            let (workspace, event) = (&mut Workspace::new(), |_| Ok::<_, Error>(ControlFlow::Continue(())));
             let generated =
                 generate(&model, &mut session, &ids, &options, workspace, &mut (), event).unwrap();
             // What the template writes of an answer is its text without spaces around.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use mixtral_model::{Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{Model, Observed, Observer, SessionOptions, Step, Wanted, Workspace};
 use moe_core::Routed;
 use ndarray::{Array2, ArrayView2, s};
 use safetensors::SafeTensors;
@@ -67,7 +67,7 @@ impl Recorder {
 }
 
 impl Observer for Recorder {
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         let (n, plan) = (routed.layer, routed.plan);
         self.append(format!("router_logits.{n}"), routed.logits);
         for t in 0..plan.tokens() {
@@ -81,11 +81,12 @@ impl Observer for Recorder {
                 .or_default()
                 .extend(plan.choices(t).map(|c| c.expert as u32));
         }
+        Ok(())
     }
 
-    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, layer: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         self.append(format!("hidden.{layer}"), hidden);
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn greedy(model: &Model, prompt: &[u32], tokens: usize) -> Vec<u32> {
     let mut session = model.session(SessionOptions::default()).unwrap();
     let options = mixtral_model::GenerateOptions::new(model, tokens).with_stop(Vec::new());
     let mut workspace = Workspace::new();
-    let end = |_| ControlFlow::Continue(());
+    let end = |_| Ok::<_, mixtral_model::Error>(ControlFlow::Continue(()));
     mixtral_model::generate(model, &mut session, prompt, &options, &mut workspace, &mut (), end)
         .unwrap()
         .tokens

@@ -6,6 +6,7 @@ mod layouts;
 mod perplexity;
 mod routers;
 mod sampling;
+mod sessions;
 mod tiny;
 mod trouble;
 mod wanted;

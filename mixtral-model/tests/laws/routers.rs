@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use mixtral_model::{Error, Loader, Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{Error, Loader, Model, Observed, Observer, SessionOptions, Step, Wanted, Workspace};
 use moe_core::{Assignments, Gate, LinearGate, MoeLayer, RouteInput, Routed, Router, TokenContext};
 use moe_kernels::Backend;
 use moe_router::{Dense, TopK};
@@ -26,15 +26,16 @@ impl Observer for Seen {
         false
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         self.logits.push(routed.logits.to_owned());
         self.hidden.push(routed.hidden.unwrap().to_owned());
         self.rows.push(routed.plan.tokens());
+        Ok(())
     }
 
-    fn layer_done(&mut self, _: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, _: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         self.done.push(bits(&hidden.to_owned()));
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -148,11 +149,12 @@ impl Observer for Experts {
         false
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         if routed.layer == 1 {
             let choices = (0..routed.plan.tokens()).flat_map(|t| routed.plan.choices(t));
             self.0.push(choices.map(|choice| choice.expert as u32).collect());
         }
+        Ok(())
     }
 }
 
@@ -182,8 +184,8 @@ fn a_router_remembers_over_the_steps_of_sessions() {
     // begins anew, and differs from one that nothing came before.
     struct Stop;
     impl Observer for Stop {
-        fn layer_done(&mut self, layer: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
-            if layer == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        fn layer_done(&mut self, layer: usize, _: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
+            Ok(if layer == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         }
     }
     let stopped = model.forward(&mut [Step::new(&mut a, &ids[8..10])], &mut workspace, &mut Stop);

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use mixtral_model::{
-    Compute, Config, Ended, Error, Event, GenerateOptions, Model, Observer, RopeScaling, SessionOptions,
-    Step, Wanted, Workspace, generate,
+    Compute, Config, Ended, Error, Event, GenerateOptions, Model, Observed, Observer, RopeScaling,
+    SessionOptions, Step, Wanted, Workspace, generate,
 };
 use moe_core::Stage;
 use moe_kernels::{Activations, Backend, Dtype};
@@ -144,9 +144,9 @@ fn values_that_are_not_finite_are_named_where_they_arise() {
 pub(crate) struct StopAfter(pub(crate) usize);
 
 impl Observer for StopAfter {
-    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         self.0 = self.0.saturating_sub(1);
-        if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        Ok(if self.0 == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }
 }
 
@@ -185,7 +185,7 @@ fn ends_of_a_generation() {
                 if let Event::Token(token) = event {
                     seen.push(token);
                 }
-                if seen.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                Ok(if seen.len() == stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             });
         result.inspect(|generated| assert_eq!(generated.tokens, seen))
     };
@@ -211,7 +211,7 @@ fn ends_of_a_generation() {
     let mut session = model.session(SessionOptions::default()).unwrap();
     let end =
         generate(&model, &mut session, &[1, 2], &greedy, &mut Workspace::new(), &mut StopAfter(1), |_| {
-            ControlFlow::Continue(())
+            Ok::<_, Error>(ControlFlow::Continue(()))
         });
     assert_eq!(end.unwrap().ended, Ended::Stopped);
     assert_eq!(session.position(), 0);

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use mixtral_model::{Error, Model, Observer, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{Error, Model, Observed, Observer, SessionOptions, Step, Wanted, Workspace};
 use moe_core::{Assignments, Locality, RouteInput, Routed, Router};
 use moe_kernels::{Backend, Dtype};
 use moe_router::TopK;
@@ -26,13 +26,14 @@ impl Observer for Rows {
         self.all
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         self.routed.push(routed.plan.tokens());
+        Ok(())
     }
 
-    fn layer_done(&mut self, _: usize, hidden: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, _: usize, hidden: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         self.done.push(hidden.nrows());
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -180,7 +181,7 @@ fn routers_see_the_tokens_they_may_look_at() {
 }
 
 #[test]
-fn errors_name_places_among_all_tokens() {
+fn errors_name_the_step_and_its_token() {
     let shape = Shape { dtype: Dtype::F32, tied: false, ..Shape::plain() };
     for tensor in [
         "model.layers.1.self_attn.o_proj.weight",
@@ -196,7 +197,7 @@ fn errors_name_places_among_all_tokens() {
         let [mut a, mut b] = [(); 2].map(|()| model.session(SessionOptions::default()).unwrap());
         let steps = &mut [Step::new(&mut a, &[1, 2, 3]).wanted(Wanted::None), Step::new(&mut b, &[4, 5, 6])];
         match model.forward(steps, &mut Workspace::new(), &mut ()).unwrap_err() {
-            Error::NotFinite { token: 5, .. } => {}
+            Error::Step { step: 1, source } if matches!(*source, Error::NotFinite { token: 2, .. }) => {}
             other => panic!("{tensor}: {other}"),
         }
         assert_eq!((a.position(), b.position()), (0, 0));

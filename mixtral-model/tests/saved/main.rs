@@ -51,7 +51,7 @@ fn load(source: &Source, access: Access) -> mixtral_model::Result<Model> {
 fn greedy(model: &Model, prompt: &[u32]) -> Vec<u32> {
     let mut session = model.session(SessionOptions::default()).unwrap();
     let options = GenerateOptions::new(model, 24);
-    let go_on = |_| ControlFlow::Continue(());
+    let go_on = |_| Ok::<_, mixtral_model::Error>(ControlFlow::Continue(()));
     let generated =
         generate(model, &mut session, prompt, &options, &mut Workspace::new(), &mut (), go_on).unwrap();
     let end = match generated.ended {

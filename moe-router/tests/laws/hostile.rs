@@ -154,7 +154,7 @@ proptest! {
         let all: Vec<&dyn Router> = (0..2).map(|i| &*routers[i % routers.len()]).collect();
         let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());
         out.reset(tokens, experts).unwrap();
-        let routed = if by_sequence { PerSequence(&all).route(&input, &mut out) } else { all[0].route(&input, &mut out) };
+        let routed = if by_sequence { PerSequence::of(&all).route(&input, &mut out) } else { all[0].route(&input, &mut out) };
         if routed.and_then(|()| plan.seal(&out)).is_err() {
             return Ok(());
         }

@@ -206,7 +206,7 @@ fn each_sequence_has_its_own_scores() {
     let top = TopK::new(1).unwrap();
     let noisy = Perturbed::gaussian(Relu::new(), 1.0).unwrap();
     let mut found = logits.clone();
-    PerSequence(&[&top, &top, &noisy]).scores(&context, found.view_mut());
+    PerSequence::of(&[&top, &top, &noisy]).scores(&context, found.view_mut());
     let mut expected = logits.clone();
     top.scores(&TokenContext::new(), expected.slice_axis_mut(Axis(0), (..2).into()));
     let last = TokenContext::new().with_sequence_ids(&ids[2..]).with_positions(&positions[2..]);

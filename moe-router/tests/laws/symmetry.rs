@@ -154,7 +154,7 @@ proptest! {
         for listed in batch.routers() {
             let together = route(&*listed.router, batch.logits.view(), batch.padded());
             let router: &dyn Router = &*listed.router;
-            let one_each = route(&PerSequence(&[router; 3]), batch.logits.view(), batch.padded());
+            let one_each = route(&PerSequence::of(&[router; 3]), batch.logits.view(), batch.padded());
             for (s, tokens) in batch.sequences().enumerate() {
                 let padding = &batch.padding[tokens.clone()];
                 let context = TokenContext::new().with_padding(padding);

@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use mixtral_model::{
-    Access, Config, Error, Kind, Model, Observer, Report, Session, Step, Wanted, Workspace, available_memory,
+    Access, Config, Error, Kind, Model, Observed, Observer, Report, Session, Step, Wanted, Workspace,
+    available_memory,
 };
 use moe_core::Routed;
 use moe_core::numerics::uniform;
@@ -292,19 +293,21 @@ impl Observer for Clock {
         false
     }
 
-    fn attended(&mut self, _: usize, _: ArrayView2<'_, f32>) {
+    fn attended(&mut self, _: usize, _: ArrayView2<'_, f32>) -> Observed {
         self.parts.attention += self.lap();
+        Ok(())
     }
 
-    fn routed(&mut self, routed: &Routed<'_>) {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         self.parts.router += self.lap();
         self.parts.touched += routed.plan.expert_offsets().windows(2).filter(|w| w[0] < w[1]).count();
         self.lap();
+        Ok(())
     }
 
-    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> ControlFlow<()> {
+    fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
         self.parts.experts += self.lap();
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     }
 }
 

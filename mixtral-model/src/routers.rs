@@ -1,0 +1,118 @@
+//! Routing policies in the place of a model's own, layer by layer.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use moe_core::{Locality, Router};
+use moe_router::RouterSpec;
+
+use crate::{Error, Model, Result};
+
+/// A router for some layers of a model, or for all; the others keep their own. A [step](crate::Step::with_routers) takes one, so that
+/// sessions that are decoded together may be routed in different ways.
+#[derive(Clone)]
+pub struct LayerRouters {
+    layers: Vec<Option<Arc<dyn Router>>>,
+}
+
+impl LayerRouters {
+    /// None: every layer of the model keeps its own.
+    pub fn new(model: &Model) -> Self {
+        Self { layers: vec![None; model.config().layers] }
+    }
+
+    /// Those of a text: a [spec](RouterSpec) for all layers, `top-k:k=1`, or specs for layers, counted from 0 and ends included:
+    /// `0-15@top-k:k=1;16-30,31@capped(top-k:k=2):factor=1.0`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] for a text of another form, a layer that the model does not have or that is named twice;
+    /// [`Error::Layer`] where a router cannot do with the layer's number of experts.
+    pub fn parse(model: &Model, text: &str) -> Result<Self> {
+        let mut routers = Self::new(model);
+        let layers = model.config().layers;
+        for part in text.split(';') {
+            let (at, spec) = match part.split_once('@') {
+                None if !text.contains(';') => (None, part),
+                None => {
+                    return Err(not_as_expected(
+                        "LAYERS@SPEC;LAYERS@SPEC, such as 0-3@top-k:k=1;4@dense",
+                        part,
+                    ));
+                }
+                Some((at, spec)) => (Some(at), spec),
+            };
+            let spec: RouterSpec =
+                spec.parse().map_err(|error| not_as_expected(&format!("{error}"), spec))?;
+            let router = spec.build().map_err(|error| not_as_expected(&format!("{error}"), &spec))?;
+            let router: Arc<dyn Router> = router.into();
+            let ranges = match at {
+                None => vec![0..=layers.saturating_sub(1)],
+                Some(at) => at.split(',').map(|range| parse_range(range, layers)).collect::<Result<_>>()?,
+            };
+            for layer in ranges.into_iter().flatten() {
+                if routers.at(layer).is_some() {
+                    return Err(not_as_expected("every layer at most once", format!("layer {layer} twice")));
+                }
+                routers.set(model, layer, router.clone())?;
+            }
+        }
+        Ok(routers)
+    }
+
+    /// Routes a layer by a router.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::replace_router`].
+    pub fn set(&mut self, model: &Model, layer: usize, router: Arc<dyn Router>) -> Result<()> {
+        model.moe_layer(layer)?.check_router(&*router).map_err(|source| Error::Layer { layer, source })?;
+        let count = self.layers.len();
+        match self.layers.get_mut(layer) {
+            Some(place) => *place = Some(router),
+            None => return Err(no_layer(layer, count)),
+        }
+        Ok(())
+    }
+
+    /// The router of a layer, if it is not the model's own.
+    pub fn at(&self, layer: usize) -> Option<&dyn Router> {
+        self.layers.get(layer)?.as_deref()
+    }
+
+    /// What a token's experts depend on under them: the weakest promise among all layers of the model.
+    pub fn locality(&self, model: &Model) -> Locality {
+        let layers = 0..model.config().layers;
+        layers.map(|layer| model.router_at(layer, Some(self)).locality()).max().unwrap_or(Locality::Token)
+    }
+}
+
+impl fmt::Debug for LayerRouters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let replaced = self.layers.iter().enumerate().filter_map(|(n, router)| router.is_some().then_some(n));
+        f.write_str("LayerRouters of layers ")?;
+        f.debug_list().entries(replaced).finish()
+    }
+}
+
+/// A layer, or two with all between them.
+fn parse_range(text: &str, layers: usize) -> Result<RangeInclusive<usize>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let number = |text: &str| text.trim().parse::<usize>().ok();
+    match number(first).zip(number(last)) {
+        Some((first, last)) if first <= last && last < layers => Ok(first..=last),
+        Some((_, last)) if last >= layers => Err(no_layer(last, layers)),
+        _ => Err(not_as_expected("a layer, or the first and the last of several, such as 4-7", text)),
+    }
+}
+
+pub(crate) fn no_layer(layer: usize, layers: usize) -> Error {
+    let expected = format!("a number below {layers}");
+    Error::Setting { setting: "layer", expected, found: layer.to_string() }
+}
+
+fn not_as_expected(expected: &str, found: impl fmt::Display) -> Error {
+    let found = found.to_string().chars().take(200).flat_map(char::escape_debug).collect();
+    Error::Setting { setting: "router", expected: expected.to_owned(), found }
+}
