@@ -140,6 +140,16 @@ pub enum Error {
         /// What is there.
         found: String,
     },
+    /// A [cache](crate::expert_cache) of experts was given what does not fit it.
+    #[error("{what}: expected {expected}, found {found}")]
+    Residency {
+        /// The cache, or the part of it.
+        what: String,
+        /// What would fit.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
     /// A layer computed NaN or an infinity.
     #[error("layer {layer}, {stage}: token {token}: expected finite values, found {value}")]
     NotFinite {
@@ -198,6 +208,15 @@ impl Error {
     /// Wraps an error of an observer.
     pub fn observer(source: impl Into<BoxError>) -> Self {
         Self::Custom { what: "observer", source: source.into() }
+    }
+
+    /// What does not fit a cache.
+    pub(crate) fn residency(
+        what: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> Self {
+        Self::Residency { what: what.into(), expected: expected.into(), found: found.to_string() }
     }
 
     /// `Ok` where an array has the expected shape.

@@ -72,6 +72,7 @@ mod combine;
 mod context;
 mod dispatch;
 mod error;
+pub mod expert_cache;
 mod experts;
 mod gate;
 mod layer;

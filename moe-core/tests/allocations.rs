@@ -7,6 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{Best, layer, matrix};
+use moe_core::expert_cache::{Answer, CachePolicy, ExpertCache, ExpertSizes};
 use moe_core::{TokenContext, Workspace};
 use ndarray::Array2;
 
@@ -72,4 +73,29 @@ fn a_workspace_says_what_it_holds() {
     assert_eq!(workspace.bytes(), 0);
     layer.forward(hidden.view(), TokenContext::new(), &mut workspace, &mut (), y.view_mut()).unwrap();
     assert_eq!(workspace.bytes(), LIVE.get().wrapping_sub(before));
+}
+
+#[test]
+fn an_expert_cache_allocates_nothing_after_its_first_steps() {
+    for policy in CachePolicy::FORMS.map(|form| form.replace("STEPS", "3").parse().unwrap()) {
+        let sizes = ExpertSizes::equal(5, 8, 10).unwrap();
+        let mut cache = ExpertCache::new(sizes, 130, policy).unwrap();
+        // Room for all that one request could evict.
+        let mut evicted = Vec::with_capacity(13);
+        let before = COUNT.get();
+        let mut loads = 0;
+        for step in 0..600 {
+            cache.begin_step();
+            for layer in 0..5 {
+                let plan = [step * 3 + layer, step * 5 + layer * 2 + 1].map(|n| n % 8);
+                let plan = if plan[0] == plan[1] { &plan[..1] } else { &plan[..] };
+                cache.begin_layer(layer, plan.iter().copied()).unwrap();
+                for &expert in plan {
+                    loads += usize::from(cache.request(expert, &mut evicted).unwrap() == Answer::Load);
+                }
+            }
+        }
+        assert!(loads > 100, "{policy}: the cache was at work");
+        assert_eq!(COUNT.get() - before, 0, "{policy}");
+    }
 }
