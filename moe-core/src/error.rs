@@ -140,10 +140,10 @@ pub enum Error {
         /// What is there.
         found: String,
     },
-    /// A [cache](crate::expert_cache) of experts was given what does not fit it.
+    /// A [cache](crate::expert_cache) or a [placement](crate::placement) of experts was given what does not fit it.
     #[error("{what}: expected {expected}, found {found}")]
     Residency {
-        /// The cache, or the part of it.
+        /// The cache or placement, and the place in it.
         what: String,
         /// What would fit.
         expected: String,
@@ -210,7 +210,7 @@ impl Error {
         Self::Custom { what: "observer", source: source.into() }
     }
 
-    /// What does not fit a cache.
+    /// What does not fit a cache or a placement.
     pub(crate) fn residency(
         what: impl Into<String>,
         expected: impl Into<String>,

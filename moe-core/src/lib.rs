@@ -80,6 +80,7 @@ pub mod memory;
 mod null_experts;
 pub mod numerics;
 mod observer;
+pub mod placement;
 mod plan;
 mod router;
 mod stats;
