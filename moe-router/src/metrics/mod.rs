@@ -5,6 +5,7 @@
 //! | load before and after capacity, importance, drop rate, entropy and CV of the load, max over mean, idle experts | [`PlanStats`](moe_core::PlanStats), by [`RoutingPlan::stats`](moe_core::RoutingPlan::stats) |
 //! | MaxVio, Gini, exp(H)/N of the load; load of devices under a placement, and the tokens that they receive | [`ExpertLoad`] |
 //! | share of the places that are taken | [`capacity_utilisation`] |
+//! | choices that other capacities would drop | [`capacity_sweep`] |
 //! | router confidence, top-1 margin, z, entropy within a token | [`Confidence`] |
 //! | same expert for consecutive tokens (Mixtral, [2401.04088], section 5) | [`TemporalLocality`] |
 //! | experts chosen together | [`CoActivation`] |
@@ -38,6 +39,7 @@
 //! [2401.04088]: https://arxiv.org/abs/2401.04088
 
 mod agreement;
+mod capacity_sweep;
 mod co_activation;
 mod confidence;
 mod expert_load;
@@ -46,6 +48,7 @@ mod temporal;
 mod transitions;
 
 pub use agreement::Agreement;
+pub use capacity_sweep::{Dropped, capacity_sweep};
 pub use co_activation::CoActivation;
 pub use confidence::{Confidence, capacity_utilisation};
 pub use expert_load::ExpertLoad;
