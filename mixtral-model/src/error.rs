@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use moe_core::{BoxError, OutOfMemory};
+use moe_router::trace::TraceError;
 
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -66,6 +67,14 @@ pub enum Error {
         expected: String,
         /// What is there.
         found: String,
+    },
+    /// A route trace is damaged, or cannot be written.
+    #[error("{}: {source}", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: TraceError,
     },
     /// A tokenizer file is damaged or of an unknown kind.
     #[error("{}: {reason}", path.display())]

@@ -40,6 +40,7 @@ mod generation;
 mod gguf;
 mod input;
 pub mod inspect;
+pub mod lab;
 mod layout;
 mod load;
 pub mod manifest;

@@ -105,6 +105,20 @@ impl Model {
         found.moe.replace_router(router).map_err(|source| Error::Layer { layer, source })
     }
 
+    /// Puts these routers in the place of its own, where they have one.
+    ///
+    /// # Errors
+    ///
+    /// As [`replace_router`](Self::replace_router).
+    pub fn set_routers(&mut self, routers: &LayerRouters) -> Result<()> {
+        for layer in 0..self.layers.len() {
+            if let Some(router) = routers.shared(layer) {
+                self.replace_router(layer, Box::new(router))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The mixture-of-experts layer of a layer.
     ///
     /// # Errors

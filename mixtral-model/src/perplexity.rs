@@ -1,11 +1,12 @@
 //! How well a model predicts a text.
 
-use std::ops::{ControlFlow, Range};
+use std::ops::{ControlFlow, Range, RangeInclusive};
 
-use moe_core::numerics;
+use moe_core::{Locality, numerics};
 use rayon::prelude::*;
 
-use crate::{Error, Model, Observer, Result, Session, Step, Wanted, Workspace};
+use crate::lab::{BlockMean, Predicted, Reading};
+use crate::{Error, Model, Observer, Result, Session, Workspace};
 
 /// How a text is cut into windows, and how these are read.
 ///
@@ -22,12 +23,24 @@ pub struct PerplexityOptions {
     /// Most tokens that go through the model in one pass: with V the vocabulary, memory holds `chunk · V` logits. It changes
     /// speed and memory, nothing else (with routers of token locality).
     pub chunk: usize,
+    /// Tokens at the beginning of every window that are context only.
+    pub context: usize,
+    /// Whether a last window that is not whole is left out.
+    pub whole: bool,
+    /// Takes the place of every window's first token.
+    pub first: Option<u32>,
 }
 
 impl PerplexityOptions {
     /// Windows of so many tokens without overlap, read 512 tokens at a time.
     pub fn new(window: usize) -> Self {
-        Self { window, stride: window, chunk: 512 }
+        Self { window, stride: window, chunk: 512, context: 1, whole: false, first: None }
+    }
+
+    /// As llama-perplexity reads a text: whole windows without overlap, a BOS in place of the first token of each, of a model that has
+    /// one, and of each window the second half predicted, from the token after the middle on.
+    pub fn llama_cpp(window: usize, bos: Option<u32>) -> Self {
+        Self { context: window / 2 + 1, whole: true, first: bos, ..Self::new(window) }
     }
 
     /// The same, with windows that begin so many tokens apart.
@@ -42,21 +55,29 @@ impl PerplexityOptions {
 
     /// The windows of a text of so many tokens, in order, but for a last one that would predict nothing.
     pub fn windows(&self, tokens: usize) -> impl Iterator<Item = TextWindow> + use<> {
-        let (window, stride) = (self.window, self.stride.max(1));
-        let last = tokens.saturating_sub(window).div_ceil(stride);
+        let (window, stride, context) = (self.window, self.stride.max(1), self.context.max(1));
+        let fit = tokens.saturating_sub(window);
+        let whole = self.whole && tokens >= window;
+        let last = if whole { fit / stride } else { fit.div_ceil(stride) };
+        let count = if self.whole && tokens < window { 0 } else { last + 1 };
         let window = move |n: usize| {
             let start = stride * n;
             let end = tokens.min(start.saturating_add(window));
             // The window before ended there.
             let predicted = if n == 0 { 0 } else { start - stride + window };
-            TextWindow { tokens: start..end, scored: predicted.max(start + 1)..end }
+            TextWindow { tokens: start..end, scored: predicted.max(start.saturating_add(context))..end }
         };
-        (0..=last).map(window).filter(|window| !window.scored.is_empty())
+        (0..count).map(window).filter(|window| !window.scored.is_empty())
     }
 
     /// Whether sessions of so many positions can hold the windows.
-    fn check(&self, context: usize) -> Result<()> {
-        let bounds = [("window", self.window, 2, context), ("stride", self.stride, 1, self.window)];
+    pub(crate) fn check(&self, context: usize) -> Result<()> {
+        let most = self.window.saturating_sub(1);
+        let bounds = [
+            ("window", self.window, 2, context),
+            ("stride", self.stride, 1, self.window),
+            ("context", self.context, 1, most),
+        ];
         for (setting, found, least, most) in bounds {
             if found < least || found > most {
                 let expected = format!("{least} to {most} tokens");
@@ -92,13 +113,15 @@ pub struct Scored {
 }
 
 /// How well a text was predicted.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Perplexity {
     /// Negative log-likelihood of all predicted tokens, in nats, added in the order of the text.
     pub nll_sum: f64,
     /// Number of predicted tokens.
     pub predicted: usize,
+    /// The same window by window, of those that were read whole: how sure the mean is.
+    pub windows: BlockMean,
     /// Whether the caller or an observer ended it: the numbers are then those of the text's beginning.
     pub stopped: bool,
 }
@@ -113,11 +136,18 @@ impl Perplexity {
     pub fn perplexity(&self) -> f64 {
         libm::exp(self.mean())
     }
+
+    /// The 95 % confidence interval of the perplexity, from [blocks of windows](BlockMean); `None` for a single window.
+    pub fn interval(&self) -> Option<RangeInclusive<f64>> {
+        let (mean, half) = (self.windows.mean(), self.windows.half_width()?);
+        Some(libm::exp(mean - half)..=libm::exp(mean + half))
+    }
 }
 
 /// Predicts every token of a text from those before it in its window: `nll = ln Σ exp(l) - l[token]` over the logits l, in f64.
 ///
-/// The session lends its memory and settings: it is cleared for each window, and in the end holds some of the last one's tokens.
+/// The session lends its memory and settings: it is cleared for each window, of which the number is its identity for routers, and in the end
+/// holds some of the last one's tokens. Where the model's routers are not of token locality, a window is read in one pass.
 /// `event` is told of every predicted token, in order, and ends the work by `Break`; so does the observer, within a layer's time.
 ///
 /// The last token of a window is predicted but not read, and the observer hears nothing of it.
@@ -136,60 +166,61 @@ pub fn perplexity(
     observer: &mut dyn Observer,
     mut event: impl FnMut(Scored) -> ControlFlow<()>,
 ) -> Result<Perplexity> {
-    options.check(session.context())?;
+    score(model, session, ids, options, workspace, observer, |scored, _| Ok(event(scored)))
+}
+
+/// Whether something is to be predicted in a text of the model's tokens.
+pub(crate) fn check_text(model: &Model, ids: &[u32]) -> Result<()> {
     if ids.len() < 2 {
         return Err(Error::TextTooShort { tokens: ids.len() });
     }
     let vocabulary = model.config().vocab_size;
-    if let Some(&token) = ids.iter().find(|&&token| token as usize >= vocabulary) {
-        return Err(Error::TokenOutOfRange { token, vocabulary });
-    }
-    let mut result = Perplexity::default();
-    let scored = |scored: Scored| {
-        result.nll_sum += scored.nll;
-        result.predicted += 1;
-        event(scored)
-    };
-    match score(model, session, ids, options, workspace, observer, scored) {
-        Err(Error::Stopped) => Ok(Perplexity { stopped: true, ..result }),
-        other => other.map(|()| result),
+    match ids.iter().find(|&&token| token as usize >= vocabulary) {
+        Some(&token) => Err(Error::TokenOutOfRange { token, vocabulary }),
+        None => Ok(()),
     }
 }
 
-/// Reads window after window, and scores what is to be predicted.
-fn score(
+/// [`perplexity`], with `scored` being given the logits `[V]` that each token was predicted by.
+pub(crate) fn score(
     model: &Model,
     session: &mut Session,
     ids: &[u32],
     options: &PerplexityOptions,
     workspace: &mut Workspace,
     observer: &mut dyn Observer,
-    mut scored: impl FnMut(Scored) -> ControlFlow<()>,
-) -> Result<()> {
-    let mut nlls = Vec::new();
-    for TextWindow { tokens, scored: predicted } in options.windows(ids.len()) {
-        session.clear();
-        // The logits after a token are those of the next one.
-        let (mut at, end) = (predicted.start - 1, predicted.end - 1);
-        for chunk in ids[tokens.start..at].chunks(options.chunk) {
-            let step = Step::new(&mut *session, chunk).wanted(Wanted::None);
-            model.forward(&mut [step], workspace, observer)?;
-        }
-        for chunk in ids[at..end].chunks(options.chunk) {
-            let step = Step::new(&mut *session, chunk).wanted(Wanted::All);
-            let logits = model.forward(&mut [step], workspace, observer)?;
-            let next = &ids[at + 1..];
+    mut scored: impl FnMut(Scored, &[f32]) -> Result<ControlFlow<()>>,
+) -> Result<Perplexity> {
+    options.check(session.context())?;
+    check_text(model, ids)?;
+    let (mut nlls, mut result) = (Vec::new(), Perplexity::default());
+    let uncut = model.locality() != Locality::Token;
+    let reading = Reading { ids, first: options.first, chunk: options.chunk, routers: None, uncut };
+    for (n, window) in options.windows(ids.len()).enumerate() {
+        session.set_sequence_id(n as u64);
+        let mut sum = 0.0;
+        let read = reading.window(model, session, &window, workspace, observer, |predicted| {
+            let Predicted { at, tokens, logits } = predicted;
             let rows = logits.as_slice().unwrap_or_default().par_chunks_exact(logits.ncols());
-            rows.zip(next).map(|(row, &token)| nll(row, token)).collect_into_vec(&mut nlls);
-            for (&nll, &token) in nlls.iter().zip(next) {
-                at += 1;
-                if scored(Scored { at, token, nll }).is_break() {
-                    return Err(Error::Stopped);
+            rows.zip(tokens).map(|(row, &token)| nll(row, token)).collect_into_vec(&mut nlls);
+            let rows = logits.as_slice().unwrap_or_default().chunks_exact(logits.ncols());
+            for (i, ((&nll, &token), row)) in nlls.iter().zip(tokens).zip(rows).enumerate() {
+                sum += nll;
+                result.nll_sum += nll;
+                result.predicted += 1;
+                if scored(Scored { at: at + i, token, nll }, row)?.is_break() {
+                    return Ok(ControlFlow::Break(()));
                 }
             }
+            Ok(ControlFlow::Continue(()))
+        });
+        match read {
+            Err(Error::Stopped) => return Ok(Perplexity { stopped: true, ..result }),
+            other => other?,
         }
+        result.windows.add(sum, window.scored.len());
     }
-    Ok(())
+    Ok(result)
 }
 
 /// Negative log-likelihood of a token under the softmax of its logits; terms are added in the order of the vocabulary.
@@ -234,7 +265,7 @@ mod tests {
         assert!((sum - 1.0).abs() < 1e-15, "{sum}");
         assert_eq!(nll(&[0.5], 0), 0.0);
         assert_eq!(nll(&[0.0; 8], 3), libm::log(8.0));
-        let mean = Perplexity { nll_sum: 8.0, predicted: 4, stopped: false };
+        let mean = Perplexity { nll_sum: 8.0, predicted: 4, ..Perplexity::default() };
         assert_eq!((mean.mean(), mean.perplexity()), (2.0, libm::exp(2.0)));
     }
 }

@@ -81,6 +81,11 @@ impl LayerRouters {
         self.layers.get(layer)?.as_deref()
     }
 
+    /// The same, to be held on to.
+    pub(crate) fn shared(&self, layer: usize) -> Option<Arc<dyn Router>> {
+        self.layers.get(layer)?.clone()
+    }
+
     /// What a token's experts depend on under them: the weakest promise among all layers of the model.
     pub fn locality(&self, model: &Model) -> Locality {
         let layers = 0..model.config().layers;

@@ -137,6 +137,7 @@
 pub mod backward;
 pub mod losses;
 pub mod metrics;
+pub mod trace;
 
 // Strategies.
 mod adaptive_k;

@@ -3,10 +3,13 @@
 mod bench;
 mod chat;
 mod convert;
+mod lab;
 mod manual;
 mod model;
 mod perplexity;
+mod router;
 mod sampling;
+mod trace;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -18,11 +21,14 @@ use moe_router::RouterSpec;
 pub(crate) use bench::{Bench, LayerShape};
 pub(crate) use chat::{Chat, FormatArgs, FormatName};
 pub(crate) use convert::{Convert, Quantize};
+pub(crate) use lab::{Compare, Lab, LabCommand};
 pub(crate) use manual::{Completions, Man};
 pub(crate) use model::{Access, Cache, Machine, Running, Source, Threads};
 pub(crate) use perplexity::Perplexity;
+pub(crate) use router::RouterArgs;
 use sampling::whole;
 pub(crate) use sampling::{SamplingArgs, StopArgs};
+pub(crate) use trace::{Diff, Record, Replay, Simulate, Stats, Trace, TraceCommand};
 
 /// Run a Mixtral model on the CPU.
 ///
@@ -46,6 +52,8 @@ pub(crate) enum Command {
     Logits(Logits),
     Perplexity(Perplexity),
     Route(Route),
+    Lab(Lab),
+    Trace(Trace),
     Bench(Bench),
     Quantize(Quantize),
     Convert(Convert),
@@ -61,6 +69,8 @@ impl Command {
             Self::Chat(args) => Some(&args.running),
             Self::Logits(args) => Some(&args.running),
             Self::Perplexity(args) => Some(&args.running),
+            Self::Lab(args) => Some(args.running()),
+            Self::Trace(args) => args.running(),
             Self::Bench(args) => Some(&args.running),
             Self::Inspect(_)
             | Self::Tokenize(_)
@@ -146,6 +156,8 @@ pub(crate) struct Generate {
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
+    pub(crate) router: RouterArgs,
+    #[command(flatten)]
     pub(crate) running: Running,
 }
 
@@ -218,6 +230,12 @@ pub(crate) struct Logits {
     /// The file to write, in place of a summary
     #[arg(long, short, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
+    /// Seed of what routers draw
+    #[arg(long, short, value_name = "N", requires = "router", default_value_t, hide_default_value = true)]
+    #[arg(allow_negative_numbers = true, value_parser = whole::<u64>)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) router: RouterArgs,
     #[command(flatten)]
     pub(crate) running: Running,
 }

@@ -23,7 +23,7 @@ use turns::{Turn, Turns};
 pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
     let source = args.running.model.source()?;
     let wishes = Wishes::new(&source, &args.sampling, args.max_tokens)?;
-    let model = args.running.load(&source)?;
+    let model = args.running.load_with(&source, &args.router)?;
     let tokenizer = load::tokenizer(&source, &model)?;
     let mut options = GenerateOptions::new(&model, 512).with_sampling(wishes.sampling.clone());
     let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
         tokenizer: &tokenizer,
         options,
         wishes: &wishes,
-        session: args.running.session(&model)?,
+        session: args.running.session(&model, wishes.router_seed(&args.sampling))?,
         workspace: Workspace::new(),
         conversation: new.clone(),
         speeds: args.speed || turns.is_terminal(),
@@ -57,6 +57,9 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
     summary::write_products(&model);
     end
 }
+
+/// The part of the context that is kept for an answer, before the oldest turns are left out: one in so many positions.
+const ANSWER_OF_CONTEXT: usize = 4;
 
 /// A chat, with all that answers take.
 struct Talk<'a> {
@@ -120,6 +123,16 @@ impl Talk<'_> {
             return Err(Failure::ChatTooLong(reason));
         }
         conversation.ask(tokenizer, text)?;
+        // An answer wants some room, too.
+        let room = options.max_tokens.min(context / ANSWER_OF_CONTEXT).max(1);
+        let mut left_out = 0;
+        while conversation.ids().len() + room > context && conversation.forget_oldest(tokenizer)? {
+            left_out += 1;
+        }
+        if left_out > 0 {
+            let turns = if left_out == 1 { "the oldest turn".to_owned() } else { format!("the {left_out} oldest turns") };
+            aside(&format!("(left out {turns}: all of them do not fit into {context} positions)"));
+        }
         let Unread { clear, ids } = conversation.unread(session);
         if clear {
             session.clear();

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
         warn("greedy choice: --top-k, --top-p and --min-p do nothing without --temperature");
     }
 
-    let model = args.running.load(&source)?;
+    let model = args.running.load_with(&source, &args.router)?;
     let tokenizer = match (&args.ids, args.print_ids) {
         (Some(_), true) if args.stop.texts.is_empty() => None,
         // The ids are there in any case.
@@ -62,6 +62,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     };
     let max_tokens = wishes.max_tokens(prompt.len())?.unwrap_or(256);
     let seed = wishes.seed().filter(|_| max_tokens > 0);
+    let router_seed = wishes.router_seed(&args.sampling);
     let mut options = GenerateOptions::new(&model, max_tokens).with_sampling(wishes.sampling);
     if args.ignore_eos {
         options.stop.clear();
@@ -69,7 +70,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
 
     let routing = Mutex::new(Routing::new(model.config()));
     let mut show = show(args, &model, tokenizer.as_ref(), &routing)?;
-    let mut session = args.running.session(&model)?;
+    let mut session = args.running.session(&model, router_seed)?;
     let progress = Progress::new(&model, prompt.len());
     let bar = progress.bar();
     let watch = args.show_routing.map(|_| Watch(&routing));

@@ -4,10 +4,13 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{
-    Access, ChatFormat, Compute, Embedded, Model, Session, SessionOptions, Source, Template, Tokenizer,
+    Access, ChatFormat, Compute, Embedded, LayerRouters, Model, Session, SessionOptions, Source, Template,
+    Tokenizer,
 };
 
-use crate::args::{self, FormatName, Running};
+use moe_core::Locality;
+
+use crate::args::{self, FormatName, RouterArgs, Running};
 use crate::failure::{Result, warn};
 
 /// A tiny Mixtral, trained for demonstration.
@@ -71,12 +74,33 @@ impl Running {
         self.cache.context.map_or(model.config().max_positions, NonZeroUsize::get)
     }
 
-    pub(crate) fn session(&self, model: &Model) -> Result<Session> {
-        let mut options = SessionOptions::default().with_kv_dtype(self.cache.kv_type.into());
-        if let Some(context) = self.cache.context {
-            options = options.with_context(context.get());
+    /// Loads the model, and gives it other routers.
+    pub(crate) fn load_with(&self, source: &Source, router: &RouterArgs) -> Result<Model> {
+        let mut model = self.load(source)?;
+        if let Some(text) = &router.router {
+            let routers = LayerRouters::parse(&model, text)?;
+            model.set_routers(&routers)?;
+            if model.locality() != Locality::Token {
+                warn(
+                    "--router: a token's experts depend on other tokens than itself: a prompt is read in one pass, and what comes of a \
+                     text depends on how it is cut into passes",
+                );
+            }
         }
-        Ok(model.session(options)?)
+        Ok(model)
+    }
+
+    pub(crate) fn session_options(&self) -> SessionOptions {
+        let options = SessionOptions::default().with_kv_dtype(self.cache.kv_type.into());
+        match self.cache.context {
+            Some(context) => options.with_context(context.get()),
+            None => options,
+        }
+    }
+
+    /// A session, in which routers draw from a seed.
+    pub(crate) fn session(&self, model: &Model, seed: u64) -> Result<Session> {
+        Ok(model.session(self.session_options().with_seed(seed))?)
     }
 }
 

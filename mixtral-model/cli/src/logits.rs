@@ -22,8 +22,8 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
         require_directory(out)?;
     }
     let source = args.running.model.source()?;
-    let model = args.running.load(&source)?;
-    let mut session = args.running.session(&model)?;
+    let model = args.running.load_with(&source, &args.router)?;
+    let mut session = args.running.session(&model, args.seed)?;
     let ids = &args.ids.0;
     let prefill = args.prefill.map_or(ids.len(), usize::from);
     let mut observer = (interrupt.clone(), Progress::new(&model, ids.len()));

@@ -9,6 +9,7 @@ mod generate;
 mod input;
 mod inspect;
 mod interrupt;
+mod lab;
 mod load;
 mod logits;
 mod manual;
@@ -22,6 +23,7 @@ mod stops;
 mod summary;
 mod threads;
 mod tokenize;
+mod trace;
 mod wishes;
 
 use std::ffi::OsString;
@@ -96,6 +98,8 @@ fn run(args: &Args, interrupt: &Interrupt) -> Result<()> {
         Command::Logits(args) => logits::run(args, interrupt),
         Command::Perplexity(args) => perplexity::run(args, interrupt),
         Command::Route(args) => route::run(args),
+        Command::Lab(args) => lab::run(args, interrupt),
+        Command::Trace(args) => trace::run(args, interrupt),
         Command::Bench(args) => bench::run(args, interrupt),
         Command::Quantize(args) => convert::quantise(args, interrupt),
         Command::Convert(args) => convert::convert(args, interrupt),

@@ -1,11 +1,14 @@
 //! `mixtral perplexity`.
 
+mod report;
+
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Instant;
 
-use mixtral_model::{PerplexityOptions, Workspace};
-use serde::Serialize;
+use mixtral_model::lab::{Divergence, LogitsFile, against, save_logits};
+use mixtral_model::{Model, Perplexity as Found, PerplexityOptions, Session, Source, Workspace};
 
 use crate::args::Perplexity;
 use crate::failure::{Failure, Result};
@@ -15,75 +18,105 @@ use crate::load;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::summary::{aside, speed, write_products};
+use report::Report;
 
 /// Tokens of a window where the context allows it: what published perplexities mostly have.
 const WINDOW: usize = 2048;
 
-#[derive(Serialize)]
-struct Report {
-    tokens: usize,
-    window: usize,
-    stride: usize,
-    predicted_tokens: usize,
-    nll_sum: f64,
-    perplexity: f64,
+pub(crate) fn run(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
+    match &args.against {
+        Some(path) => compare(args, path, interrupt),
+        None => measure(args, interrupt),
+    }
 }
 
-pub(crate) fn run(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
+/// Reads a text.
+fn measure(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
     let text = match &args.text {
         Some(path) => input::file(path)?,
         None => input::text_or_stdin(None, "--text")?,
     };
-    let source = args.running.model.source()?;
-    let model = args.running.load(&source)?;
+    let Ready { source, model, mut session } = Ready::new(args)?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
-    let mut session = args.running.session(&model)?;
     let window = args.window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
-    let stride = args.stride.map_or(window, NonZeroUsize::get);
-    let options = PerplexityOptions::new(window).with_stride(stride);
-
-    // The last token of a window needs no reading.
-    let read = options.windows(ids.len()).map(|window| window.tokens.len() - 1).sum();
+    let options = match args.llama_cpp || args.save_logits.is_some() {
+        true => PerplexityOptions::llama_cpp(window, model.config().bos_of(&ids)),
+        false => PerplexityOptions::new(window).with_stride(args.stride.map_or(window, NonZeroUsize::get)),
+    };
+    let read = tokens_read(&options, ids.len());
     let mut observer = (interrupt.clone(), Progress::new(&model, read));
     let go_on = |_| ControlFlow::Continue(());
     let begun = Instant::now();
-    let found = interrupt.during(|| {
-        let workspace = &mut Workspace::new();
-        mixtral_model::perplexity(&model, &mut session, &ids, &options, workspace, &mut observer, go_on)
-    })?;
+    let workspace = &mut Workspace::new();
+    let found = match &args.save_logits {
+        None => interrupt.during(|| {
+            mixtral_model::perplexity(&model, &mut session, &ids, &options, workspace, &mut observer, go_on)
+        }),
+        Some(path) => interrupt.during_writing(path, || {
+            save_logits(&model, &mut session, &ids, &options, path, workspace, &mut observer)
+        }),
+    }?;
     drop(observer);
-    let report = Report {
-        tokens: ids.len(),
-        window,
-        stride,
-        predicted_tokens: found.predicted,
-        nll_sum: found.nll_sum,
-        perplexity: found.perplexity(),
-    };
-    if found.stopped {
-        aside(&match found.predicted {
-            0 => "interrupted".to_owned(),
-            _ => format!("interrupted; until then {}", report.line(found.mean())),
-        });
-        return Err(Failure::Interrupted);
+    let took = begun.elapsed();
+    tell(args, &Report::new(ids.len(), &options, &found, None), found.stopped)?;
+    aside(&format!("read{}", speed(read, took)));
+    if let Some(path) = &args.save_logits {
+        aside(&format!("{}: {} predictions", path.display(), found.predicted));
     }
-    let text = match args.json {
-        true => serde_json::to_string(&report).map_err(std::io::Error::other)?,
-        false => report.line(found.mean()),
-    };
-    Output::new().text(&(text + "\n"))?;
-    aside(&format!("read{}", speed(read, begun.elapsed())));
     write_products(&model);
     Ok(())
 }
 
-impl Report {
-    fn line(&self, mean: f64) -> String {
-        let Self { tokens, window, stride, predicted_tokens, perplexity, .. } = self;
-        let overlap = if stride == window { String::new() } else { format!(", {stride} apart") };
-        format!(
-            "perplexity {perplexity:.4}, {mean:.4} nats a token, of {predicted_tokens} of {tokens} tokens \
-             in windows of {window}{overlap}"
-        )
+/// Reads the text of a file of logits.
+fn compare(args: &Perplexity, path: &Path, interrupt: &Interrupt) -> Result<()> {
+    let mut file = LogitsFile::open(path)?;
+    let Ready { model, mut session, .. } = Ready::new(args)?;
+    let options = PerplexityOptions::llama_cpp(file.window(), None);
+    let (tokens, read) = (file.tokens().len(), tokens_read(&options, file.tokens().len()));
+    let mut observer = (interrupt.clone(), Progress::new(&model, read));
+    let begun = Instant::now();
+    let workspace = &mut Workspace::new();
+    let (found, divergence): (Found, Divergence) =
+        interrupt.during(|| against(&model, &mut session, &mut file, workspace, &mut observer))?;
+    drop(observer);
+    let took = begun.elapsed();
+    let report = Report::new(tokens, &options, &found, Some(divergence));
+    tell(args, &report, found.stopped)?;
+    aside(&format!("read{}", speed(read, took)));
+    write_products(&model);
+    Ok(())
+}
+
+/// The last token of a window needs no reading.
+fn tokens_read(options: &PerplexityOptions, tokens: usize) -> usize {
+    options.windows(tokens).map(|window| window.tokens.len() - 1).sum()
+}
+
+/// A model, ready to read.
+struct Ready {
+    source: Source,
+    model: Model,
+    session: Session,
+}
+
+impl Ready {
+    fn new(args: &Perplexity) -> Result<Self> {
+        let source = args.running.model.source()?;
+        let model = args.running.load_with(&source, &args.router)?;
+        let session = args.running.session(&model, args.seed)?;
+        Ok(Self { source, model, session })
     }
+}
+
+/// Writes what was found, or what there is of it.
+fn tell(args: &Perplexity, report: &Report, stopped: bool) -> Result<()> {
+    if stopped {
+        aside(&match report.predicted() {
+            0 => "interrupted".to_owned(),
+            _ => format!("interrupted; until then {}", report.line()),
+        });
+        return Err(Failure::Interrupted);
+    }
+    let text = if args.json { report.json()? } else { report.text() };
+    Ok(Output::new().text(&text)?)
 }

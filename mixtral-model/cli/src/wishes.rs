@@ -46,6 +46,11 @@ impl Wishes {
         (self.sampling.temperature > 0.0).then_some(self.sampling.seed)
     }
 
+    /// The seed of what routers draw: the same, or what was given though nothing else is drawn.
+    pub(crate) fn router_seed(&self, args: &SamplingArgs) -> u64 {
+        args.seed.unwrap_or(self.sampling.seed)
+    }
+
     /// The most tokens to generate after so many, if anybody says.
     pub(crate) fn max_tokens(&self, before: usize) -> Result<Option<usize>> {
         Ok(match self.max_tokens {

@@ -50,15 +50,44 @@ impl Conversation {
             self.chat.messages.push(Message::assistant(""));
         }
         self.chat.messages.push(Message::user(content));
-        let answer =
-            |index| self.answers.iter().find(|(answered, _)| *answered == index).map(|(_, ids)| &**ids);
-        match self.format.encode_with(tokenizer, &self.chat, answer) {
-            Ok(ids) => self.ids = ids,
+        let encoded = self.encode(tokenizer);
+        if encoded.is_err() {
+            self.chat.messages.truncate(before);
+        }
+        encoded
+    }
+
+    /// Forgets the oldest turn, for a conversation that has become too long for its session: the first question, and all that was said
+    /// until the next. Whatever stands before the first question, as the system message, stays. `false` where there is no turn before
+    /// the last.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ChatFormat::encode`]. The conversation is then as before.
+    pub fn forget_oldest(&mut self, tokenizer: &Tokenizer) -> Result<bool> {
+        let is_question = |message: &Message| message.role() == "user";
+        let mut questions = self.chat.messages.iter().enumerate().filter(|(_, m)| is_question(m)).map(|(n, _)| n);
+        let (Some(first), Some(next)) = (questions.next(), questions.next()) else { return Ok(false) };
+        let before = self.clone();
+        self.chat.messages.drain(first..next);
+        self.answers.retain(|(answered, _)| !(first..next).contains(answered));
+        for (answered, _) in &mut self.answers {
+            *answered -= if *answered >= next { next - first } else { 0 };
+        }
+        match self.encode(tokenizer) {
+            Ok(()) => Ok(true),
             Err(error) => {
-                self.chat.messages.truncate(before);
-                return Err(error);
+                *self = before;
+                Err(error)
             }
         }
+    }
+
+    /// Makes the ids of the chat as it is.
+    fn encode(&mut self, tokenizer: &Tokenizer) -> Result<()> {
+        let answer =
+            |index| self.answers.iter().find(|(answered, _)| *answered == index).map(|(_, ids)| &**ids);
+        self.ids = self.format.encode_with(tokenizer, &self.chat, answer)?;
         Ok(())
     }
 

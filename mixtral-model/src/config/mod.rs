@@ -181,6 +181,11 @@ impl Config {
         Ok(config)
     }
 
+    /// The BOS token, if a text begins with it.
+    pub fn bos_of(&self, ids: &[u32]) -> Option<u32> {
+        self.bos.filter(|bos| ids.first() == Some(bos))
+    }
+
     /// Checks that the values can be those of a model: sizes of at least 1, `kv_heads` a divisor of `heads`,
     /// `head_dim` even, a number of experts for each layer, `experts_per_token` at most the largest, a window of at least 1, positive finite `rms_norm_eps`
     /// and `rope_theta`, tokens below `vocab_size`, and no count of bytes beyond what the machine can address.

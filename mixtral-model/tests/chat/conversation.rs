@@ -35,6 +35,34 @@ fn turns_come_to_the_whole_chat() {
 }
 
 #[test]
+fn the_oldest_turns_are_forgotten() {
+    for version in MistralVersion::ALL {
+        let tokenizer = tokenizer(version);
+        let format = ChatFormat::mistral(version, &tokenizer).unwrap();
+        let mut conversation = Conversation::new(format.clone(), "Be brief.");
+        let mut shorter = conversation.clone();
+        let turns = ["One?", "Two?", "Three?", "Four?"];
+        for (conversation, turns) in [(&mut conversation, &turns[..]), (&mut shorter, &turns[2..])] {
+            for turn in turns {
+                conversation.ask(&tokenizer, turn).unwrap();
+                if *turn != "Four?" {
+                    conversation.answered(&tokenizer, &tokenizer.encode_ordinary(&turn.replace('?', "!")));
+                }
+            }
+        }
+        let whole = conversation.ids().to_vec();
+        assert!(conversation.forget_oldest(&tokenizer).unwrap());
+        assert!(conversation.forget_oldest(&tokenizer).unwrap());
+        assert_ne!(conversation.ids(), whole);
+        assert_eq!(conversation.ids(), shorter.ids(), "{version}");
+        assert_eq!(conversation.chat().messages.len(), 4, "the system message, a turn, and a question");
+        assert!(conversation.forget_oldest(&tokenizer).unwrap());
+        assert!(!conversation.forget_oldest(&tokenizer).unwrap(), "the question that is to be answered stays");
+        assert_eq!(conversation.chat().messages.len(), 2);
+    }
+}
+
+#[test]
 fn an_answer_is_kept_as_the_model_said_it() {
     let tokenizer = tokenizer(MistralVersion::V1);
     let format = ChatFormat::choose(&ChatEvidence::default(), &tokenizer).unwrap();

@@ -61,7 +61,11 @@ fn each_token_from_those_before_it_in_its_window() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(chunk.min(3)).build().unwrap();
                 let model = shape.model(backend);
                 let again = pool.install(|| run(&model, &ids, options.with_chunk(chunk), 50, usize::MAX));
-                assert_eq!(again.unwrap(), (found, all.clone()), "{window} {stride} {chunk} {backend}");
+                assert_eq!(
+                    again.unwrap(),
+                    (found.clone(), all.clone()),
+                    "{window} {stride} {chunk} {backend}"
+                );
             }
         }
     }

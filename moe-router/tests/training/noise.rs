@@ -112,7 +112,7 @@ fn perturbed_logits_are_those_decided_on() {
     // Each sequence has its own router's.
     let top = all();
     let offsets = [0, 4, 9];
-    let each: [&dyn moe_core::Router; 2] = [&top, &second];
+    let each: [&dyn Router; 2] = [&top, &second];
     let by = PerSequence::of(&each);
     let found =
         noisy(&by, &RouteInput::new(logits.view(), context.with_sequences(&offsets)).unwrap()).unwrap();

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use mixtral_model::MistralVersion;
 
 use super::sampling::whole;
-use super::{Running, SamplingArgs, StopArgs};
+use super::{RouterArgs, Running, SamplingArgs, StopArgs};
 
 /// Talk to an instruct model, one line a turn.
 ///
@@ -41,6 +41,8 @@ pub(crate) struct Chat {
     pub(crate) speed: bool,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) router: RouterArgs,
     #[command(flatten)]
     pub(crate) running: Running,
 }

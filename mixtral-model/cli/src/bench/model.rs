@@ -134,8 +134,9 @@ impl ModelBench<'_> {
         // The first round makes room.
         for round in 0..=rounds {
             if round == 0 {
-                sessions =
-                    (0..count).map(|_| self.args.running.session(self.model)).collect::<Result<Vec<_>>>()?;
+                sessions = (0..count)
+                    .map(|_| self.args.running.session(self.model, 0))
+                    .collect::<Result<Vec<_>>>()?;
             } else if before == 0 {
                 sessions.iter_mut().for_each(Session::clear);
             }

@@ -57,11 +57,25 @@ fn nothing_to_answer() {
 
 #[test]
 fn a_full_context_is_said() {
-    let said = run_with_input(mixtral("chat -t 0 --context 40", &[]), b"Who are you?\nAnd then?\n");
+    let long = "And then? ".repeat(20);
+    let said = run_with_input(mixtral("chat -t 0 --context 40", &[]), format!("Who are you?\n{long}\n").as_bytes());
     assert_eq!(said.status, Some(1));
     let expected = "(stopped at the context's limit of 40 positions)\n\
-                    error: the conversation does not fit into its context: context: expected at most 40 positions";
+                    error: the conversation does not fit into its context: expected at most 40 positions, found at least";
     assert!(said.err.starts_with(expected), "{}", said.err);
+}
+
+/// What a chat answers after its oldest turns were left out is what one answers that never had them.
+#[test]
+fn the_oldest_turns_of_a_long_chat_are_left_out_openly() {
+    let command = |turns: &str| run_with_input(mixtral("chat -t 0 --context 40", &[]), turns.as_bytes());
+    let all = command("Who are you?\nAnd then?\n");
+    assert_eq!(all.status, Some(0), "{}", all.err);
+    let left_out = "(left out the oldest turn: all of them do not fit into 40 positions)\n";
+    let limit = "(stopped at the context's limit of 40 positions)\n";
+    assert_eq!(all.err, [limit, left_out, limit].concat());
+    let last = command("And then?\n");
+    assert!(all.out.ends_with(&last.out) && all.out.len() > last.out.len(), "{} {}", all.out, last.out);
 }
 
 /// A model directory with the demo's tokenizer and a template.

@@ -162,7 +162,8 @@ fn clear_forgets_and_lines_are_edited_called_back_and_put_together() {
 #[test]
 fn what_does_not_fit_is_said_and_the_chat_goes_on() {
     let mut terminal = Terminal::start("chat -t 0 --context 40 -n 30", &[]);
-    for keys in ["Who are you?\r", "And then?\r"] {
+    let long = "And then? ".repeat(20) + "\r";
+    for keys in ["Who are you?\r", &long] {
         terminal.expect("> ");
         terminal.press(keys);
         terminal.expect("\n");

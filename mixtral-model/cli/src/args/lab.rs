@@ -1,0 +1,90 @@
+//! Arguments of `mixtral lab`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::sampling::whole;
+use super::{Running, one_or_more};
+
+/// Route a model otherwise, and see what it does to its predictions.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Lab {
+    #[command(subcommand)]
+    pub(crate) command: LabCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabCommand {
+    Compare(Compare),
+}
+
+impl Lab {
+    pub(crate) fn running(&self) -> &Running {
+        match &self.command {
+            LabCommand::Compare(args) => &args.running,
+        }
+    }
+}
+
+/// Read a text under several routers, and compare what they predict and cost.
+///
+/// The first row is the model's own routing, the baseline. The text gets one BOS in front and is cut into windows, which are read by
+/// themselves, each by every router in turn: of each window all tokens but the first are predicted. Columns:
+///
+///     perplexity  e to the mean of -ln p over the predicted tokens
+///     +-          half the width of its 95 % confidence interval
+///     nats        mean of -ln p less the baseline's, and +- half the width of the interval of that difference: both are of the same
+///                 tokens. A difference within its interval is marked ~, as noise
+///     KL          divergence of the predictions from the baseline's, nats a token
+///     same top    tokens with the same most likely token as the baseline's
+///     dropped     pairs of token and expert that were asked for and refused
+///     experts     experts that work on a token in a layer
+///     CV, max     spread of the load over a layer's experts: deviation over mean, and largest over mean, on average over layers
+///     distinct    experts of a layer that a pass uses
+///     MB          bytes of their weights in all layers, a pass, in units of 10^6
+///     tokens/s    of reading, without the comparison
+///     causal      yes: a token's experts depend on it alone. call: on earlier tokens of the same pass too. no: on later ones too
+///
+/// Intervals are from windows, at least two: up to 64 blocks of them, a ratio of sums, and Student's t. They say how far another text of
+/// the kind may be from this one; nothing is uncertain about the computation.
+///
+/// With --json: {"tokens", "window", "stride", "chunk", "windows", "windows_read", "predicted_tokens", "interrupted", "routers":
+/// [{"router", "locality", "note", "perplexity", "perplexity_low", "perplexity_high", "nll", "nll_difference",
+/// "nll_difference_half_width", "kl", "same_top", "drop_rate", "experts_per_token", "load_cv", "load_max_over_mean",
+/// "distinct_experts_per_pass", "expert_bytes_per_pass", "tokens_per_second"}]}; "router" is null for the model's own. --csv has the
+/// same fields of routers, a line each.
+///
+/// Ctrl-C ends it: what all routers have read by then is written and marked; the exit status is then 130.
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Compare {
+    /// The text, taken byte for byte; standard input if it is "-", or absent while standard input is no terminal
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// A router for a row of the table: as in `route`, for all layers, or for some as 0-3@SPEC;4,6@SPEC, the others keeping
+    /// their own; again for another row
+    #[arg(long = "router", value_name = "SPEC", required = true)]
+    pub(crate) routers: Vec<String>,
+    /// Tokens of a window, at least 2 [default: 512, or the context if that is less]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
+    pub(crate) window: Option<NonZeroUsize>,
+    /// Tokens from the start of a window to the start of the next, at most the window [default: the window]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
+    pub(crate) stride: Option<NonZeroUsize>,
+    /// Tokens that are read in one pass; routers that are not causal read a window in one pass [default: the window]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
+    pub(crate) chunk: Option<NonZeroUsize>,
+    /// Seed of what routers draw
+    #[arg(long, short, value_name = "N", default_value_t, allow_negative_numbers = true, value_parser = whole::<u64>)]
+    pub(crate) seed: u64,
+    /// Write JSON
+    #[arg(long, conflicts_with = "csv")]
+    pub(crate) json: bool,
+    /// Write comma-separated values
+    #[arg(long)]
+    pub(crate) csv: bool,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}

@@ -1,0 +1,60 @@
+//! `mixtral lab compare`.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use mixtral_model::lab::{CompareOptions, ExpertBytes, compare};
+use mixtral_model::{LayerRouters, PerplexityOptions};
+
+use super::report::Report;
+use crate::args::Compare;
+use crate::failure::{Failure, Result};
+use crate::input;
+use crate::interrupt::Interrupt;
+use crate::load;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::summary::{aside, write_products};
+
+/// Tokens of a window where the context allows it.
+const WINDOW: usize = 512;
+
+pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
+    let text = match &args.text {
+        Some(path) => input::file(path)?,
+        None => input::text_or_stdin(None, "--text")?,
+    };
+    let source = args.running.model.source()?;
+    let model = args.running.load(&source)?;
+    let bytes = ExpertBytes::of(&source.checkpoint(args.running.access.access())?, model.config())?;
+    let routers = args.routers.iter().map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, spec)?)));
+    let routers = routers.collect::<Result<Vec<_>>>()?;
+    let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
+    let context = args.running.context(&model);
+    let window = args.window.map_or(WINDOW.min(context), NonZeroUsize::get);
+    let stride = args.stride.map_or(window, NonZeroUsize::get);
+    let chunk = args.chunk.map_or(window, NonZeroUsize::get);
+    let windows = PerplexityOptions::new(window).with_stride(stride).with_chunk(chunk);
+    let session = args.running.session_options().with_seed(args.seed);
+    let options = CompareOptions::new(windows).with_session(session);
+
+    let read: usize = windows.windows(ids.len()).map(|window| window.tokens.len() - 1).sum();
+    let mut observer = (interrupt.clone(), Progress::new(&model, read * (1 + routers.len())));
+    let go_on = |_, _| if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let found =
+        interrupt.during(|| compare(&model, &ids, &options, &routers, &bytes, &mut observer, go_on))?;
+    drop(observer);
+    let report = Report::new(&found, ids.len(), &windows);
+    let text = match (args.json, args.csv) {
+        (true, _) => report.json()?,
+        (_, true) => report.csv(),
+        _ => report.table(),
+    };
+    Output::new().text(&text)?;
+    write_products(&model);
+    if found.stopped {
+        aside(&format!("interrupted after {} of {} windows", report.windows_read, report.windows));
+        return Err(Failure::Interrupted);
+    }
+    Ok(())
+}

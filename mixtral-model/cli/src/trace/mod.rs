@@ -1,0 +1,131 @@
+//! `mixtral trace`.
+
+mod simulate;
+mod tell;
+
+use std::fs::File;
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use mixtral_model::lab::{record_trace, trace_header};
+use mixtral_model::{Error, LayerRouters, Model, PerplexityOptions, Session, Workspace};
+use moe_router::trace::{Replay, TraceError, TraceReader};
+
+use crate::args::{self, Trace, TraceCommand};
+use crate::failure::{Failure, Result};
+use crate::input;
+use crate::interrupt::Interrupt;
+use crate::load;
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::summary::aside;
+
+/// Tokens of a window where the context allows it.
+const WINDOW: usize = 512;
+
+pub(crate) fn run(args: &Trace, interrupt: &Interrupt) -> Result<()> {
+    match &args.command {
+        TraceCommand::Record(args) => record(args, interrupt),
+        TraceCommand::Stats(args) => tell::stats(args),
+        TraceCommand::Diff(args) => tell::diff(args),
+        TraceCommand::Replay(args) => replay(args, interrupt),
+        TraceCommand::Simulate(args) => simulate::run(args),
+    }
+}
+
+fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
+    let text = text(args.text.as_deref())?;
+    let source = args.running.model.source()?;
+    let model = args.running.load_with(&source, &args.router)?;
+    let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
+    let mut session = args.running.session(&model, args.seed)?;
+    let options = windows(&session, args.window, args.chunk);
+    let mut header = trace_header(&model);
+    header.model = Some(
+        args.running.model.model.as_ref().map_or("built-in demo".to_owned(), |m| m.display().to_string()),
+    );
+    header.checkpoint = Some(source.checkpoint(args.running.access.access())?.digest()?.to_string());
+    header.router.clone_from(&args.router.router);
+    header.program = Some(concat!("mixtral ", env!("CARGO_PKG_VERSION")).to_owned());
+    let mut observer = (interrupt.clone(), progress(&model, &options, ids.len()));
+    let workspace = &mut Workspace::new();
+    let found = interrupt.during_writing(&args.out, || {
+        record_trace(&model, &mut session, &ids, &options, &header, &args.out, workspace, &mut observer)
+    })?;
+    drop(observer);
+    if found.stopped {
+        return Err(Failure::Interrupted);
+    }
+    aside(&format!(
+        "{}: {} tokens predicted, perplexity {:.4}",
+        args.out.display(),
+        found.predicted,
+        found.perplexity()
+    ));
+    Ok(())
+}
+
+fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
+    let text = text(args.text.as_deref())?;
+    let source = args.running.model.source()?;
+    let mut model = args.running.load(&source)?;
+    let file = open(&args.trace)?;
+    let replay = Replay::read(file, args.weights.into()).map_err(of_file(&args.trace))?;
+    model.set_routers(&LayerRouters::all(&model, Arc::new(replay))?)?;
+    let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
+    let mut session = args.running.session(&model, 0)?;
+    let options = windows(&session, args.window, args.chunk);
+    let mut observer = (interrupt.clone(), progress(&model, &options, ids.len()));
+    let go_on = |_| ControlFlow::Continue(());
+    let workspace = &mut Workspace::new();
+    let found = interrupt.during(|| {
+        mixtral_model::perplexity(&model, &mut session, &ids, &options, workspace, &mut observer, go_on)
+    })?;
+    drop(observer);
+    if found.stopped {
+        return Err(Failure::Interrupted);
+    }
+    let line = format!(
+        "perplexity {:.4}, {:.4} nats a token, of {} tokens, routed as recorded\n",
+        found.perplexity(),
+        found.mean(),
+        found.predicted
+    );
+    Ok(Output::new().text(&line)?)
+}
+
+fn text(path: Option<&Path>) -> Result<String> {
+    match path {
+        Some(path) => input::file(path),
+        None => input::text_or_stdin(None, "--text"),
+    }
+}
+
+fn windows(
+    session: &Session,
+    window: Option<NonZeroUsize>,
+    chunk: Option<NonZeroUsize>,
+) -> PerplexityOptions {
+    let window = window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
+    PerplexityOptions::new(window).with_chunk(chunk.map_or(window, NonZeroUsize::get))
+}
+
+fn progress(model: &Model, options: &PerplexityOptions, tokens: usize) -> Progress {
+    Progress::new(model, options.windows(tokens).map(|window| window.tokens.len() - 1).sum())
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).map_err(|source| Failure::Input { name: path.display().to_string(), source })
+}
+
+/// A trace of that path, its header read.
+fn reader(path: &Path) -> Result<TraceReader<File>> {
+    TraceReader::new(open(path)?).map_err(of_file(path))
+}
+
+/// An error of a trace, with its file.
+fn of_file(path: &Path) -> impl Fn(TraceError) -> Failure + '_ {
+    |source| Error::Trace { path: path.to_path_buf(), source }.into()
+}

@@ -1,0 +1,94 @@
+//! What two engines, or two models, predict on one text, through a file.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::divergence::{Difference, Divergence, log_probabilities};
+use super::logits_file::{LogitsFile, LogitsWriter};
+use crate::perplexity::score;
+use crate::save::replace;
+use crate::{Error, Model, Observer, Perplexity, PerplexityOptions, Result, Session, Workspace};
+
+/// Reads a text as llama-perplexity does, [`PerplexityOptions::llama_cpp`], and writes what is predicted to a file of its format.
+///
+/// The file appears when it is complete, and not at all if the observer ends the work: the result then says so.
+///
+/// # Errors
+///
+/// Those of [`perplexity`](fn@crate::perplexity); [`Error::TextTooShort`] for less than one window; [`Error::Io`].
+pub fn save_logits(
+    model: &Model,
+    session: &mut Session,
+    ids: &[u32],
+    options: &PerplexityOptions,
+    path: &Path,
+    workspace: &mut Workspace,
+    observer: &mut dyn Observer,
+) -> Result<Perplexity> {
+    let PerplexityOptions { window, context, whole, .. } = *options;
+    let as_written = PerplexityOptions {
+        first: options.first,
+        chunk: options.chunk,
+        ..PerplexityOptions::llama_cpp(window, None)
+    };
+    if (context, whole, options.stride) != (as_written.context, true, window) {
+        let expected = "those of PerplexityOptions::llama_cpp".to_owned();
+        return Err(Error::Setting { setting: "windows", expected, found: "others".to_owned() });
+    }
+    options.check(session.context())?;
+    let windows = options.windows(ids.len()).count();
+    if windows == 0 {
+        return Err(Error::TextTooShort { tokens: ids.len() });
+    }
+    let mut found = None;
+    let written = replace(path, |out| {
+        let vocabulary = model.config().vocab_size;
+        let mut file = LogitsWriter::new(out, path, window, vocabulary, &ids[..windows * window])?;
+        let read = score(model, session, ids, options, workspace, observer, |_, logits| {
+            file.push(logits).map(|()| ControlFlow::Continue(()))
+        })?;
+        let stopped = read.stopped;
+        found = Some(read);
+        out.flush().map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
+        if stopped { Err(Error::Stopped) } else { Ok(()) }
+    });
+    match (written, found) {
+        (Ok(()) | Err(Error::Stopped), Some(found)) => Ok(found),
+        (written, _) => written.and(Err(Error::Stopped)),
+    }
+}
+
+/// Reads the text of a file of llama-perplexity's format, and compares what is predicted with what the file says. If the text begins with the
+/// model's BOS, so does each window.
+///
+/// # Errors
+///
+/// Those of [`perplexity`](fn@crate::perplexity); [`Error::Checkpoint`] where the file is of another vocabulary, or damaged.
+pub fn against(
+    model: &Model,
+    session: &mut Session,
+    file: &mut LogitsFile,
+    workspace: &mut Workspace,
+    observer: &mut dyn Observer,
+) -> Result<(Perplexity, Divergence)> {
+    let vocabulary = model.config().vocab_size;
+    if file.vocabulary() != vocabulary {
+        let (expected, found) = (format!("a vocabulary of {vocabulary}"), format!("{}", file.vocabulary()));
+        return Err(Error::checkpoint(file.path(), expected, found));
+    }
+    let ids = file.take_tokens();
+    let options = PerplexityOptions::llama_cpp(file.window(), model.config().bos_of(&ids));
+    let (mut divergence, mut row) = (Divergence::new(), Vec::new());
+    let (mut baseline, mut own) = (Vec::new(), Vec::new());
+    let found = score(model, session, &ids, &options, workspace, observer, |scored, logits| {
+        file.next(&mut row)?;
+        baseline.clear();
+        moe_core::memory::reserve(&mut baseline, vocabulary, "log-probabilities")?;
+        baseline.extend(row.iter().map(|&value| f64::from(value)));
+        log_probabilities(logits, &mut own)?;
+        divergence.add(&Difference::between(&baseline, &own, scored.token))?;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok((found, divergence))
+}

@@ -1,0 +1,99 @@
+//! A model's routing, into a trace.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use moe_core::{Routed, Router};
+use moe_router::trace::{TraceHeader, TraceWriter};
+
+use crate::perplexity::{check_text, score};
+use crate::save::replace;
+use crate::{
+    Error, LayerRouters, Model, Observed, Observer, Perplexity, PerplexityOptions, Result, Session, Workspace,
+};
+
+/// Writes what the routers of a model do to a [trace](moe_router::trace), while it runs. It wants all rows of all layers.
+///
+/// A pass that fails or is stopped has been recorded up to its last layer; whoever reads it again records it again.
+#[derive(Debug)]
+pub struct TraceRecorder<W>(TraceWriter<W>);
+
+impl<W: Write> TraceRecorder<W> {
+    /// Records into a trace that was begun.
+    pub fn new(writer: TraceWriter<W>) -> Self {
+        Self(writer)
+    }
+
+    /// The trace.
+    pub fn into_inner(self) -> TraceWriter<W> {
+        self.0
+    }
+}
+
+impl<W: Write + Send> Observer for TraceRecorder<W> {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
+        Ok(self.0.record(routed.layer, routed.plan, &routed.context)?)
+    }
+}
+
+/// Reads a text window by window, as [`perplexity`](fn@crate::perplexity) does, and records its routing to a file. A window is a sequence
+/// whose identity is its number.
+///
+/// The file appears when it is complete, and not at all if the observer ends the work: the result then says so.
+///
+/// # Errors
+///
+/// Those of [`perplexity`](fn@crate::perplexity); [`Error::Trace`]; [`Error::Io`].
+pub fn record_trace(
+    model: &Model,
+    session: &mut Session,
+    ids: &[u32],
+    options: &PerplexityOptions,
+    header: &TraceHeader,
+    path: &Path,
+    workspace: &mut Workspace,
+    observer: &mut dyn Observer,
+) -> Result<Perplexity> {
+    options.check(session.context())?;
+    check_text(model, ids)?;
+    let failed = |source| Error::Trace { path: path.to_path_buf(), source };
+    let mut stopped = None;
+    let written = replace(path, |out| {
+        let mut recorder = TraceRecorder::new(TraceWriter::new(out, header).map_err(failed)?);
+        let go_on = |_, _: &[f32]| Ok(ControlFlow::Continue(()));
+        let read = score(model, session, ids, options, workspace, &mut (&mut recorder, observer), go_on)?;
+        if read.stopped {
+            stopped = Some(read);
+            return Err(Error::Stopped);
+        }
+        recorder.into_inner().finish().map_err(failed)?;
+        Ok(read)
+    });
+    match (written, stopped) {
+        (Err(Error::Stopped), Some(read)) => Ok(read),
+        (written, _) => written,
+    }
+}
+
+/// What a trace of a model says of its layers.
+pub fn trace_header(model: &Model) -> TraceHeader {
+    let config = model.config();
+    // A model with more experts than that is none of this family; recording then says so.
+    let experts = |n| u16::try_from(config.experts.of(n)).unwrap_or(u16::MAX);
+    TraceHeader::new((0..config.layers).map(experts))
+}
+
+impl LayerRouters {
+    /// One router for every layer of a model, such as a [replay](moe_router::trace::Replay).
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerRouters::set`].
+    pub fn all(model: &Model, router: Arc<dyn Router>) -> Result<Self> {
+        let mut routers = Self::new(model);
+        (0..model.config().layers).try_for_each(|layer| routers.set(model, layer, router.clone()))?;
+        Ok(routers)
+    }
+}

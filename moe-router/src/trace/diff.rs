@@ -1,0 +1,128 @@
+//! Where two traces part.
+
+use std::io::Read;
+
+use super::{TokenRoute, TraceError, TraceReader};
+
+/// A token in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenPlace {
+    /// The forward pass.
+    pub step: u32,
+    /// The layer.
+    pub layer: u16,
+    /// Identity of the sequence.
+    pub sequence: u32,
+    /// Position in the sequence.
+    pub position: u32,
+}
+
+/// How two traces agree in a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct LayerAgreement {
+    /// Tokens that both have.
+    pub tokens: u64,
+    /// Those whose kept experts are the same, in whatever order.
+    pub same_experts: u64,
+    /// Those whose best expert is the same.
+    pub same_first: u64,
+    /// Those with the same pairs, kept and refused, in the same order; weights may differ.
+    pub same_pairs: u64,
+    /// Sum over tokens of the experts in both over the experts in either; 1 for a token that has none in both.
+    pub overlap: f64,
+    /// Largest difference of the combination weights of an expert that both have.
+    pub weight_difference: f32,
+    /// The first token with other experts.
+    pub first_difference: Option<TokenPlace>,
+}
+
+/// Two traces of the same tokens, read in the same passes, compared token by token.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TraceDiff {
+    /// Of each layer.
+    pub layers: Vec<LayerAgreement>,
+    /// The first token, in the order of the traces, with other experts.
+    pub first_difference: Option<TokenPlace>,
+}
+
+impl TraceDiff {
+    /// Reads two traces to their ends.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TraceReader::next`]; [`TraceError::Unfit`] where they are not of the same layers, or of other tokens or passes, naming
+    /// the place.
+    pub fn read(a: &mut TraceReader<impl Read>, b: &mut TraceReader<impl Read>) -> Result<Self, TraceError> {
+        let (experts, others) = (&a.header().experts, &b.header().experts);
+        if experts != others {
+            return Err(TraceError::unfit(
+                "experts of the layers",
+                format!("{experts:?}"),
+                format!("{others:?}"),
+            ));
+        }
+        let mut diff =
+            Self { layers: vec![LayerAgreement::default(); experts.len()], first_difference: None };
+        let (mut one, mut other) = (TokenRoute::default(), TokenRoute::default());
+        loop {
+            let there = (a.next(&mut one)?, b.next(&mut other)?);
+            match there {
+                (false, false) => return Ok(diff),
+                (true, true) => diff.add(&one, &other)?,
+                (more, _) => {
+                    let route = if more { &one } else { &other };
+                    let found = if more { "only in the first" } else { "only in the second" };
+                    let place =
+                        format!("pass {}, layer {}, position {}", route.step, route.layer, route.position);
+                    return Err(TraceError::unfit("tokens", format!("{place} in both"), found));
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, a: &TokenRoute, b: &TokenRoute) -> Result<(), TraceError> {
+        let place = |route: &TokenRoute| {
+            let TokenRoute { step, layer, sequence, position, .. } = *route;
+            TokenPlace { step, layer, sequence, position }
+        };
+        if (place(a), a.token) != (place(b), b.token) {
+            let tell = |route: &TokenRoute| {
+                let TokenPlace { step, layer, sequence, position } = place(route);
+                let token = route.token.map_or("unknown".to_owned(), |id| id.to_string());
+                format!(
+                    "pass {step}, layer {layer}, position {position} of sequence {sequence}, token {token}"
+                )
+            };
+            return Err(TraceError::unfit("tokens", tell(a), tell(b)));
+        }
+        let layer = &mut self.layers[usize::from(a.layer)];
+        let weight_in_b = |expert| b.kept.iter().find(|pair| pair.expert == expert).map(|pair| pair.weight);
+        let mut both = 0;
+        for pair in &a.kept {
+            if let Some(weight) = weight_in_b(pair.expert) {
+                both += 1;
+                layer.weight_difference = layer.weight_difference.max((pair.weight - weight).abs());
+            }
+        }
+        let either = a.kept.len() + b.kept.len() - both;
+        let same = both == either;
+        let choices = |route: &TokenRoute| {
+            let of =
+                |pairs: &[super::Pair]| pairs.iter().map(|pair| (pair.expert, pair.rank)).collect::<Vec<_>>();
+            (of(&route.kept), of(&route.refused))
+        };
+        layer.tokens += 1;
+        layer.same_experts += u64::from(same);
+        layer.same_first +=
+            u64::from(a.kept.first().map(|pair| pair.expert) == b.kept.first().map(|pair| pair.expert));
+        layer.same_pairs += u64::from(choices(a) == choices(b));
+        layer.overlap += if either == 0 { 1.0 } else { both as f64 / either as f64 };
+        if !same {
+            layer.first_difference.get_or_insert(place(a));
+            self.first_difference.get_or_insert(place(a));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! What a trace says of itself.
+
+use std::io::{BufRead, Read, Write};
+
+use super::TraceError;
+use super::record::BYTES;
+
+/// How the first line begins.
+const MAGIC: &str = "mixtral-route-trace 1 ";
+/// Bytes of a header, at most.
+const MOST: usize = 1 << 20;
+
+/// What a trace says of itself: layers are numbered from 0, experts are those of the router's logits, weights are combination weights in
+/// f32, after capacity; what capacity or a mask refused is recorded too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TraceHeader {
+    /// Number of experts of each layer.
+    pub experts: Vec<u16>,
+    /// Name of the model.
+    pub model: Option<String>,
+    /// Digest of its checkpoint.
+    pub checkpoint: Option<String>,
+    /// The routers, where they are not the model's own.
+    pub router: Option<String>,
+    /// What made it.
+    pub program: Option<String>,
+}
+
+impl TraceHeader {
+    /// Of a model with so many experts in each layer.
+    pub fn new(experts: impl IntoIterator<Item = u16>) -> Self {
+        Self { experts: experts.into_iter().collect(), ..Self::default() }
+    }
+
+    /// The fields that are texts, with their keys.
+    fn texts(&mut self) -> [(&'static str, &mut Option<String>); 4] {
+        [
+            ("model", &mut self.model),
+            ("checkpoint", &mut self.checkpoint),
+            ("router", &mut self.router),
+            ("program", &mut self.program),
+        ]
+    }
+
+    pub(super) fn write(&self, out: &mut impl Write) -> Result<u64, TraceError> {
+        let experts: Vec<_> = self.experts.iter().map(u16::to_string).collect();
+        let mut lines =
+            format!("experts={}\nweights=combination\ncapacity=after\nids=logical\n", experts.join(","));
+        for (key, text) in self.clone().texts() {
+            if let Some(text) = text {
+                // A line each.
+                let text: String = text.chars().flat_map(escaped).collect();
+                lines += &format!("{key}={text}\n");
+            }
+        }
+        // The length stands in the header itself.
+        let length = (MAGIC.len() + 8 + lines.len()).next_multiple_of(BYTES);
+        if length > MOST {
+            return Err(TraceError::unfit("header", format!("at most {MOST} bytes"), length));
+        }
+        let mut text = format!("{MAGIC}{length}\n{lines}").into_bytes();
+        text.resize(length - 1, b' ');
+        text.push(b'\n');
+        out.write_all(&text)?;
+        Ok(length as u64)
+    }
+
+    /// Reads a header, and says how long it is.
+    pub(super) fn read(source: &mut impl BufRead) -> Result<(Self, u64), TraceError> {
+        let no_trace = |found: &[u8]| TraceError::damaged(0, "a route trace", String::from_utf8_lossy(found));
+        let mut first = Vec::new();
+        source.by_ref().take(64).read_until(b'\n', &mut first)?;
+        let line = std::str::from_utf8(&first).ok().and_then(|line| line.strip_suffix('\n'));
+        let Some(length) = line.and_then(|line| line.strip_prefix(MAGIC)) else {
+            return Err(no_trace(&first));
+        };
+        let length = length
+            .parse()
+            .ok()
+            .filter(|length: &usize| length.is_multiple_of(BYTES) && (first.len()..=MOST).contains(length));
+        let Some(length) = length else { return Err(no_trace(&first)) };
+        let mut text = Vec::new();
+        source.by_ref().take((length - first.len()) as u64).read_to_end(&mut text)?;
+        let offset = first.len() as u64;
+        if text.len() != length - first.len() {
+            return Err(TraceError::damaged(
+                offset,
+                format!("{length} bytes of header"),
+                first.len() + text.len(),
+            ));
+        }
+        let text = String::from_utf8(text)
+            .map_err(|error| TraceError::damaged(offset, "text in UTF-8", error.utf8_error()))?;
+        let (mut header, mut experts) = (Self::default(), None);
+        for line in text.trim_end().lines() {
+            let Some((key, value)) = line.split_once('=') else {
+                return Err(TraceError::damaged(offset, "lines of key=value", line));
+            };
+            let known = [("weights", "combination"), ("capacity", "after"), ("ids", "logical")];
+            if let Some((_, only)) = known.into_iter().find(|(name, _)| *name == key) {
+                if value != only {
+                    return Err(TraceError::damaged(offset, format!("{key}={only}"), line));
+                }
+            } else if key == "experts" {
+                let list = value.split(',').map(|count| count.parse::<u16>().ok().filter(|&count| count > 0));
+                let list = if value.is_empty() { Some(Vec::new()) } else { list.collect::<Option<Vec<_>>>() };
+                experts =
+                    Some(list.ok_or_else(|| {
+                        TraceError::damaged(offset, "numbers of experts, 1 to 65535", line)
+                    })?);
+            } else if let Some((_, text)) = header.texts().into_iter().find(|(name, _)| *name == key) {
+                *text = Some(unescaped(value));
+            }
+            // What a later version may add is passed over.
+        }
+        header.experts = experts.ok_or_else(|| TraceError::damaged(offset, "experts=...", "no such line"))?;
+        Ok((header, length as u64))
+    }
+}
+
+fn escaped(c: char) -> impl Iterator<Item = char> {
+    let pair = match c {
+        '\\' => ['\\', '\\'],
+        '\n' => ['\\', 'n'],
+        '\r' => ['\\', 'r'],
+        other => [other, '\0'],
+    };
+    let count = if pair[1] == '\0' { 1 } else { 2 };
+    pair.into_iter().take(count)
+}
+
+fn unescaped(text: &str) -> String {
+    let mut chars = text.chars();
+    let next = |chars: &mut std::str::Chars<'_>| match chars.next()? {
+        '\\' => Some(match chars.next()? {
+            'n' => '\n',
+            'r' => '\r',
+            other => other,
+        }),
+        other => Some(other),
+    };
+    std::iter::from_fn(|| next(&mut chars)).collect()
+}
