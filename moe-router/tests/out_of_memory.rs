@@ -7,7 +7,10 @@ use std::cell::Cell;
 
 use moe_core::{Assignments, RouteInput, Routed, Router, RoutingPlan, TokenContext, TokenRows};
 use moe_router::backward::{self, Weighting, weight_gradient};
-use moe_router::losses::{Affinity, Entropy, Importance, Load, LoadBalance, SequenceBalance, ZLoss, noisy};
+use moe_router::losses::{
+    Affinity, CommunicationBalance, DeviceBalance, Entropy, Importance, Load, LoadBalance, SequenceBalance,
+    ZLoss, noisy,
+};
 use moe_router::{Perturbed, RouterSpec, Score, ThresholdEma, TopK, quantile_biases};
 use ndarray::Array2;
 
@@ -116,7 +119,6 @@ fn so_does_what_training_needs() {
     let top = TopK::new(2).unwrap();
     top.route(&input, &mut out).unwrap();
     plan.seal(&out).unwrap();
-    let routed = Routed::new(logits.view(), &plan, TokenContext::new()).unwrap();
     let upstream = vec![1.0; plan.rows()];
     let outputs = Array2::ones((plan.rows(), 3));
     let of_y = Array2::ones((TOKENS, 3));
@@ -124,17 +126,37 @@ fn so_does_what_training_needs() {
     let noise = Perturbed::gaussian(top, 0.5).unwrap();
     let deviations = Array2::from_elem(logits.dim(), 0.5f32);
 
-    let sequences = SequenceBalance::of(&routed, Affinity::Sigmoid);
+    // A sequence each token.
+    let offsets: Vec<usize> = (0..=TOKENS).collect();
+    let context = TokenContext::new().with_sequences(&offsets);
+    let routed = Routed::new(logits.view(), &plan, context).unwrap();
+    let input = RouteInput::new(logits.view(), context).unwrap();
+    let devices: Vec<usize> = (0..EXPERTS).map(|e| e / 4).collect();
+
     let load = Load::of(&input, logits.view(), 2, 0.5).unwrap();
     type Work<'a> = (&'a str, Box<dyn FnMut() -> moe_core::Result<()> + 'a>);
-    let work: [Work<'_>; 15] = [
+    let work: [Work<'_>; 18] = [
         ("noisy", Box::new(|| noisy(&noise, &input).map(drop))),
         ("z", Box::new(|| ZLoss::of(&input).gradient().map(drop))),
         ("entropy", Box::new(|| Entropy::of(&input).gradient().map(drop))),
         ("importance", Box::new(|| Importance::of(&input).gradient().map(drop))),
         ("balance", Box::new(|| LoadBalance::per_sequence(&routed).gradient().map(drop))),
         ("over all", Box::new(|| LoadBalance::over_all(&[routed, routed]).gradients().map(drop))),
-        ("sequences", Box::new(|| sequences.gradient().map(drop))),
+        (
+            "by tokens",
+            Box::new(|| LoadBalance::of_first_choices(&routed).weighted_by_tokens().gradient().map(drop)),
+        ),
+        ("sequences", Box::new(|| SequenceBalance::of(&routed, Affinity::Sigmoid).gradient().map(drop))),
+        (
+            "devices",
+            Box::new(|| DeviceBalance::of(&routed, Affinity::Softmax, &devices).gradient().map(drop)),
+        ),
+        (
+            "communication",
+            Box::new(|| {
+                CommunicationBalance::of(&routed, Affinity::Softmax, &devices, 2).gradient().map(drop)
+            }),
+        ),
         ("load", Box::new(|| Load::of(&input, logits.view(), 2, 0.5).map(drop))),
         (
             "load of others",
@@ -158,5 +180,20 @@ fn so_does_what_training_needs() {
     for (what, work) in work {
         assert!(each_refused(what, work) > 0, "{what} has no list of that size");
     }
+    // Values are made sequence by sequence, of which nothing is kept.
+    let values = || -> moe_core::Result<()> {
+        let balance = LoadBalance::per_sequence(&routed);
+        let sequences = SequenceBalance::of(&routed, Affinity::Softmax);
+        let of_devices = DeviceBalance::of(&routed, Affinity::Softmax, &devices);
+        let sent = CommunicationBalance::of(&routed, Affinity::Softmax, &devices, 2).weighted_by_tokens();
+        let importance = Importance::of(&input);
+        assert_eq!(balance.groups().count(), TOKENS);
+        assert_eq!(sequences.per_sequence().chain(importance.per_sequence()).count(), 2 * TOKENS);
+        let values =
+            [balance.value(), sequences.value(), of_devices.value(), sent.value(), importance.value()];
+        assert!(values.iter().all(|value| value.is_finite()), "{values:?}");
+        Ok(())
+    };
+    assert_eq!(each_refused("values", values), 0, "losses keep lists of sequences");
     assert!(each_refused("thresholds", || ThresholdEma::new(2.0, 0.9).unwrap().update_over(&input)) > 0);
 }

@@ -1,10 +1,12 @@
 //! The balance losses of the DeepSeek models.
 
-use moe_core::{Result, RouteInput, Routed};
+use std::ops::Range;
+
+use moe_core::{Result, Routed};
 use ndarray::Array2;
 
 pub use super::groups::Affinity;
-use super::groups::{mean, mean_by_tokens, pull_back, total_probability};
+use super::groups::{count, counted, mean, mean_by_tokens, pull_back, total_probability};
 use crate::present::present;
 
 /// `Σₑ fₑ Pₑ` for each sequence, averaged over sequences: DeepSeek-V2's expert-level balance ([2405.04434]) with
@@ -23,8 +25,7 @@ pub struct SequenceBalance<'a>(Balanced<'a>);
 impl<'a> SequenceBalance<'a> {
     /// Over each sequence of the context.
     pub fn of(routed: &Routed<'a>, affinity: Affinity) -> Self {
-        let experts = routed.input().experts();
-        Self(Balanced::of(routed, affinity, |tokens| shares(tokens, experts)))
+        Self(Balanced { routed: *routed, affinity, sharing: Sharing::Experts, by_tokens: false })
     }
 }
 
@@ -39,12 +40,12 @@ macro_rules! per_sequence {
 
             /// The same with the mean over sequences weighted by their tokens, of which padding is none.
             pub fn weighted_by_tokens(self) -> Self {
-                Self(self.0.weighted_by_tokens())
+                Self(Balanced { by_tokens: true, ..self.0 })
             }
 
             /// The loss of each sequence; 0 where it has no tokens or no choices.
-            pub fn per_sequence(&self) -> &[f64] {
-                &self.0.values
+            pub fn per_sequence(&self) -> impl Iterator<Item = f64> {
+                self.0.values().map(|(_, value)| value)
             }
 
             /// `∂value/∂logits`, `[T, E]`.
@@ -79,17 +80,8 @@ impl<'a> DeviceBalance<'a> {
     #[track_caller]
     pub fn of(routed: &Routed<'a>, affinity: Affinity, device_of: &[usize]) -> Self {
         assert_eq!(device_of.len(), routed.input().experts(), "one device an expert");
-        let (device_of, devices) = numbered(device_of);
-        // Σᵢ f'ᵢ P'ᵢ = Σₑ f'(device of e) Pₑ.
-        let shared = |tokens: &mut OfTokens<'_>| {
-            let (mut sums, mut sizes) = (vec![0.0; devices], vec![0.0; devices]);
-            for (&device, f) in device_of.iter().zip(shares(tokens, device_of.len())) {
-                sums[device] += f;
-                sizes[device] += 1.0;
-            }
-            device_of.iter().map(|&device| sums[device] / sizes[device]).collect()
-        };
-        Self(Balanced::of(routed, affinity, shared))
+        let sharing = Sharing::Devices(numbered(device_of));
+        Self(Balanced { routed: *routed, affinity, sharing, by_tokens: false })
     }
 }
 
@@ -115,108 +107,118 @@ impl<'a> CommunicationBalance<'a> {
     pub fn of(routed: &Routed<'a>, affinity: Affinity, device_of: &[usize], most_devices: usize) -> Self {
         assert_eq!(device_of.len(), routed.input().experts(), "one device an expert");
         assert!(most_devices > 0, "a token goes to one device or more");
-        let (device_of, devices) = numbered(device_of);
-        let shared = |tokens: &mut OfTokens<'_>| {
-            let (mut sent, mut last, mut count) = (vec![0.0; devices], vec![0; devices], 0u64);
-            tokens(&mut |experts| {
-                count += 1;
-                for e in experts {
-                    let device = device_of[e];
-                    if last[device] != count {
-                        (last[device], sent[device]) = (count, sent[device] + 1.0);
-                    }
-                }
-            });
-            let each = devices as f64 / (most_devices as f64 * count as f64);
-            device_of.iter().map(|&device| each * sent[device]).collect()
-        };
-        Self(Balanced::of(routed, affinity, shared))
+        let sharing = Sharing::Sent(numbered(device_of), most_devices);
+        Self(Balanced { routed: *routed, affinity, sharing, by_tokens: false })
     }
 }
 
-/// Hands over the choices of each token of a sequence that is not padding, one after the other.
-type OfTokens<'a> = dyn FnMut(&mut dyn FnMut(&mut dyn Iterator<Item = usize>)) + 'a;
-
-/// `fₑ = E / (k n) · choices of e`, of the choices of each token; zeros where there are none.
-fn shares(tokens: &mut OfTokens<'_>, experts: usize) -> Vec<f64> {
-    let mut f = vec![0.0; experts];
-    tokens(&mut |choices| choices.for_each(|e| f[e] += 1.0));
-    let all: f64 = f.iter().sum();
-    let each = if all == 0.0 { 0.0 } else { experts as f64 / all };
-    f.iter_mut().for_each(|f| *f *= each);
-    f
+/// The device of each expert, by numbers from 0 on, and how many there are.
+#[derive(Clone, Debug)]
+struct Devices {
+    of_expert: Vec<usize>,
+    count: usize,
 }
 
-/// The same devices by numbers from 0 on, and how many there are.
-fn numbered(device_of: &[usize]) -> (Vec<usize>, usize) {
+fn numbered(device_of: &[usize]) -> Devices {
     let mut names = device_of.to_vec();
     names.sort_unstable();
     names.dedup();
-    (device_of.iter().map(|name| names.partition_point(|n| n < name)).collect(), names.len())
+    let of_expert = device_of.iter().map(|name| names.partition_point(|n| n < name)).collect();
+    Devices { of_expert, count: names.len() }
 }
 
-/// `Σₑ cₑ Pₑ` for each sequence, c made of the choices of its tokens.
+/// What the choices of a sequence are to the loss.
+#[derive(Clone, Debug)]
+enum Sharing {
+    Experts,
+    Devices(Devices),
+    /// With the most devices that a token goes to.
+    Sent(Devices, usize),
+}
+
+/// `Σₑ cₑ Pₑ` for each sequence, c made of the choices of its tokens. Of sequences there may be as many as tokens: nothing is kept
+/// of them.
 #[derive(Clone, Debug)]
 struct Balanced<'a> {
-    input: RouteInput<'a>,
+    routed: Routed<'a>,
     affinity: Affinity,
-    values: Vec<f64>,
-    /// Tokens of each sequence.
-    tokens: Vec<usize>,
+    sharing: Sharing,
     by_tokens: bool,
-    /// `∂value/∂p` in each sequence, `[E]`; none where it is left out.
-    slopes: Vec<Vec<f64>>,
 }
 
-impl<'a> Balanced<'a> {
-    /// `coefficients` makes c, `[E]`, of the choices of a sequence's tokens; there is at least one token.
-    fn of(
-        routed: &Routed<'a>,
-        affinity: Affinity,
-        coefficients: impl Fn(&mut OfTokens<'_>) -> Vec<f64>,
-    ) -> Self {
-        let input = routed.input();
-        let (mut values, mut tokens_of, mut slopes) = (vec![], vec![], vec![]);
-        for range in input.sequences() {
-            let (total, tokens) = total_probability(&input, range.clone(), affinity);
-            tokens_of.push(tokens);
+impl Balanced<'_> {
+    /// The tokens of each sequence, and its loss.
+    fn values(&self) -> impl Iterator<Item = (usize, f64)> {
+        let input = self.routed.input();
+        input.sequences().map(move |range| {
+            let (total, tokens) = total_probability(&input, range.clone(), self.affinity);
             if tokens == 0 {
-                values.push(0.0);
-                slopes.push(vec![]);
-                continue;
+                return (0, 0.0);
             }
-            let c = coefficients(&mut |visit| {
-                present(&input, range.clone()).for_each(|t| visit(&mut routed.plan.requested(t)));
-            });
-            let c: Vec<f64> = c.into_iter().map(|c| c / tokens as f64).collect();
-            values.push(c.iter().zip(&total).map(|(c, p)| c * p).sum());
-            slopes.push(c);
-        }
-        let counted = slopes.iter().filter(|c| !c.is_empty()).count() as f64;
-        slopes.iter_mut().flatten().for_each(|c| *c /= counted);
-        Self { input, affinity, values, tokens: tokens_of, by_tokens: false, slopes }
-    }
-
-    fn weighted_by_tokens(mut self) -> Self {
-        if !self.by_tokens {
-            let counted = self.slopes.iter().filter(|c| !c.is_empty()).count() as f64;
-            let all = self.tokens.iter().sum::<usize>() as f64;
-            for (slope, &n) in self.slopes.iter_mut().zip(&self.tokens) {
-                slope.iter_mut().for_each(|c| *c *= counted * n as f64 / all);
-            }
-        }
-        Self { by_tokens: true, ..self }
+            let c = self.coefficients(range, tokens);
+            (tokens, c.iter().zip(&total).map(|(c, p)| c * p).sum())
+        })
     }
 
     fn value(&self) -> f64 {
         if self.by_tokens {
-            return mean_by_tokens(self.tokens.iter().copied().zip(self.values.iter().copied()));
+            return mean_by_tokens(self.values());
         }
-        let counted = self.values.iter().zip(&self.slopes).filter(|(_, c)| !c.is_empty());
-        mean(counted.map(|(v, _)| *v))
+        mean(self.values().filter(|(tokens, _)| *tokens > 0).map(|(_, value)| value))
     }
 
     fn gradient(&self) -> Result<Array2<f64>> {
-        pull_back(&self.input, self.affinity, |s| &self.slopes[s])
+        let input = self.routed.input();
+        let (counted, all) = (counted(&input), count(&input, 0..input.tokens()));
+        let slopes = input.sequences().filter_map(|range| {
+            let tokens = count(&input, range.clone());
+            let share = if self.by_tokens { tokens as f64 / all as f64 } else { 1.0 / counted as f64 };
+            let slope = |c: f64| c * share;
+            (tokens > 0)
+                .then(|| (range.clone(), self.coefficients(range, tokens).into_iter().map(slope).collect()))
+        });
+        pull_back(&input, self.affinity, slopes)
+    }
+
+    /// `cₑ / n`, `[E]`, of the choices of a sequence's n tokens, of which there is one or more.
+    fn coefficients(&self, range: Range<usize>, tokens: usize) -> Vec<f64> {
+        let n = tokens as f64;
+        let c = match &self.sharing {
+            Sharing::Experts => self.shares(range),
+            Sharing::Devices(Devices { of_expert, count }) => {
+                // Σᵢ f'ᵢ P'ᵢ = Σₑ f'(device of e) Pₑ.
+                let (mut sums, mut sizes) = (vec![0.0; *count], vec![0.0; *count]);
+                for (&device, f) in of_expert.iter().zip(self.shares(range)) {
+                    sums[device] += f;
+                    sizes[device] += 1.0;
+                }
+                of_expert.iter().map(|&device| sums[device] / sizes[device]).collect()
+            }
+            Sharing::Sent(Devices { of_expert, count }, most) => {
+                let (mut sent, mut last) = (vec![0.0; *count], vec![None; *count]);
+                for t in present(&self.routed.input(), range) {
+                    for e in self.routed.plan.requested(t) {
+                        let device = of_expert[e];
+                        if last[device] != Some(t) {
+                            (last[device], sent[device]) = (Some(t), sent[device] + 1.0);
+                        }
+                    }
+                }
+                let each = *count as f64 / (*most as f64 * n);
+                of_expert.iter().map(|&device| each * sent[device]).collect()
+            }
+        };
+        c.into_iter().map(|c| c / n).collect()
+    }
+
+    /// `fₑ = E / (k n) · choices of e`, of the choices of each token; zeros where there are none.
+    fn shares(&self, range: Range<usize>) -> Vec<f64> {
+        let input = self.routed.input();
+        let mut f = vec![0.0; input.experts()];
+        present(&input, range).for_each(|t| self.routed.plan.requested(t).for_each(|e| f[e] += 1.0));
+        let all: f64 = f.iter().sum();
+        let each = if all == 0.0 { 0.0 } else { input.experts() as f64 / all };
+        f.iter_mut().for_each(|f| *f *= each);
+        f
     }
 }

@@ -1,5 +1,6 @@
 //! What the losses share: statistics of a group of tokens, and the way back from them to the logits.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use moe_core::{Result, RouteInput};
@@ -46,9 +47,19 @@ pub(crate) fn total_probability(
     (total, tokens)
 }
 
-/// `∂L/∂logits` of a loss that has the same `∂L/∂p[t] = coefficients(s)`, `[E]`, for all tokens of sequence s.
+/// How many tokens of a range are not padding.
+pub(crate) fn count(input: &RouteInput<'_>, range: Range<usize>) -> usize {
+    present(input, range).count()
+}
+
+/// How many sequences have tokens that are not padding.
+pub(crate) fn counted(input: &RouteInput<'_>) -> usize {
+    input.sequences().filter(|range| present(input, range.clone()).next().is_some()).count()
+}
+
+/// `∂L/∂logits` of a loss that has the same `∂L/∂p[t]`, `[E]`, for all tokens of a range.
 ///
-/// Padding, and sequences without coefficients, have gradient zero.
+/// Padding, and what is in no range, has gradient zero.
 ///
 /// # Errors
 ///
@@ -56,19 +67,15 @@ pub(crate) fn total_probability(
 pub(crate) fn pull_back<'c>(
     input: &RouteInput<'_>,
     affinity: Affinity,
-    coefficients: impl Fn(usize) -> &'c [f64],
+    slopes: impl Iterator<Item = (Range<usize>, Cow<'c, [f64]>)>,
 ) -> Result<Array2<f64>> {
     let experts: Vec<usize> = (0..input.experts()).collect();
     let weighting = affinity.weighting();
     let mut gradient = zeros(input.logits)?;
-    for (s, range) in input.sequences().enumerate() {
-        let c = coefficients(s);
-        if c.is_empty() {
-            continue;
-        }
+    for (range, c) in slopes {
         for t in present(input, range) {
             let mut to: ArrayViewMut1<'_, f64> = gradient.row_mut(t);
-            weighting.pull_back(input.logits.row(t), &experts, c, |e, d| to[e] += d);
+            weighting.pull_back(input.logits.row(t), &experts, &c, |e, d| to[e] += d);
         }
     }
     Ok(gradient)

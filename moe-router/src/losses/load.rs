@@ -1,9 +1,9 @@
 //! The squared coefficients of variation of importance and of load.
 
-use moe_core::{Result, RouteInput};
+use moe_core::{Result, RouteInput, memory};
 use ndarray::{Array2, ArrayView2};
 
-use super::groups::{Affinity, mean, pull_back, total_probability};
+use super::groups::{Affinity, counted, mean, pull_back, total_probability};
 use crate::precise::{cv_squared, matrix, normal_density, normal_tail, zeros};
 use crate::present::present;
 use crate::select;
@@ -18,38 +18,35 @@ use crate::select;
 ///
 /// [1701.06538]: https://arxiv.org/abs/1701.06538
 /// [2106.05974]: https://arxiv.org/abs/2106.05974
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Importance<'a> {
     input: RouteInput<'a>,
-    values: Vec<f64>,
-    /// `∂value/∂p` in each sequence, `[E]`; none without tokens.
-    slopes: Vec<Vec<f64>>,
 }
 
 impl<'a> Importance<'a> {
     /// Over each sequence of the context.
     pub fn of(input: &RouteInput<'a>) -> Self {
-        let (mut values, mut slopes) = (vec![], vec![]);
-        for range in input.sequences() {
-            let (importance, tokens) = total_probability(input, range, Affinity::Softmax);
+        Self { input: *input }
+    }
+
+    /// The tokens of each sequence, its loss, and `∂loss/∂p`, `[E]`. Of sequences there may be as many as tokens: nothing is kept
+    /// of them.
+    fn sequences(&self) -> impl Iterator<Item = (usize, f64, Vec<f64>)> {
+        self.input.sequences().map(|range| {
+            let (importance, tokens) = total_probability(&self.input, range, Affinity::Softmax);
             let (value, slope) = cv_squared(&importance);
-            values.push(value);
-            slopes.push(if tokens == 0 { vec![] } else { slope });
-        }
-        let counted = slopes.iter().filter(|c| !c.is_empty()).count() as f64;
-        slopes.iter_mut().flatten().for_each(|c| *c /= counted);
-        Self { input: *input, values, slopes }
+            (tokens, value, slope)
+        })
     }
 
     /// The mean over sequences.
     pub fn value(&self) -> f64 {
-        let counted = self.values.iter().zip(&self.slopes).filter(|(_, c)| !c.is_empty());
-        mean(counted.map(|(v, _)| *v))
+        mean(self.sequences().filter(|(tokens, ..)| *tokens > 0).map(|(_, value, _)| value))
     }
 
     /// The loss of each sequence; 0 where it has no tokens.
-    pub fn per_sequence(&self) -> &[f64] {
-        &self.values
+    pub fn per_sequence(&self) -> impl Iterator<Item = f64> {
+        self.sequences().map(|(_, value, _)| value)
     }
 
     /// `∂value/∂logits`, `[T, E]`.
@@ -58,7 +55,11 @@ impl<'a> Importance<'a> {
     ///
     /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
     pub fn gradient(&self) -> Result<Array2<f64>> {
-        pull_back(&self.input, Affinity::Softmax, |s| &self.slopes[s])
+        let counted = counted(&self.input) as f64;
+        let slopes = self.input.sequences().zip(self.sequences());
+        let slopes =
+            slopes.map(|(range, (_, _, slope))| (range, slope.into_iter().map(|c| c / counted).collect()));
+        pull_back(&self.input, Affinity::Softmax, slopes)
     }
 }
 
@@ -86,10 +87,11 @@ pub struct Load<'a> {
     sigma: Array2<f64>,
     /// For each token and expert what it has to reach, and whose noisy logit that is.
     thresholds: Array2<(f64, usize)>,
-    chances: Vec<Vec<f64>>,
+    /// `[S, E]`.
+    chances: Array2<f64>,
     values: Vec<f64>,
-    /// `∂value/∂(chance[t, e])` in each sequence, `[E]`; none without tokens.
-    slopes: Vec<Vec<f64>>,
+    /// `∂value/∂(chance[t, e])` in each sequence, `[S, E]`.
+    slopes: Array2<f64>,
 }
 
 /// The parts of [`Load`]'s gradient. Where the noise does not depend on the logits, `logits + noisy` is the derivative by them.
@@ -175,10 +177,18 @@ impl<'a> Load<'a> {
                 *to = (f64::from(row[at]), at);
             }
         }
-        let (chances, values, slopes) = (vec![], vec![], vec![]);
+        let (sequences, experts) = (input.context.sequences(), input.experts());
+        let of_sequences = |what| {
+            let zeros = std::iter::repeat_n(0.0, sequences.saturating_mul(experts));
+            matrix((sequences, experts), zeros, what)
+        };
+        let (chances, slopes) = (of_sequences("chances of sequences")?, of_sequences("slopes of sequences")?);
+        let mut values = Vec::new();
+        memory::reserve(&mut values, sequences, "losses of sequences")?;
         let mut load = Self { input: *input, sigma, thresholds, chances, values, slopes };
-        for range in input.sequences() {
-            let (mut chance, mut tokens) = (vec![0.0; input.experts()], 0u32);
+        let counted = counted(input) as f64;
+        for (s, range) in input.sequences().enumerate() {
+            let (mut chance, mut tokens) = (vec![0.0; experts], 0u32);
             for t in present(input, range) {
                 chance.iter_mut().enumerate().for_each(|(e, c)| *c += normal_tail(load.needed(t, e)));
                 tokens += 1;
@@ -187,11 +197,9 @@ impl<'a> Load<'a> {
             chance.iter_mut().for_each(|c| *c /= n);
             let (value, slope) = cv_squared(&chance);
             load.values.push(value);
-            load.slopes.push(if tokens == 0 { vec![] } else { slope.into_iter().map(|d| d / n).collect() });
-            load.chances.push(chance);
+            load.slopes.row_mut(s).iter_mut().zip(slope).for_each(|(to, d)| *to = d / n / counted);
+            load.chances.row_mut(s).iter_mut().zip(chance).for_each(|(to, c)| *to = c);
         }
-        let counted = load.slopes.iter().filter(|c| !c.is_empty()).count() as f64;
-        load.slopes.iter_mut().flatten().for_each(|c| *c /= counted);
         Ok(load)
     }
 
@@ -206,18 +214,20 @@ impl<'a> Load<'a> {
 
     /// The mean over sequences.
     pub fn value(&self) -> f64 {
-        let counted = self.values.iter().zip(&self.slopes).filter(|(_, c)| !c.is_empty());
-        mean(counted.map(|(v, _)| *v))
+        let of_tokens = |range| present(&self.input, range).next().is_some();
+        let counted =
+            self.values.iter().zip(self.input.sequences()).filter(|(_, range)| of_tokens(range.clone()));
+        mean(counted.map(|(value, _)| *value))
     }
 
     /// The loss of each sequence; 0 where it has no tokens.
-    pub fn per_sequence(&self) -> &[f64] {
-        &self.values
+    pub fn per_sequence(&self) -> impl Iterator<Item = f64> {
+        self.values.iter().copied()
     }
 
-    /// Loadₑ for each sequence, `[E]`: how probably a token is for the expert. 0 in a sequence without tokens.
-    pub fn chances(&self) -> &[Vec<f64>] {
-        &self.chances
+    /// Loadₑ for each sequence, `[S, E]`: how probably a token is for the expert. 0 in a sequence without tokens.
+    pub fn chances(&self) -> ArrayView2<'_, f64> {
+        self.chances.view()
     }
 
     /// `∂value/∂logits`, by all ways.
@@ -228,7 +238,7 @@ impl<'a> Load<'a> {
     pub fn gradient(&self) -> Result<LoadGradient> {
         let zeros = || zeros(self.input.logits);
         let mut gradient = LoadGradient { logits: zeros()?, noisy: zeros()?, sigma: zeros()? };
-        for (slope, range) in self.slopes.iter().zip(self.input.sequences()) {
+        for (slope, range) in self.slopes.rows().into_iter().zip(self.input.sequences()) {
             for t in present(&self.input, range) {
                 for (e, c) in slope.iter().enumerate() {
                     // d(1 - Φ(x))/dx = -φ(x), x = (threshold - l) / σ.

@@ -1,9 +1,12 @@
 //! The load-balancing loss `E Σ fₑ Pₑ` in its three scopes.
 
-use moe_core::{Result, RouteInput, Routed, RoutingPlan};
+use std::borrow::Cow;
+use std::ops::Range;
+
+use moe_core::{Result, Routed};
 use ndarray::Array2;
 
-use super::groups::{Affinity, mean, mean_by_tokens, pull_back, total_probability};
+use super::groups::{Affinity, count, counted, mean, mean_by_tokens, pull_back, total_probability};
 use crate::present::present;
 
 /// `E Σₑ fₑ Pₑ`: the share of tokens that choose an expert times its mean probability (Switch, [2101.03961]; GShard,
@@ -37,12 +40,21 @@ use crate::present::present;
 /// [2101.03961]: https://arxiv.org/abs/2101.03961
 #[derive(Clone, Debug)]
 pub struct LoadBalance<'a> {
-    inputs: Vec<RouteInput<'a>>,
-    /// One for all, or one a sequence of the single input.
-    groups: Vec<Balance>,
+    layers: Vec<Routed<'a>>,
+    scope: Scope,
+    /// f of the global batch, `[E]`, if that counts.
+    global: Option<Vec<f64>>,
     by_tokens: bool,
-    /// `∂L/∂p` in each group, `[E]`; none without tokens.
-    slopes: Vec<Vec<f64>>,
+}
+
+/// What a group is.
+#[derive(Clone, Debug)]
+enum Scope {
+    /// All rows of all layers.
+    All(Balance),
+    /// Each sequence of the single layer, with so many choices a token. Of sequences there may be as many as tokens: nothing is kept
+    /// of them.
+    Sequences { ranks: usize },
 }
 
 /// What the loss of one group of tokens is made of.
@@ -79,9 +91,9 @@ impl<'a> LoadBalance<'a> {
         let mut all = Sums::new(experts);
         for layer in layers {
             assert_eq!(layer.input().experts(), experts, "layers of one number of experts");
-            all.add(&layer.input(), layer.plan, 0..layer.input().tokens(), usize::MAX);
+            all.add(layer, 0..layer.input().tokens(), usize::MAX);
         }
-        Self::new(layers.iter().map(Routed::input).collect(), vec![all.balance()], false)
+        Self { layers: layers.to_vec(), scope: Scope::All(all.balance()), global: None, by_tokens: false }
     }
 
     /// A group for each sequence, the losses averaged: Switch (`E² · mean over (sequence, expert) of f P`), and flaxformer,
@@ -100,19 +112,13 @@ impl<'a> LoadBalance<'a> {
     }
 
     fn grouped(routed: &Routed<'a>, ranks: usize) -> Self {
-        let input = routed.input();
-        let of_sequence = |range| {
-            let mut sums = Sums::new(input.experts());
-            sums.add(&input, routed.plan, range, ranks);
-            sums.balance()
-        };
-        Self::new(vec![input], input.sequences().map(of_sequence).collect(), false)
+        Self { layers: vec![*routed], scope: Scope::Sequences { ranks }, global: None, by_tokens: false }
     }
 
     /// The same with the mean over sequences weighted by their tokens, of which padding is none: a packed batch where every
     /// token counts alike.
     pub fn weighted_by_tokens(self) -> Self {
-        Self::new(self.inputs, self.groups, true)
+        Self { by_tokens: true, ..self }
     }
 
     /// The same with f of `choices` over `tokens` in every group: those of the global batch, all ranks and micro-batches together,
@@ -125,38 +131,38 @@ impl<'a> LoadBalance<'a> {
     ///
     /// If there is not one count an expert.
     #[track_caller]
-    pub fn with_global_choices(mut self, choices: &[u64], tokens: u64) -> Self {
+    pub fn with_global_choices(self, choices: &[u64], tokens: u64) -> Self {
+        let experts = self.layers.first().map_or(0, |layer| layer.input().experts());
+        assert_eq!(experts, choices.len(), "a count of choices for each expert");
         let n = tokens.max(1) as f64;
-        let f: Vec<f64> = choices.iter().map(|&c| c as f64 / n).collect();
-        for group in &mut self.groups {
-            assert_eq!(group.f.len(), f.len(), "a count of choices for each expert");
-            group.f.clone_from(&f);
-        }
-        Self::new(self.inputs, self.groups, self.by_tokens)
-    }
-
-    fn new(inputs: Vec<RouteInput<'a>>, groups: Vec<Balance>, by_tokens: bool) -> Self {
-        let counted = groups.iter().filter(|g| g.tokens > 0).count() as f64;
-        let all = groups.iter().map(|g| g.tokens).sum::<usize>() as f64;
-        let slope = |g: &Balance| {
-            let n = if by_tokens { all } else { g.tokens as f64 * counted };
-            let scale = g.f.len() as f64 / n;
-            if g.tokens == 0 { vec![] } else { g.f.iter().map(|f| scale * f).collect() }
-        };
-        Self { slopes: groups.iter().map(slope).collect(), inputs, groups, by_tokens }
+        Self { global: Some(choices.iter().map(|&c| c as f64 / n).collect()), ..self }
     }
 
     /// The loss: the mean over the groups that have tokens, all alike unless weighted.
     pub fn value(&self) -> f64 {
         if self.by_tokens {
-            return mean_by_tokens(self.groups.iter().map(|g| (g.tokens, g.value())));
+            return mean_by_tokens(self.groups().map(|g| (g.tokens, g.value())));
         }
-        mean(self.groups.iter().filter(|g| g.tokens > 0).map(Balance::value))
+        mean(self.groups().filter(|g| g.tokens > 0).map(|g| g.value()))
     }
 
     /// f and P of each group: of all rows, or of each sequence.
-    pub fn groups(&self) -> &[Balance] {
-        &self.groups
+    pub fn groups(&self) -> impl Iterator<Item = Balance> {
+        let (all, of_sequences, ranks) = match &self.scope {
+            Scope::All(balance) => (Some(balance), None, 0),
+            Scope::Sequences { ranks } => (None, self.layers.first(), *ranks),
+        };
+        let of_sequences = of_sequences.into_iter().flat_map(move |layer| {
+            layer.input().sequences().map(move |range| {
+                let mut sums = Sums::new(layer.input().experts());
+                sums.add(layer, range, ranks);
+                sums.balance()
+            })
+        });
+        all.into_iter().cloned().chain(of_sequences).map(|balance| match &self.global {
+            Some(f) => Balance { f: f.clone(), ..balance },
+            None => balance,
+        })
     }
 
     /// `∂value/∂logits` of each layer, `[T, E]`.
@@ -165,9 +171,31 @@ impl<'a> LoadBalance<'a> {
     ///
     /// [`Error::OutOfMemory`](moe_core::Error::OutOfMemory).
     pub fn gradients(&self) -> Result<Vec<Array2<f64>>> {
-        // Over all layers there is one group for every sequence.
-        let slope = |s: usize| &*self.slopes[s.min(self.slopes.len() - 1)];
-        self.inputs.iter().map(|input| pull_back(input, Affinity::Softmax, slope)).collect()
+        self.layers.iter().map(|layer| self.gradient_of(layer)).collect()
+    }
+
+    fn gradient_of(&self, layer: &Routed<'_>) -> Result<Array2<f64>> {
+        let input = layer.input();
+        let slope = |f: &[f64], n: f64| {
+            let scale = f.len() as f64 / n;
+            self.global.as_deref().unwrap_or(f).iter().map(|f| scale * f).collect::<Cow<'_, [f64]>>()
+        };
+        let ranks = match &self.scope {
+            Scope::All(balance) => {
+                let range = 0..input.tokens();
+                let slope = slope(&balance.f, balance.tokens as f64);
+                return pull_back(&input, Affinity::Softmax, std::iter::once((range, slope)));
+            }
+            Scope::Sequences { ranks } => *ranks,
+        };
+        let (counted, all) = (counted(&input) as f64, count(&input, 0..input.tokens()) as f64);
+        let slopes = input.sequences().filter_map(|range| {
+            let tokens = count(&input, range.clone());
+            let f = || shares(&choices(layer, range.clone(), ranks), tokens);
+            let n = if self.by_tokens { all } else { tokens as f64 * counted };
+            (tokens > 0).then(|| (range.clone(), slope(&f(), n)))
+        });
+        pull_back(&input, Affinity::Softmax, slopes)
     }
 
     /// `∂value/∂logits`, `[T, E]`, of the single layer, or of the first of several.
@@ -198,27 +226,30 @@ impl Sums {
     }
 
     /// Adds the tokens of a range and the first `ranks` choices of each.
-    fn add(
-        &mut self,
-        input: &RouteInput<'_>,
-        plan: &RoutingPlan,
-        range: std::ops::Range<usize>,
-        ranks: usize,
-    ) {
-        let (probability, tokens) = total_probability(input, range.clone(), Affinity::Softmax);
+    fn add(&mut self, layer: &Routed<'_>, range: Range<usize>, ranks: usize) {
+        let (probability, tokens) = total_probability(&layer.input(), range.clone(), Affinity::Softmax);
         self.tokens += tokens;
         self.probability.iter_mut().zip(probability).for_each(|(sum, p)| *sum += p);
-        for t in present(input, range) {
-            plan.requested(t).take(ranks).for_each(|e| self.choices[e] += 1);
-        }
+        self.choices.iter_mut().zip(choices(layer, range, ranks)).for_each(|(sum, c)| *sum += c);
     }
 
     fn balance(self) -> Balance {
         let n = self.tokens.max(1) as f64;
-        Balance {
-            tokens: self.tokens,
-            f: self.choices.iter().map(|&c| c as f64 / n).collect(),
-            p: self.probability.iter().map(|p| p / n).collect(),
-        }
+        let p = self.probability.iter().map(|p| p / n).collect();
+        Balance { tokens: self.tokens, f: shares(&self.choices, self.tokens), p }
     }
+}
+
+/// How often each expert is among the first `ranks` choices of a range's tokens, `[E]`.
+fn choices(layer: &Routed<'_>, range: Range<usize>, ranks: usize) -> Vec<usize> {
+    let mut choices = vec![0; layer.input().experts()];
+    for t in present(&layer.input(), range) {
+        layer.plan.requested(t).take(ranks).for_each(|e| choices[e] += 1);
+    }
+    choices
+}
+
+fn shares(choices: &[usize], tokens: usize) -> Vec<f64> {
+    let n = tokens.max(1) as f64;
+    choices.iter().map(|&c| c as f64 / n).collect()
 }

@@ -97,14 +97,15 @@ fn compare_flaxformer_balance(
     let mut without_padding = context;
     without_padding.padding = None;
     let (real, whole) = (balance(context), balance(without_padding));
-    let groups = real.groups().len();
+    let [of_real, of_whole] = [&real, &whole].map(|loss| loss.groups().collect::<Vec<_>>());
+    let groups = of_real.len();
     let per_group = tokens / groups;
-    let share = |g: usize| real.groups()[g].tokens as f64 / per_group as f64;
+    let share = |g: usize| of_real[g].tokens as f64 / per_group as f64;
     // f and P over all tokens of the group.
     let f = |g: usize, e: usize| {
-        if padding_chooses { whole.groups()[g].f[e] } else { real.groups()[g].f[e] * share(g) }
+        if padding_chooses { of_whole[g].f[e] } else { of_real[g].f[e] * share(g) }
     };
-    let p = |g: usize, e: usize| real.groups()[g].p[e] * share(g);
+    let p = |g: usize, e: usize| of_real[g].p[e] * share(g);
     let terms = (0..groups).flat_map(|g| (0..experts).map(move |e| (g, e)));
     let value = experts as f64 / groups as f64 * terms.map(|(g, e)| f(g, e) * p(g, e)).sum::<f64>();
     let relative = 2.0 * mean_bound(per_group, experts) + experts as f64 * UNIT;

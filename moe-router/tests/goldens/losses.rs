@@ -21,7 +21,7 @@ pub(crate) fn mean_bound(tokens: usize, experts: usize) -> f64 {
 /// The value of a load-balancing loss is a sum of E positive terms. Its derivative `p[j] (c[j] - Σ c p)`, `c = E f / n`, is off by that of
 /// c and of p and by a sum of E terms no greater than c.
 fn compare_balance(all: &mut Derivatives, case: Case, expected: [&Value; 2], loss: &LoadBalance<'_>) {
-    let groups = loss.groups();
+    let groups: Vec<_> = loss.groups().collect();
     let experts = groups[0].f.len();
     let tokens = groups.iter().map(|g| g.tokens).max().unwrap();
     let relative = 2.0 * mean_bound(tokens, experts) + experts as f64 * UNIT;
@@ -218,13 +218,15 @@ fn vmoe(clean: &Array2<f32>, noisy: &Array2<f32>, groups: usize, k: usize, sigma
     let gshard = LoadBalance::of_first_choices(&routed);
     let importance = Importance::of(&input);
     let load = Load::of(&input, noisy.view(), k, sigma).unwrap();
+    let [of_importance, of_loads]: [Vec<f64>; 2] =
+        [importance.per_sequence().collect(), load.per_sequence().collect()];
     let bounded = |bound: &dyn Fn(f64, usize) -> f64, values: &[f64]| {
         values.iter().enumerate().map(|(g, &v)| (v, bound(v, g))).collect::<Vec<_>>()
     };
-    let balance: Vec<f64> = gshard.groups().iter().map(|b| b.value()).collect();
+    let balance: Vec<f64> = gshard.groups().map(|b| b.value()).collect();
     let relative = 2.0 * delta + experts as f64 * UNIT;
     // A chance 1 - Φ is off by some units of 1; over the mean chance that is a relative distance.
-    let mean_chance = |g: usize| load.chances()[g].iter().sum::<f64>() / experts as f64;
+    let mean_chance = |g: usize| load.chances().row(g).sum() / experts as f64;
     let of_load = |g: usize| delta / mean_chance(g).min(1.0);
     let importance_slope =
         |v: &f64| 2.0 / n as f64 * slope_bound(*v, experts, 1.0 / experts as f64, delta) / 2.0;
@@ -238,13 +240,13 @@ fn vmoe(clean: &Array2<f32>, noisy: &Array2<f32>, groups: usize, k: usize, sigma
     Vmoe {
         values: [
             bounded(&|v, _| relative * v, &balance),
-            bounded(&|v, _| variation_bound(v, experts, delta), importance.per_sequence()),
-            bounded(&|v, g| variation_bound(v, experts, of_load(g)), load.per_sequence()),
+            bounded(&|v, _| variation_bound(v, experts, delta), &of_importance),
+            bounded(&|v, g| variation_bound(v, experts, of_load(g)), &of_loads),
         ],
         bounds: [
             2.0 * relative * experts as f64 / n as f64,
-            greatest(&mut importance.per_sequence().iter().map(importance_slope)),
-            greatest(&mut load.per_sequence().iter().enumerate().map(load_slope)),
+            greatest(&mut of_importance.iter().map(importance_slope)),
+            greatest(&mut of_loads.iter().enumerate().map(load_slope)),
         ],
         gradients: [gshard.gradient().unwrap(), importance.gradient().unwrap(), gradient.logits]
             .map(|g| g * groups as f64),

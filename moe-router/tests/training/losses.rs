@@ -189,7 +189,7 @@ fn collapse() {
     assert_eq!(Load::of(&input, batch.logits.view(), 1, 0.5).unwrap().value(), 3.0);
     // Chances 1, ½, 0, 0: mean 3/8, mean of squares 5/16.
     let load = Load::of(&input, batch.logits.view(), 2, 0.5).unwrap();
-    assert_eq!(load.chances(), [[1.0, 0.5, 0.0, 0.0]]);
+    assert_eq!(load.chances(), array![[1.0, 0.5, 0.0, 0.0]]);
     assert!((load.value() - (5.0 / 16.0 / (9.0 / 64.0) - 1.0)).abs() < 1e-15 && load.value() >= 1.0);
     assert_eq!(Entropy::of(&input).value(), 0.0);
     assert_eq!(ZLoss::of(&input).value(), 4e6);
@@ -203,13 +203,13 @@ fn load_excluding_self_by_hand() {
     let load = Load::excluding_self(&batch.input(), noisy.view(), 1, sigma.view()).unwrap();
     // 1 - Φ((2 - 1)/1) and 1 - Φ((0.5 - 0)/0.5).
     let chance = 0.158_655_253_931_457_05;
-    assert!(load.chances()[0].iter().all(|c| (c - chance).abs() < 1e-15), "{:?}", load.chances());
+    assert!(load.chances().iter().all(|c| (c - chance).abs() < 1e-15), "{:?}", load.chances());
     assert!(load.value() < 1e-15);
     // Sure of both of three experts, and of either of those the threshold is the third's.
     let batch = Batch::plain(array![[50.0, 50.0, 0.0]], &[&[0, 1]]);
     let load =
         Load::excluding_self(&batch.input(), batch.logits.view(), 2, array![[1.0, 1.0, 1.0]].view()).unwrap();
-    assert_eq!(load.chances(), [[1.0, 1.0, 0.0]]);
+    assert_eq!(load.chances(), array![[1.0, 1.0, 0.0]]);
     assert!((load.value() - 0.5).abs() < 1e-15);
 }
 
@@ -221,7 +221,7 @@ fn load_balance_by_hand() {
     let batch = Batch::plain(array![[two, 0.0, 0.0], [0.0, two, 0.0]], &[&[0, 2], &[1, 0]]);
     let plan = batch.plan();
     let loss = LoadBalance::per_sequence(&batch.routed(&plan));
-    let group = &loss.groups()[0];
+    let group = loss.groups().next().unwrap();
     assert_eq!((group.tokens, &*group.f), (2, &[1.0, 0.5, 0.5][..]));
     let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-7, "{a} {b}");
     group.p.iter().zip([0.375, 0.375, 0.25]).for_each(|(&p, by_hand)| near(p, by_hand));
@@ -276,7 +276,7 @@ fn chances_too_small_to_square() {
     let noisy = array![[30.0f32, 30.0, 30.0]];
     let load = Load::of(&batch.input(), noisy.view(), 1, 1.0).unwrap();
     let gradient = load.gradient().unwrap();
-    assert!(load.chances()[0].iter().all(|&c| 0.0 < c && c < 1e-180), "{:?}", load.chances());
+    assert!(load.chances().iter().all(|&c| 0.0 < c && c < 1e-180), "{:?}", load.chances());
     assert!((1.0..=2.0).contains(&load.value()), "{}", load.value());
     assert!(gradient.logits.iter().all(|d| d.is_finite() && d.abs() > 1e-9), "{gradient:?}");
 }
