@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 
+use moe_core::{OutOfMemory, memory};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
@@ -51,9 +52,26 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
 
 /// Parses a JSON object in which no key, at any depth, occurs twice.
 pub(crate) fn json_object(bytes: &[u8], path: &Path) -> Result<Map<String, Value>> {
+    require_memory(bytes, VALUE)?;
     let Object(map) =
         serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     Ok(map)
+}
+
+/// Bytes that go with a value of JSON: it, its key, and their places in lists and maps that double.
+const VALUE: usize = 128;
+
+/// Refuses JSON for which there is no memory: a parser ends the process where there is none, so that as much is asked for at once
+/// before, and given back. With each value go `each` bytes, in what is made of it too.
+pub(crate) fn require_memory(json: &[u8], each: usize) -> Result<(), OutOfMemory> {
+    let values = json.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
+    // Texts of the file are there twice.
+    require(json.len().saturating_mul(2).saturating_add(values.saturating_mul(each)), "values of JSON")
+}
+
+/// Refuses `what` needs more memory than there is.
+pub(crate) fn require(bytes: usize, what: &'static str) -> Result<(), OutOfMemory> {
+    memory::reserve(&mut Vec::<u8>::new(), bytes, what)
 }
 
 /// A JSON value in an error message: its text, cut where it becomes long.

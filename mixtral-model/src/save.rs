@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
+use crate::input::require;
 use crate::{Error, Result};
 
 /// A tensor to write.
@@ -98,10 +99,27 @@ pub(crate) fn write_header(
     infos: Vec<(String, TensorInfo)>,
 ) -> io::Result<()> {
     let metadata = Metadata::new(about, infos).map_err(io::Error::other)?;
-    let mut header = serde_json::to_vec(&metadata)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)
+    let mut counted = Counter(0);
+    serde_json::to_writer(&mut counted, &metadata)?;
+    let Counter(bytes) = counted;
+    let padded = bytes.next_multiple_of(8);
+    out.write_all(&(padded as u64).to_le_bytes())?;
+    serde_json::to_writer(&mut *out, &metadata)?;
+    out.write_all(&[b' '; 8][..padded - bytes])
+}
+
+/// How many bytes there are, of which none is kept.
+struct Counter(usize);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Writes a file beside `path` and renames it when it is complete and on the disk; removes it if that fails.
@@ -112,8 +130,9 @@ pub(crate) fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) 
         let expected = "a regular file or nothing";
         return Err(Error::checkpoint(path, expected, "something else of this name"));
     }
+    require(BUFFER, "a buffer of what is written")?;
     let (temporary, file) = create_beside(path).map_err(failed)?;
-    let mut out = BufWriter::with_capacity(1 << 20, &file);
+    let mut out = BufWriter::with_capacity(BUFFER, &file);
     let written = write(&mut out).and_then(|value| {
         let finished = out.flush().and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
         finished.map(|()| value).map_err(failed)
@@ -125,6 +144,9 @@ pub(crate) fn replace<T>(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) 
     }
     written
 }
+
+/// Bytes that are written together.
+const BUFFER: usize = 1 << 20;
 
 /// A new file in the directory of `path`, of a name that nobody has.
 fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {

@@ -33,6 +33,17 @@ pub fn reserve<T>(list: &mut Vec<T>, more: usize, what: &'static str) -> Result<
     list.try_reserve(more).map_err(|_| OutOfMemory::of::<T>(what, list.len().saturating_add(more)))
 }
 
+/// Puts one more entry into a list, which is `what`.
+///
+/// # Errors
+///
+/// [`OutOfMemory`]; the list is as it was.
+pub fn push<T>(list: &mut Vec<T>, value: T, what: &'static str) -> Result<(), OutOfMemory> {
+    reserve(list, 1, what)?;
+    list.push(value);
+    Ok(())
+}
+
 /// Makes a list, which is `what`, hold `len` times `value`.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ use mixtral_model::inspect::About;
 use crate::args::Inspect;
 use crate::failure::Result;
 use crate::load;
-use crate::output::Output;
+use crate::output::{Output, json};
 
 pub(crate) fn run(args: &Inspect) -> Result<()> {
     let source = load::source(args.source.as_deref().or(args.model.model.as_deref()))?;
@@ -22,8 +22,7 @@ pub(crate) fn run(args: &Inspect) -> Result<()> {
         if args.check_values {
             checkpoint.check_values()?;
         }
-        let json = serde_json::to_string_pretty(&report).map_err(std::io::Error::other)?;
-        return Ok(out.text(&format!("{json}\n"))?);
+        return Ok(out.text(&json(&report, true)?)?);
     }
     out.text(&report.to_string())?;
     if args.check_values {

@@ -5,6 +5,10 @@ use std::io::{self, IsTerminal, Stdout, Write};
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::Style;
+use moe_core::OutOfMemory;
+use serde::Serialize;
+
+use crate::failure::{Failure, Result};
 
 /// Standard output for text that a model wrote.
 ///
@@ -35,12 +39,18 @@ impl Output {
 
     /// The same in a style.
     pub(crate) fn styled(&mut self, style: Style, text: &str) -> io::Result<()> {
-        let text = if self.terminal { harmless(text) } else { text.into() };
         let mut out = self.stdout.lock();
-        if self.styled && !text.is_empty() {
-            write!(out, "{style}{text}{style:#}")?;
+        let styled = self.styled && !text.is_empty();
+        if styled {
+            write!(out, "{style}")?;
+        }
+        if self.terminal {
+            text.split_inclusive('\n').try_for_each(|line| out.write_all(harmless(line).as_bytes()))?;
         } else {
             out.write_all(text.as_bytes())?;
+        }
+        if styled {
+            write!(out, "{style:#}")?;
         }
         Ok(())
     }
@@ -48,6 +58,39 @@ impl Output {
     /// Shows all that was written.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.stdout.flush()
+    }
+}
+
+/// A value as JSON, in lines for people to read if `pretty`, with a newline at its end.
+pub(crate) fn json(value: &impl Serialize, pretty: bool) -> Result<String> {
+    let mut out = Reserving(Vec::new());
+    let written = match pretty {
+        true => serde_json::to_writer_pretty(&mut out, value),
+        false => serde_json::to_writer(&mut out, value),
+    };
+    let written = written.map_err(io::Error::from).and_then(|()| out.write_all(b"\n"));
+    let Reserving(bytes) = out;
+    match written {
+        Ok(()) => String::from_utf8(bytes).map_err(|error| io::Error::other(error).into()),
+        Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+            Err(OutOfMemory { what: "JSON", bytes: bytes.capacity().saturating_mul(2) }.into())
+        }
+        Err(error) => Err(Failure::from(error)),
+    }
+}
+
+/// Bytes in memory, as long as there is some.
+struct Reserving(Vec<u8>);
+
+impl Write for Reserving {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.0.extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,9 +1,9 @@
 //! `mixtral tokenize`.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use mixtral_model::{Chat, Error, Tokenizer};
+use moe_core::{OutOfMemory, memory};
 
 use crate::args::Tokenize;
 use crate::failure::{Result, warn};
@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Tokenize) -> Result<()> {
         }
         (None, text) => {
             let text = input::text_or_stdin(text, "text")?;
-            if args.no_bos { tokenizer.encode(&text) } else { tokenizer.encode_prompt(&text)? }
+            if args.no_bos { tokenizer.encode(&text)? } else { tokenizer.encode_prompt(&text)? }
         }
     };
     tokenizer.check(&ids)?;
@@ -34,7 +34,15 @@ pub(crate) fn run(args: &Tokenize) -> Result<()> {
 }
 
 fn chat(path: &Path) -> Result<Chat> {
+    /// Bytes that go with a value, which a format copies before it writes it.
+    const VALUE: usize = 512;
+    /// How often the text is there: in the file, in values, in copies of them, as the format writes it, and as pieces spell that.
+    const COPIES: usize = 8;
     let json = input::file(path)?;
+    let values = json.bytes().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
+    // Parsers and templates end the process where there is no memory: as much is asked for at once before, and given back.
+    let needed = json.len().saturating_mul(COPIES).saturating_add(values.saturating_mul(VALUE));
+    memory::reserve(&mut Vec::<u8>::new(), needed, "a chat")?;
     let json = serde_json::from_str(&json).map_err(|source| Error::Json { path: path.to_owned(), source })?;
     Ok(Chat::from_json(json)?)
 }
@@ -55,8 +63,8 @@ fn write_json(tokenizer: &Tokenizer, ids: &[u32]) -> Result<()> {
         for ids in ids.chunks(TOGETHER) {
             let mut text = String::new();
             for &id in ids {
-                text += comma;
-                text += &spell(id).map_err(std::io::Error::other)?;
+                append(&mut text, comma)?;
+                append(&mut text, &spell(id).map_err(std::io::Error::other)?)?;
                 comma = ",";
             }
             out.text(&text)?;
@@ -74,10 +82,17 @@ fn write_lines(tokenizer: &Tokenizer, ids: &[u32]) -> Result<()> {
     for ids in ids.chunks(TOGETHER) {
         let mut text = String::new();
         for &id in ids {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "{id:>6}  {}", harmless(piece(tokenizer, id)).replace(['\n', '\t'], "?"));
+            let piece = harmless(piece(tokenizer, id)).replace(['\n', '\t'], "?");
+            append(&mut text, &format!("{id:>6}  {piece}\n"))?;
         }
         out.text(&text)?;
     }
+    Ok(())
+}
+
+/// Pieces may be of any length.
+fn append(text: &mut String, more: &str) -> Result<()> {
+    text.try_reserve(more.len()).map_err(|_| OutOfMemory::of::<u8>("output", text.len() + more.len()))?;
+    text.push_str(more);
     Ok(())
 }

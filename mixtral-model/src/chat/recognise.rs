@@ -1,5 +1,6 @@
 //! What a template writes, found by showing it chats.
 
+use moe_core::OutOfMemory;
 use serde_json::json;
 
 use super::mistral::Writer;
@@ -42,7 +43,7 @@ pub(super) fn end_of_answer(write: impl Fn(&Chat) -> Result<String>, tokenizer: 
     let Ok(text) = write(&chat) else { return Vec::new() };
     let Some(at) = text.rfind(ANSWER) else { return Vec::new() };
     let after = text[at + ANSWER.len()..].trim_start();
-    let first = tokenizer.encode(after).first().copied();
+    let first = tokenizer.encode(after).ok().and_then(|ids| ids.first().copied());
     first
         .filter(|&id| is_special(tokenizer, id) && after.starts_with(tokenizer.piece(id).unwrap_or("\0")))
         .into_iter()
@@ -52,7 +53,8 @@ pub(super) fn end_of_answer(write: impl Fn(&Chat) -> Result<String>, tokenizer: 
 /// Whether an id stands for a text that is more than ordinary where it is written.
 pub(super) fn is_special(tokenizer: &Tokenizer, id: u32) -> bool {
     let Some(piece) = tokenizer.piece(id) else { return false };
-    tokenizer.encode(piece) == [id] && tokenizer.encode_ordinary(piece) != [id]
+    let is_it = |ids: Result<Vec<u32>>| ids.is_ok_and(|ids| ids == [id]);
+    is_it(tokenizer.encode(piece)) && !is_it(tokenizer.encode_ordinary(piece))
 }
 
 /// How many of the [`probes`] are plain.
@@ -100,8 +102,10 @@ struct Text {
 }
 
 impl Writer for Text {
-    fn text(&mut self, text: &str) {
+    fn text(&mut self, text: &str) -> Result<()> {
+        self.text.try_reserve(text.len()).map_err(|_| OutOfMemory::of::<u8>("chat", text.len()))?;
         self.text.push_str(text);
+        Ok(())
     }
 
     fn control(&mut self, piece: &'static str) -> Result<()> {
@@ -109,8 +113,8 @@ impl Writer for Text {
         Ok(())
     }
 
-    fn answer(&mut self, _: usize, text: &str) {
-        self.text.push_str(text);
+    fn answer(&mut self, _: usize, text: &str) -> Result<()> {
+        self.text(text)
     }
 
     fn end(&mut self) {

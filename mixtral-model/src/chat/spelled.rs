@@ -1,5 +1,6 @@
 //! Control tokens that are spelled in what others wrote: they stay text.
 
+use moe_core::memory;
 use serde_json::{Map, Value};
 
 use super::recognise::is_special;
@@ -42,7 +43,7 @@ impl Spelled {
             }
         });
         if found.is_empty() {
-            return Ok(tokenizer.encode(&write(chat)?));
+            return tokenizer.encode(&write(chat)?);
         }
         let mut used = std::collections::BTreeSet::new();
         each_text(chat, &mut |text| used.extend(text.chars().filter(|c| STAND_INS.contains(c))));
@@ -53,27 +54,28 @@ impl Spelled {
             let character = free.next().ok_or_else(|| unwritable(&token))?;
             let mut buffer = [0; 4];
             let stand_in = character.encode_utf8(&mut buffer).to_owned();
-            let ids = inner(tokenizer, &stand_in)
+            let ids = inner(tokenizer, &stand_in)?
                 .filter(|ids| tokenizer.unk().is_none_or(|unk| !ids.contains(&unk)));
             let ids = ids.ok_or_else(|| unwritable(&token))?;
-            let text = inner(tokenizer, &token).ok_or_else(|| unwritable(&token))?;
+            let text = inner(tokenizer, &token)?.ok_or_else(|| unwritable(&token))?;
             stand_ins.push(StandIn { token, stand_in, ids, text });
         }
         let text = write(&replaced(chat, &stand_ins))?;
-        let ids = tokenizer.encode(&text);
-        let mut out = Vec::with_capacity(ids.len());
+        let ids = tokenizer.encode(&text)?;
+        let mut out = Vec::new();
         let mut missing: usize =
             stand_ins.iter().map(|stand_in| text.matches(&stand_in.stand_in).count()).sum();
         let mut rest = &*ids;
         while let Some((&id, after)) = rest.split_first() {
             match stand_ins.iter().find(|stand_in| rest.starts_with(&stand_in.ids)) {
                 Some(stand_in) => {
+                    memory::reserve(&mut out, stand_in.text.len(), "tokens")?;
                     out.extend(&stand_in.text);
                     missing = missing.saturating_sub(1);
                     rest = &rest[stand_in.ids.len()..];
                 }
                 None => {
-                    out.push(id);
+                    memory::push(&mut out, id, "tokens")?;
                     rest = after;
                 }
             }
@@ -97,12 +99,12 @@ struct StandIn {
 }
 
 /// The ids of a text that stands within another, without a space in front.
-fn inner(tokenizer: &Tokenizer, text: &str) -> Option<Vec<u32>> {
-    let alone = tokenizer.encode_ordinary(text);
+fn inner(tokenizer: &Tokenizer, text: &str) -> Result<Option<Vec<u32>>> {
+    let alone = tokenizer.encode_ordinary(text)?;
     // Decoding drops a space in front, so only what comes before tells whether there is one.
-    let before = tokenizer.encode_ordinary("\n");
-    let within = tokenizer.encode_ordinary(&format!("\n{text}"));
-    within.strip_prefix(&*before).map(<[u32]>::to_vec).or((before.len() == 1).then_some(alone))
+    let before = tokenizer.encode_ordinary("\n")?;
+    let within = tokenizer.encode_ordinary(&format!("\n{text}"))?;
+    Ok(within.strip_prefix(&*before).map(<[u32]>::to_vec).or((before.len() == 1).then_some(alone)))
 }
 
 fn unwritable(token: &str) -> Error {

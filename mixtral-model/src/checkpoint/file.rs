@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use moe_core::memory;
 
 use super::safetensors::{self, LENGTH_BYTES};
 use super::{Access, Entry, map};
@@ -109,7 +110,8 @@ impl Header {
         let mut start = Vec::with_capacity(LENGTH_BYTES);
         source.take(LENGTH_BYTES as u64).read_to_end(&mut start).map_err(io)?;
         let header_len = safetensors::header_len(&start, len, path)?;
-        let mut text = vec![0; header_len];
+        let mut text = Vec::new();
+        memory::refill(&mut text, header_len, 0, "header")?;
         source.read_exact(&mut text).map_err(io)?;
         let data = (LENGTH_BYTES + header_len) as u64;
         Ok(Self { data, entries: safetensors::parse(&text, len - data, path)? })

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use super::{Entry, StoredType, brief_shape, tensor_error};
+use crate::input::require_memory;
 use crate::{Error, Result};
 
 /// Bytes of the length before the header.
@@ -43,6 +44,8 @@ pub(super) fn header_len(start: &[u8], file_len: u64, path: &Path) -> Result<usi
 
 /// Parses a header that is followed by `data_len` bytes of data. Entries come in the order of their data.
 pub(super) fn parse(header: &[u8], data_len: u64, path: &Path) -> Result<Vec<Entry>> {
+    // Nine values are a tensor, with its name here and there.
+    require_memory(header, 64)?;
     let Entries(mut entries) =
         serde_json::from_slice(header).map_err(|source| Error::Json { path: path.to_path_buf(), source })?;
     entries.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::{Checkpoint, TensorEntry, tensor_error};
+use crate::input::require;
 use crate::layout::{ExpertStorage, Spelling};
 use crate::manifest::{Manifest, TensorKey};
 use crate::{Config, Result};
@@ -29,6 +30,7 @@ impl Checkpoint {
     /// the decoder but unknown (a bias, a scale): leaving it out would compute another model.
     pub fn verify(&self, config: &Config) -> Result<Vec<&str>> {
         let manifest = Manifest::new(config);
+        require(self.entries().len().saturating_mul(64), "a list of tensors")?;
         let mut used = HashSet::new();
         for spec in manifest.tensors() {
             used.insert(self.place(&spec, config)?.name);

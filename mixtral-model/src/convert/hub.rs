@@ -153,6 +153,7 @@ fn of_scaling(scaling: RopeScaling) -> Value {
 
 /// The tokenizer's files from the metadata of a GGUF file.
 fn tokenizer(metadata: &Metadata, templates: &[Template]) -> Result<Vec<Beside>> {
+    metadata.require_tables()?;
     let pieces = metadata.pieces()?;
     let piece = |id: Option<u32>, usual: u32| pieces.texts.get(id.unwrap_or(usual) as usize).cloned();
     let mut config = json!({

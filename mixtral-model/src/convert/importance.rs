@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use moe_core::memory;
 use moe_kernels::{Dtype, WeightFormat};
 
 use crate::checkpoint::{TensorView, tensor_error};
@@ -133,7 +134,7 @@ impl OfTensor {
             }
         }
         let columns = sums.shape.last().copied().unwrap_or(1);
-        let (sums_of, tokens_of) = (floats(sums), floats(tokens));
+        let (sums_of, tokens_of) = (floats(sums)?, floats(tokens)?);
         if sums_of.len() != columns.saturating_mul(tokens_of.len()) {
             return wrong(
                 tokens,
@@ -146,11 +147,13 @@ impl OfTensor {
                 return wrong(tensor, "finite values of at least 0", bad.to_string());
             }
         }
-        let mean = |(sums, &tokens): (&[f32], &f32)| {
-            (tokens > 0.0).then(|| sums.iter().map(|sum| sum / tokens).collect())
-        };
-        let means: Vec<Option<Vec<f32>>> =
-            sums_of.chunks_exact(columns.max(1)).zip(&tokens_of).map(mean).collect();
+        let mut means: Vec<Option<Vec<f32>>> = Vec::new();
+        memory::reserve(&mut means, tokens_of.len(), "importances")?;
+        for (sums, &tokens) in sums_of.chunks_exact(columns.max(1)).zip(&tokens_of) {
+            let mut mean = Vec::new();
+            memory::refill_from(&mut mean, sums.len(), sums.iter().map(|sum| sum / tokens), "importances")?;
+            means.push((tokens > 0.0).then_some(mean));
+        }
         if let Some(bad) = means.iter().flatten().flatten().find(|mean| !mean.is_finite()) {
             return wrong(sums, "finite means, as sums by counts", bad.to_string());
         }
@@ -158,8 +161,11 @@ impl OfTensor {
     }
 }
 
-fn floats(tensor: &TensorView<'_>) -> Vec<f32> {
-    tensor.bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+fn floats(tensor: &TensorView<'_>) -> Result<Vec<f32>> {
+    let (mut floats, chunks) = (Vec::new(), tensor.bytes.as_chunks().0);
+    let values = chunks.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    memory::refill_from(&mut floats, chunks.len(), values, "importances")?;
+    Ok(floats)
 }
 
 /// llama.cpp's name of the tensor that has the importances, and which expert of it.

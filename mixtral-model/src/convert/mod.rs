@@ -41,6 +41,7 @@ pub use recipe::{Choice, Recipe};
 pub use summary::{Changed, Summary, SummaryRow};
 
 use crate::checkpoint::{Place, tensor_error};
+use crate::input::require;
 use crate::layout::Layout;
 use crate::manifest::{ExpertMatrix, Kind, LayerPart, Manifest, TensorKey, TensorSpec};
 use crate::{Access, Checkpoint, Config, ExpertStorage, Result, RowOrder, Source};
@@ -67,6 +68,8 @@ impl<'s> Conversion<'s> {
     pub fn new(source: &'s Source, access: Access, recipe: Recipe) -> Result<Self> {
         let config = source.config()?;
         let checkpoint = source.checkpoint(access)?;
+        // What is to be written is planned tensor by tensor.
+        require(checkpoint.entries().len().saturating_mul(1024), "a list of tensors")?;
         let mut warnings = source.warnings()?;
         let unused = checkpoint.verify(&config)?;
         if let Some(first) = unused.first() {

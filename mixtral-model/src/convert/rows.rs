@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use moe_core::memory;
+use moe_core::{OutOfMemory, memory};
 use moe_kernels::{WeightFormat, WeightView, narrow_row};
 use rayon::prelude::*;
 
@@ -58,7 +58,7 @@ impl Rows<'_> {
         let stride = format.row_bytes(columns).ok_or_else(|| {
             Ended::Failed(self.error(part, format!("rows of whole blocks of {format}"), format!("{columns}")))
         })?;
-        let (mut squares, mut to) = (Squares::default(), Vec::new());
+        let (mut squares, mut to, mut of_rows) = (Squares::default(), Vec::new(), Vec::new());
         for first in (0..rows).step_by(at_once) {
             let count = at_once.min(rows - first);
             let from = self.checkpoint.read_rows(place, first..first + count).map_err(Ended::Failed)?;
@@ -71,21 +71,31 @@ impl Rows<'_> {
                 let from = WeightView::new(&from, place.format, count, columns)
                     .map_err(|error| Ended::Failed(error.into()))?;
                 let row_of = |row: usize| source_row(row, place.order, *order, self.head_dim);
-                let of_rows = to.par_chunks_exact_mut(stride.max(1)).enumerate().map_init(
-                    || [vec![0.0; columns], vec![0.0; columns]],
-                    |buffers, (row, to)| {
+                memory::refill(&mut of_rows, count, Squares::default(), "sums of rows")
+                    .map_err(|error| Ended::Failed(error.into()))?;
+                let each = to.par_chunks_exact_mut(stride.max(1)).zip(&mut of_rows).enumerate();
+                let made = each.try_for_each_init(
+                    || wide_rows(columns),
+                    |buffers, (row, (to, squares))| {
+                        let buffers = buffers.as_mut().map_err(|error| NotMade::Memory(*error))?;
                         let from = (from, row_of(row));
                         let source = first + from.1;
-                        one(from, format, importance, to, buffers).map_err(|found| (source, found))
+                        let of_row = one(from, format, importance, to, buffers);
+                        *squares = of_row.map_err(|found| NotMade::Row(source, found))?;
+                        Ok(())
                     },
                 );
-                // In the order of rows, so that sums do not depend on threads.
-                let of_rows = of_rows.collect::<std::result::Result<Vec<_>, _>>();
-                let of_rows = of_rows.map_err(|(row, found)| {
-                    let found = format!("{found} in row {row}");
-                    Ended::Failed(self.error(part, format!("values that {format} can hold"), found))
+                made.map_err(|not_made| {
+                    Ended::Failed(match not_made {
+                        NotMade::Memory(error) => error.into(),
+                        NotMade::Row(row, found) => {
+                            let expected = format!("values that {format} can hold");
+                            self.error(part, expected, format!("{found} in row {row}"))
+                        }
+                    })
                 })?;
-                of_rows.into_iter().for_each(|of_row| squares.add(of_row));
+                // In the order of rows, so that sums do not depend on threads.
+                of_rows.iter().for_each(|of_row| squares.add(*of_row));
                 out.write_all(&to).map_err(Ended::Output)?;
             }
             done((count * columns) as u64).map_err(Ended::Failed)?;
@@ -96,6 +106,20 @@ impl Rows<'_> {
     fn error(&self, part: &Part<'_>, expected: String, found: String) -> Error {
         tensor_error(part.place.path, part.place.name, expected, found)
     }
+}
+
+/// Why a row was not made.
+enum NotMade {
+    Memory(OutOfMemory),
+    /// Its number, and what its type cannot hold.
+    Row(usize, String),
+}
+
+/// Room for a row before and after.
+fn wide_rows(columns: usize) -> std::result::Result<[Vec<f32>; 2], OutOfMemory> {
+    let mut buffers = [Vec::new(), Vec::new()];
+    buffers.iter_mut().try_for_each(|buffer| memory::refill(buffer, columns, 0.0, "a row of weights"))?;
+    Ok(buffers)
 }
 
 /// Where the row is that is to be in place `row`, heads beginning at multiples of their width.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::gguf::Field;
+use crate::input::require;
 use crate::{Config, Error, Result, SentencePieces, Source, Tokenizer};
 
 /// The score of a piece that merges never make.
@@ -100,6 +101,11 @@ fn pieces(source: &Source, config: &Config, warnings: &mut Vec<String>) -> Resul
     }
     let tokenizer = source.tokenizer()?.for_model(config.vocab_size)?;
     warnings.extend_from_slice(tokenizer.warnings());
+    // Lists of all pieces, a tokenizer made of them, and what is written.
+    let texts = (0..tokenizer.vocab_size() as u32).filter_map(|id| tokenizer.piece(id)).map(str::len);
+    let texts = texts.fold(0, usize::saturating_add).saturating_mul(6);
+    let ids = tokenizer.vocab_size().max(config.vocab_size);
+    require(ids.saturating_mul(768).saturating_add(texts), "tables of a vocabulary")?;
     let (mut pieces, path) = match model {
         Some((path, bytes)) => (SentencePieces::from_sentencepiece(&bytes, &path)?, path),
         None => {
@@ -132,7 +138,7 @@ fn first_difference(one: &Tokenizer, other: &Tokenizer) -> Option<String> {
     ];
     let differ = |text: &String| {
         let [ids, others] = [one, other].map(|tokenizer| tokenizer.encode_prompt(text).ok());
-        ids != others || one.encode_ordinary(text) != other.encode_ordinary(text)
+        ids != others || one.encode_ordinary(text).ok() != other.encode_ordinary(text).ok()
     };
     plain.map(str::to_owned).into_iter().chain(around).find(differ)
 }

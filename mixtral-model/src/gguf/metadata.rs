@@ -5,6 +5,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use moe_core::memory;
+
 use super::reader::Reader;
 use super::write::Field;
 use crate::input::{brief, open_regular};
@@ -70,14 +72,15 @@ impl Metadata {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`].
+    /// [`Error::Io`]; [`Error::OutOfMemory`].
     pub(crate) fn verbatim(&self, wanted: impl Fn(&str) -> bool) -> Result<Vec<(String, Field)>> {
         let (mut file, _) = open_regular(&self.path)?;
         let io = |source| Error::Io { path: self.path.clone(), source };
         let mut fields = Vec::new();
         for (key, span) in self.spans.iter().filter(|(key, _)| wanted(key)) {
             // The header was read into memory in one piece before, so that its parts have lengths that fit.
-            let mut bytes = vec![0; (span.end - span.start) as usize];
+            let mut bytes = Vec::new();
+            memory::refill(&mut bytes, (span.end - span.start) as usize, 0, "a value")?;
             file.seek(SeekFrom::Start(span.start)).map_err(io)?;
             file.read_exact(&mut bytes).map_err(io)?;
             fields.push((key.clone(), Field::Raw(bytes)));
@@ -219,7 +222,8 @@ fn value(reader: &mut Reader<'_, impl Read>, kind: u32, key: &str, depth: u32) -
             }
             let mut items = Vec::new();
             for _ in 0..count {
-                items.push(value(reader, kind, key, depth + 1)?);
+                let item = value(reader, kind, key, depth + 1)?;
+                memory::push(&mut items, item, "an array")?;
             }
             Value::List(items)
         }

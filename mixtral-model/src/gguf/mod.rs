@@ -28,6 +28,7 @@ pub(crate) use split::{Parts, parts};
 pub(crate) use write::{Field, Listed, header as write_header, padding};
 
 use crate::checkpoint::{Entry, StoredType, tensor_error};
+use crate::input::require;
 use crate::{Error, Result};
 use reader::Reader;
 
@@ -84,6 +85,9 @@ impl Header {
         }
         let tensors = reader.count("tensors", MAX_TENSORS)?;
         let keys = reader.count("metadata keys", MAX_KEYS)?;
+        // Names and shapes, here and in what is made of the list.
+        require((tensors as usize).saturating_mul(512), "a list of tensors")?;
+        require((keys as usize).saturating_mul(256), "metadata")?;
         let metadata = Metadata::read(&mut reader, keys)?;
         let alignment = alignment(&metadata)?;
         let mut infos = Vec::new();

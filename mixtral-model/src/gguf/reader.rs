@@ -3,6 +3,8 @@
 use std::io::{self, Read};
 use std::path::Path;
 
+use moe_core::memory;
+
 use crate::{Error, Result};
 
 /// Longest header that is read. A vocabulary of 128,000 pieces with its merges takes about 8 MB.
@@ -99,7 +101,9 @@ impl<'p, R: Read> Reader<'p, R> {
             return Err(Error::checkpoint(self.path, &expected, format!("{len} bytes")));
         }
         self.advance(len, what)?;
-        let mut bytes = vec![0; len as usize];
+        let mut bytes = Vec::new();
+        memory::reserve(&mut bytes, len as usize, "a string")?;
+        bytes.resize(len as usize, 0);
         self.fill(&mut bytes)?;
         String::from_utf8(bytes)
             .map_err(|_| Error::checkpoint(self.path, format!("{what} in UTF-8"), "other bytes"))

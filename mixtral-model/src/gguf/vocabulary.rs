@@ -1,6 +1,7 @@
 //! The vocabulary of a GGUF file as a tokenizer.
 
 use super::{Header, Metadata, Value};
+use crate::input::require;
 use crate::tokenizer::{BytePieces, SentencePieces};
 use crate::{ChatEvidence, Error, Result, Template, Tokenizer};
 
@@ -18,6 +19,7 @@ impl Header {
     ///
     /// Those of [`Metadata::pieces`], [`Tokenizer::from_pieces`] and [`Tokenizer::from_byte_pieces`].
     pub(crate) fn tokenizer(&self) -> Result<Tokenizer> {
+        self.metadata.require_tables()?;
         match self.metadata.text(MODEL)? {
             Some("gpt2") => Tokenizer::from_byte_pieces(&self.metadata.byte_pieces()?, self.metadata.path()),
             _ => Tokenizer::from_pieces(self.metadata.pieces()?, self.metadata.path()),
@@ -26,6 +28,20 @@ impl Header {
 }
 
 impl Metadata {
+    /// Refuses a vocabulary for whose tables there is no memory, in a tokenizer or in another file.
+    pub(crate) fn require_tables(&self) -> Result<()> {
+        /// Bytes that go with a piece or a merge, without their texts.
+        const ENTRY: usize = 384;
+        let of_key = |key: &str| match self.get(key) {
+            Some(Value::List(items)) => {
+                let text = |item: &Value| ENTRY + 3 * item.text().map_or(0, str::len);
+                items.iter().map(text).fold(0, usize::saturating_add)
+            }
+            _ => 0,
+        };
+        Ok(require(of_key(TOKENS).saturating_add(of_key(MERGES)), "tables of a vocabulary")?)
+    }
+
     /// The pieces of a sentencepiece vocabulary.
     ///
     /// # Errors

@@ -35,28 +35,47 @@ pub(crate) struct Listed {
 
 /// Writes what stands before the tensors' bytes. These follow in the order of the list, each [padded](padding).
 pub(crate) fn header(out: &mut impl Write, fields: &[(String, Field)], tensors: &[Listed]) -> io::Result<()> {
-    let mut head = Vec::new();
-    head.extend(MAGIC);
-    head.extend(VERSION.to_le_bytes());
-    head.extend((tensors.len() as u64).to_le_bytes());
-    head.extend((fields.len() as u64).to_le_bytes());
+    let mut head = Counted { out, bytes: 0 };
+    head.write_all(MAGIC)?;
+    head.write_all(&VERSION.to_le_bytes())?;
+    head.write_all(&(tensors.len() as u64).to_le_bytes())?;
+    head.write_all(&(fields.len() as u64).to_le_bytes())?;
     for (key, field) in fields {
-        string(&mut head, key);
-        field.write(&mut head);
+        string(&mut head, key)?;
+        field.write(&mut head)?;
     }
     let mut offset = 0u64;
     for Listed { name, shape, format, bytes } in tensors {
-        string(&mut head, name);
-        head.extend((shape.len() as u32).to_le_bytes());
+        string(&mut head, name)?;
+        head.write_all(&(shape.len() as u32).to_le_bytes())?;
         for &size in shape.iter().rev() {
-            head.extend((size as u64).to_le_bytes());
+            head.write_all(&(size as u64).to_le_bytes())?;
         }
-        head.extend(ggml_type(*format).to_le_bytes());
-        head.extend(offset.to_le_bytes());
+        head.write_all(&ggml_type(*format).to_le_bytes())?;
+        head.write_all(&offset.to_le_bytes())?;
         offset += bytes + padding(*bytes) as u64;
     }
-    head.resize(head.len() + padding(head.len() as u64), 0);
-    out.write_all(&head)
+    let zeros = [0; DEFAULT_ALIGNMENT];
+    let missing = padding(head.bytes);
+    head.write_all(&zeros[..missing])
+}
+
+/// Counts what is written: a header may be long, and is not kept.
+struct Counted<W> {
+    out: W,
+    bytes: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// The zeros that follow so many bytes.
@@ -76,54 +95,50 @@ fn ggml_type(format: WeightFormat) -> u32 {
 }
 
 impl Field {
-    fn write(&self, out: &mut Vec<u8>) {
-        let kind = |out: &mut Vec<u8>, kind: u32| out.extend(kind.to_le_bytes());
-        let array = |out: &mut Vec<u8>, of: u32, len: usize| {
-            kind(out, 9);
-            kind(out, of);
-            out.extend((len as u64).to_le_bytes());
-        };
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
         match self {
-            Self::U32(value) => {
-                kind(out, 4);
-                out.extend(value.to_le_bytes());
-            }
-            Self::F32(value) => {
-                kind(out, 6);
-                out.extend(value.to_le_bytes());
-            }
-            Self::Bool(value) => {
-                kind(out, 7);
-                out.push(u8::from(*value));
-            }
+            Self::U32(value) => number(out, 4, value.to_le_bytes()),
+            Self::F32(value) => number(out, 6, value.to_le_bytes()),
+            Self::Bool(value) => number(out, 7, [u8::from(*value)]),
             Self::Text(text) => {
-                kind(out, 8);
-                string(out, text);
+                out.write_all(&8u32.to_le_bytes())?;
+                string(out, text)
             }
             Self::Texts(texts) => {
-                array(out, 8, texts.len());
-                texts.iter().for_each(|text| string(out, text));
+                array(out, 8, texts.len())?;
+                texts.iter().try_for_each(|text| string(out, text))
             }
             Self::F32s(values) => {
-                array(out, 6, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                array(out, 6, values.len())?;
+                values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
             }
             Self::I32s(values) => {
-                array(out, 5, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                array(out, 5, values.len())?;
+                values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
             }
             Self::U32s(values) => {
-                array(out, 4, values.len());
-                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+                array(out, 4, values.len())?;
+                values.iter().try_for_each(|value| out.write_all(&value.to_le_bytes()))
             }
-            Self::Raw(bytes) => out.extend(bytes),
+            Self::Raw(bytes) => out.write_all(bytes),
         }
     }
 }
 
-fn string(out: &mut Vec<u8>, text: &str) {
-    out.extend((text.len() as u64).to_le_bytes());
-    out.extend(text.as_bytes());
+fn number<const N: usize>(out: &mut impl Write, kind: u32, bytes: [u8; N]) -> io::Result<()> {
+    out.write_all(&kind.to_le_bytes())?;
+    out.write_all(&bytes)
+}
+
+/// What stands before the items of an array of so many.
+fn array(out: &mut impl Write, of: u32, len: usize) -> io::Result<()> {
+    number(out, 9, of.to_le_bytes())?;
+    out.write_all(&(len as u64).to_le_bytes())
+}
+
+fn string(out: &mut impl Write, text: &str) -> io::Result<()> {
+    out.write_all(&(text.len() as u64).to_le_bytes())?;
+    out.write_all(text.as_bytes())
 }
 
 #[cfg(test)]

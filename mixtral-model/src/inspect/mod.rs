@@ -8,6 +8,7 @@ use serde::Serialize;
 
 mod display;
 
+use crate::input::require;
 use crate::manifest::{Kind, Manifest, elements};
 use crate::{Access, ChatFormat, Checkpoint, Config, LayerExperts, Layout, Result, RopeScaling, Source};
 
@@ -187,6 +188,8 @@ impl Report {
     ///
     /// Those of [`Checkpoint::verify`].
     pub fn new(config: &Config, checkpoint: &Checkpoint) -> Result<Self> {
+        let names = checkpoint.entries().map(|entry| 2 * entry.name.len() + 256);
+        require(names.fold(0, usize::saturating_add), "a list of tensors")?;
         let unused = checkpoint.verify(config)?.into_iter().map(str::to_owned).collect();
         let manifest = Manifest::new(config);
         let mut kinds: Vec<_> = Kind::ALL.map(KindReport::none).into();

@@ -11,6 +11,9 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 
+use moe_core::{OutOfMemory, memory};
+
+use super::TOKENS;
 use super::vocabulary::{Kind, Vocabulary};
 
 /// What each pair of neighbouring pieces becomes.
@@ -56,6 +59,21 @@ struct Work {
     symbols: Vec<Symbol>,
     candidates: BinaryHeap<Candidate>,
 }
+
+impl Work {
+    /// Takes in a merge that has become possible.
+    fn consider(&mut self, candidate: Option<Candidate>) -> Result<(), OutOfMemory> {
+        if let Some(candidate) = candidate {
+            let more = self.candidates.len() + 1;
+            self.candidates.try_reserve(1).map_err(|_| OutOfMemory::of::<Candidate>(SYMBOLS, more))?;
+            self.candidates.push(candidate);
+        }
+        Ok(())
+    }
+}
+
+/// What the memory of [`Work`] is for.
+const SYMBOLS: &str = "a stretch of text";
 
 /// Beyond either end of the text.
 const END: usize = usize::MAX;
@@ -104,19 +122,32 @@ impl Bpe {
     /// Appends the pieces of `text` to `out`.
     ///
     /// The text is taken as it is: a space is not turned into `▁`, and no text is special.
-    pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub(super) fn encode(
+        &self,
+        vocabulary: &Vocabulary,
+        text: &str,
+        out: &mut Vec<u32>,
+    ) -> Result<(), OutOfMemory> {
         if self.ignore_merges
             && let Some(id) = vocabulary.id_of(text)
             && vocabulary.get(id).is_some_and(|piece| matches!(piece.kind, Kind::Normal | Kind::UserDefined))
         {
-            out.push(id);
-            return;
+            return memory::push(out, id, TOKENS);
         }
-        self.by_merges(vocabulary, text, out);
+        self.by_merges(vocabulary, text, out).map(|_| ())
     }
 
     /// Appends the pieces that merges make of `text`. Returns how many candidates were looked at.
-    fn by_merges(&self, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) -> usize {
+    fn by_merges(
+        &self,
+        vocabulary: &Vocabulary,
+        text: &str,
+        out: &mut Vec<u32>,
+    ) -> Result<usize, OutOfMemory> {
         let (mut work, mut looked_at) = (Work::default(), 0);
         // The character before, if it has a piece.
         let mut before = None;
@@ -125,12 +156,12 @@ impl Bpe {
             if let (Some(before), Some(_)) = (before, piece)
                 && self.nothing_joins(before, character)
             {
-                looked_at += self.merge(&mut work, out);
+                looked_at += self.merge(&mut work, out)?;
             }
-            self.push(&mut work.symbols, vocabulary, character, piece);
+            self.push(&mut work.symbols, vocabulary, character, piece)?;
             before = piece.map(|_| character);
         }
-        looked_at + self.merge(&mut work, out)
+        Ok(looked_at + self.merge(&mut work, out)?)
     }
 
     /// Whether nothing is ever merged over the boundary of two characters.
@@ -143,17 +174,18 @@ impl Bpe {
     }
 
     /// Appends the pieces of the symbols to `out`, and leaves none. Returns how many candidates were looked at.
-    fn merge(&self, Work { symbols, candidates }: &mut Work, out: &mut Vec<u32>) -> usize {
-        if let Some(last) = symbols.last_mut() {
+    fn merge(&self, work: &mut Work, out: &mut Vec<u32>) -> Result<usize, OutOfMemory> {
+        if let Some(last) = work.symbols.last_mut() {
             last.next = END;
         }
         let mut made = Made::new();
         let mut looked_at = 0;
-        for left in 0..symbols.len() {
-            candidates.extend(self.candidate(symbols, left, &mut made));
+        for left in 0..work.symbols.len() {
+            work.consider(self.candidate(&work.symbols, left, &mut made)?)?;
         }
-        while let Some(Reverse((_, left, pair, piece))) = candidates.pop() {
+        while let Some(Reverse((_, left, pair, piece))) = work.candidates.pop() {
             looked_at += 1;
+            let symbols = &mut work.symbols;
             if pair_at(symbols, left) != Some(pair) {
                 continue;
             }
@@ -165,18 +197,26 @@ impl Bpe {
             if next != END {
                 symbols[next].previous = left;
             }
-            candidates.extend(self.candidate(symbols, symbols[left].previous, &mut made));
-            candidates.extend(self.candidate(symbols, left, &mut made));
+            for left in [symbols[left].previous, left] {
+                work.consider(self.candidate(&work.symbols, left, &mut made)?)?;
+            }
         }
-        for symbol in symbols.iter().filter(|symbol| symbol.piece != MERGED) {
-            self.cut_up(symbol.piece, &made, out);
+        for symbol in work.symbols.iter().filter(|symbol| symbol.piece != MERGED) {
+            self.cut_up(symbol.piece, &made, out)?;
         }
-        symbols.clear();
-        looked_at
+        work.symbols.clear();
+        Ok(looked_at)
     }
 
     /// Appends the symbols of a character: its piece; where it has none, one a byte; or without byte pieces, the unknown one.
-    fn push(&self, symbols: &mut Vec<Symbol>, vocabulary: &Vocabulary, character: char, piece: Option<u32>) {
+    fn push(
+        &self,
+        symbols: &mut Vec<Symbol>,
+        vocabulary: &Vocabulary,
+        character: char,
+        piece: Option<u32>,
+    ) -> Result<(), OutOfMemory> {
+        memory::reserve(symbols, character.len_utf8(), SYMBOLS)?;
         let is_after = symbols.last().map(|last| last.piece);
         let mut push = |piece| {
             let at = symbols.len();
@@ -193,28 +233,36 @@ impl Bpe {
         {
             push(unk);
         }
+        Ok(())
     }
 
     /// The merge of the symbol at `left` with its right neighbour, if there is one.
-    fn candidate(&self, symbols: &[Symbol], left: usize, made: &mut Made) -> Option<Candidate> {
-        let pair = pair_at(symbols, left)?;
-        let merge = self.merges.get(&pair)?;
+    fn candidate(
+        &self,
+        symbols: &[Symbol],
+        left: usize,
+        made: &mut Made,
+    ) -> Result<Option<Candidate>, OutOfMemory> {
+        let of_pair = pair_at(symbols, left).and_then(|pair| Some((pair, self.merges.get(&pair)?)));
+        let Some((pair, merge)) = of_pair else { return Ok(None) };
         if self.unused.contains(&merge.piece) {
+            let more = made.len() + 1;
+            made.try_reserve(1).map_err(|_| OutOfMemory::of::<(u32, (u32, u32))>(SYMBOLS, more))?;
             made.insert(merge.piece, pair);
         }
-        Some(Reverse((merge.rank, left, pair, merge.piece)))
+        Ok(Some(Reverse((merge.rank, left, pair, merge.piece))))
     }
 
     /// Appends `piece` to `out`, or if it is unused the pieces that it was made of.
     ///
     /// The depth is that of the merges, and below the length of the piece, which is bounded where pieces may be unused.
-    fn cut_up(&self, piece: u32, made: &Made, out: &mut Vec<u32>) {
+    fn cut_up(&self, piece: u32, made: &Made, out: &mut Vec<u32>) -> Result<(), OutOfMemory> {
         match made.get(&piece) {
             Some(&(left, right)) => {
-                self.cut_up(left, made, out);
-                self.cut_up(right, made, out);
+                self.cut_up(left, made, out)?;
+                self.cut_up(right, made, out)
             }
-            None => out.push(piece),
+            None => memory::push(out, piece, TOKENS),
         }
     }
 }
@@ -273,7 +321,8 @@ mod tests {
             for ((text, once), (_, twice)) in hostile(20_000).into_iter().zip(hostile(40_000)) {
                 let work = |text: &str| {
                     let mut out = vec![];
-                    (tokenizer.bpe.by_merges(&tokenizer.vocabulary, text, &mut out), out.len())
+                    let looked_at = tokenizer.bpe.by_merges(&tokenizer.vocabulary, text, &mut out);
+                    (looked_at.unwrap(), out.len())
                 };
                 let ((once, some), (twice, more)) = (work(&once), work(&twice));
                 assert!(once <= 3 * 20_000, "{name}, {text}: {once} candidates");
@@ -295,7 +344,7 @@ mod tests {
                 .push(("others", "Äh,▁日本語のテキスト🦀🦀▁▁▁\u{301}é▁fn▁main()▁{}\n\t▁ﬁ№▁Ελλάδα".repeat(3)));
             let encode = |tokenizer: &Tokenizer, text: &str| {
                 let mut out = vec![];
-                tokenizer.bpe.encode(&tokenizer.vocabulary, text, &mut out);
+                tokenizer.bpe.encode(&tokenizer.vocabulary, text, &mut out).unwrap();
                 out
             };
             let found: Vec<_> = texts.iter().map(|(_, text)| encode(&tokenizer, text)).collect();
@@ -315,7 +364,7 @@ mod tests {
     fn a_piece_of_another_text_is_merged_across() {
         let (_, bytes) = MODELS[1];
         let tokenizer = Tokenizer::from_sentencepiece(bytes, Path::new("tokenizer.model")).unwrap();
-        let whole = tokenizer.encode("Alice was beginning to get very tired");
+        let whole = tokenizer.encode("Alice was beginning to get very tired").unwrap();
         let made: Vec<u32> = tokenizer.bpe.merges.values().map(|merge| merge.piece).collect();
         let renamed = whole.iter().find(|id| made.contains(id)).unwrap();
         let dir = tempfile::tempdir().unwrap();
@@ -328,7 +377,7 @@ mod tests {
         let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
         assert_eq!(tokenizer.piece(*renamed), Some("[X]"));
         assert!(!tokenizer.bpe.is_spelled() && !tokenizer.bpe.nothing_joins('e', '▁'));
-        assert_eq!(tokenizer.encode("Alice was beginning to get very tired"), whole);
+        assert_eq!(tokenizer.encode("Alice was beginning to get very tired").unwrap(), whole);
         assert_eq!(tokenizer.least_ids(&"a".repeat(1 << 20)), 0);
     }
 }

@@ -4,11 +4,13 @@
 //! Words are what a regular expression matches from where the last word ended. Of the four that are known, each is written out as code:
 //! they look ahead and go back, yet take time linear in the text this way, whatever it holds.
 
+use moe_core::OutOfMemory;
 use regex_syntax::hir::{Class, HirKind};
 
 use super::Reason;
 use super::bpe::Bpe;
 use super::vocabulary::Vocabulary;
+use super::written::{behind, room};
 
 /// How a text becomes words, and words become characters.
 #[derive(Clone, Debug)]
@@ -82,19 +84,32 @@ impl ByteLevel {
     }
 
     /// Appends the pieces of a stretch of text to `out`.
-    pub(super) fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub(super) fn encode(
+        &self,
+        bpe: &Bpe,
+        vocabulary: &Vocabulary,
+        text: &str,
+        out: &mut Vec<u32>,
+    ) -> Result<(), OutOfMemory> {
         let with_space;
         let mut rest = text;
         if self.space_in_front && !text.starts_with(' ') {
-            with_space = format!(" {text}");
+            with_space = behind(" ", text)?;
             rest = &with_space;
         }
         while !rest.is_empty() {
             let (word, after) = rest.split_at(self.word(rest));
-            let spelled: String = word.bytes().map(character).collect();
-            bpe.encode(vocabulary, &spelled, out);
+            // No byte stands as a character of more than two.
+            let mut spelled = room(2 * word.len())?;
+            spelled.extend(word.bytes().map(character));
+            bpe.encode(vocabulary, &spelled, out)?;
             rest = after;
         }
+        Ok(())
     }
 
     /// Length in bytes of the first word of a text that is not empty.

@@ -8,7 +8,8 @@ use super::config::{Config, Origin};
 use super::draft::Draft;
 use super::find::Token;
 use super::vocabulary::Kind;
-use super::{Tokenizer, json_draft, sentencepiece, shorten, tekken_draft, unusable};
+use super::{Tokenizer, json, sentencepiece, shorten, tekken, unusable};
+use crate::input::require_memory;
 use crate::{Error, Result};
 
 /// No tokenizer file is larger; Mixtral's are below 4 MB.
@@ -64,6 +65,25 @@ fn model(dir: &Path) -> Result<Option<(PathBuf, Draft)>> {
 
 fn nothing(dir: &Path) -> Error {
     unusable(dir, "expected tokenizer.model, tokenizer.json or tekken.json, found none".to_owned())
+}
+
+/// Bytes that go with a value of a vocabulary, in the tables that are made of it too.
+const ENTRY: usize = 192;
+
+/// What a `tokenizer.json` tells.
+pub(super) fn json_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
+    require_memory(bytes, ENTRY)?;
+    let file: json::File =
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    Ok(file.draft().map_err(|reason| unusable(path, reason))?.warning_of(path))
+}
+
+/// What a `tekken.json` tells.
+fn tekken_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
+    require_memory(bytes, ENTRY)?;
+    let file: tekken::File =
+        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    file.draft().map_err(|reason| unusable(path, reason))
 }
 
 /// Notes where the model of `tokenizer.json` and that of `tokenizer.model` differ; the former counts, but which pieces are

@@ -88,7 +88,8 @@ impl Draft {
         let (mut raw, mut normalized) = (Vec::new(), Vec::new());
         for (id, token) in self.table.all_added() {
             if token.is_normalized() {
-                normalized.push(token.token(id, &self.layout.normalize(&token.content)));
+                let text = self.layout.normalize(&token.content).map_err(|error| error.to_string())?;
+                normalized.push(token.token(id, &text));
             } else {
                 raw.push(token.token(id, &token.content));
             }

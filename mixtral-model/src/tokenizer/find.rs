@@ -78,8 +78,12 @@ impl Finder {
         &self.tokens
     }
 
-    /// Gives every part of `text` to `emit`, in order: tokens, and what lies between.
-    pub(super) fn split<'t>(&self, text: &'t str, mut emit: impl FnMut(Part<'t>)) {
+    /// Gives every part of `text` to `emit`, in order: tokens, and what lies between; until one is an error.
+    pub(super) fn split<'t, E>(
+        &self,
+        text: &'t str,
+        mut emit: impl FnMut(Part<'t>) -> Result<(), E>,
+    ) -> Result<(), E> {
         // `stripped`: up to where white space was taken on the right of a token, which need not be walked again.
         let (mut done, mut stripped) = (0, 0);
         let mut at = 0;
@@ -102,17 +106,18 @@ impl Finder {
                 stripped = end;
             }
             if done < start {
-                emit(Part::Text(&text[done..start], done == 0));
+                emit(Part::Text(&text[done..start], done == 0))?;
             }
             // Of white space, an earlier token may have taken all.
             if start < end {
-                emit(Part::Token(token.id));
+                emit(Part::Token(token.id))?;
             }
             done = end;
         }
         if done < text.len() {
-            emit(Part::Text(&text[done..], done == 0));
+            emit(Part::Text(&text[done..], done == 0))?;
         }
+        Ok(())
     }
 
     /// The longest token that `bytes` begin with; of one text, the first.
@@ -154,7 +159,11 @@ mod tests {
 
     fn parts<'t>(tokens: Vec<Token>, text: &'t str) -> Vec<Part<'t>> {
         let mut parts = Vec::new();
-        Finder::new(tokens).unwrap().split(text, |part| parts.push(part));
+        let mut take = |part| {
+            parts.push(part);
+            Ok::<(), ()>(())
+        };
+        Finder::new(tokens).unwrap().split(text, &mut take).unwrap();
         parts
     }
 

@@ -53,15 +53,20 @@ mod written;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use moe_core::memory;
+
 use self::bpe::Bpe;
 pub use self::byte_pieces::BytePieces;
-use self::draft::Draft;
 use self::find::Finder;
 pub use self::pieces::SentencePieces;
 pub use self::stream::StreamDecoder;
 use self::vocabulary::{Kind, Vocabulary};
 use self::written::Written;
+use crate::input::require;
 use crate::{Error, Result};
+
+/// What the memory of a list of ids is for.
+const TOKENS: &str = "tokens";
 
 /// What is wrong with a file, before its path is added.
 type Reason<T> = std::result::Result<T, String>;
@@ -125,6 +130,8 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than
     /// by a space in front, or lacks some of the 256 byte pieces though it falls back on bytes.
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
+        // A piece has some ten bytes in the file, and some hundreds in the tables.
+        require(bytes.len().saturating_mul(40), "tables of a vocabulary")?;
         let built = sentencepiece::read(bytes).and_then(|draft| draft.finish(path));
         built.map_err(|reason| unusable(path, reason))
     }
@@ -165,7 +172,7 @@ impl Tokenizer {
     /// [`Error::Json`] if the bytes are not JSON of the expected form, [`Error::Tokenizer`] if it describes anything but
     /// BPE over `▁`-marked text, as converted from sentencepiece, or byte-level BPE with one of the known ways to cut words.
     pub fn from_json(bytes: &[u8], path: &Path) -> Result<Self> {
-        json_draft(bytes, path)?.finish(path).map_err(|reason| unusable(path, reason))
+        directory::json_draft(bytes, path)?.finish(path).map_err(|reason| unusable(path, reason))
     }
 
     /// The tokenizer for a model that has ids below `vocab_size`. The model may have more ids than there are pieces.
@@ -212,10 +219,14 @@ impl Tokenizer {
     /// The ids of `text` as a program's author writes it, without BOS: where a special token is written, such as `<s>`, it is meant.
     ///
     /// Each stretch of text between such tokens is encoded as if it stood alone. The empty text has no ids.
-    pub fn encode(&self, text: &str) -> Vec<u32> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        self.written.encode(&self.bpe, &self.vocabulary, text, &mut ids);
-        ids
+        self.written.encode(&self.bpe, &self.vocabulary, text, &mut ids)?;
+        Ok(ids)
     }
 
     /// The ids of `text` with what its files put around a prompt: usually one BOS in front.
@@ -224,13 +235,19 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// Those of [`check`](Self::check).
+    /// [`Error::OutOfMemory`], and those of [`check`](Self::check).
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         let Around { before, after } = &self.around;
-        let mut ids = self.encode(text);
+        let mut ids = Vec::new();
+        memory::reserve(&mut ids, before.len(), TOKENS)?;
+        ids.extend(before);
+        self.written.encode(&self.bpe, &self.vocabulary, text, &mut ids)?;
         let bos = self.bos();
-        let written = if before.contains(&bos) { ids.iter().take_while(|&&id| id == bos).count() } else { 0 };
-        ids.splice(..written, before.iter().copied());
+        if before.contains(&bos) {
+            let written = ids[before.len()..].iter().take_while(|&&id| id == bos).count();
+            ids.drain(before.len()..before.len() + written);
+        }
+        memory::reserve(&mut ids, after.len(), TOKENS)?;
         ids.extend(after);
         self.check(&ids)?;
         Ok(ids)
@@ -257,16 +274,19 @@ impl Tokenizer {
     ///
     /// Equal to what sentencepiece gives, or with byte-level BPE the `tokenizers` library to such text: user-defined pieces are recognised, control pieces are not.
     /// This is the way to encode what others wrote: no text can forge a control token.
-    pub fn encode_ordinary(&self, text: &str) -> Vec<u32> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn encode_ordinary(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         if let Some(bytes) = &self.written.layout.bytes {
-            bytes.encode(&self.bpe, &self.vocabulary, text, &mut ids);
+            bytes.encode(&self.bpe, &self.vocabulary, text, &mut ids)?;
         } else if !text.is_empty() {
-            let text = text.replace(' ', "▁");
-            let text = if self.space_in_front { format!("▁{text}") } else { text };
-            written::encode_isolating(&self.user_defined, &self.bpe, &self.vocabulary, &text, &mut ids);
+            let text = written::marked(if self.space_in_front { "▁" } else { "" }, text)?;
+            written::encode_isolating(&self.user_defined, &self.bpe, &self.vocabulary, &text, &mut ids)?;
         }
-        ids
+        Ok(ids)
     }
 
     /// The text of `ids`, equal to sentencepiece's decoding.
@@ -357,20 +377,6 @@ impl fmt::Debug for Tokenizer {
             .field("vocab_size", &self.vocab_size())
             .finish_non_exhaustive()
     }
-}
-
-/// What a `tokenizer.json` tells.
-fn json_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
-    let file: json::File =
-        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
-    Ok(file.draft().map_err(|reason| unusable(path, reason))?.warning_of(path))
-}
-
-/// What a `tekken.json` tells.
-fn tekken_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
-    let file: tekken::File =
-        serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.to_owned(), source })?;
-    file.draft().map_err(|reason| unusable(path, reason))
 }
 
 fn unusable(path: &Path, reason: String) -> Error {

@@ -2,6 +2,9 @@
 
 use std::borrow::Cow;
 
+use moe_core::{OutOfMemory, memory};
+
+use super::TOKENS;
 use super::bpe::Bpe;
 use super::byte_level::ByteLevel;
 use super::find::{Finder, Part, Token};
@@ -65,46 +68,56 @@ impl Layout {
         Self { normalizer, isolated, ..Self::default() }
     }
 
-    pub(super) fn normalize<'t>(&self, text: &'t str) -> Cow<'t, str> {
+    /// What the normaliser makes of a text.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub(super) fn normalize<'t>(&self, text: &'t str) -> Result<Cow<'t, str>, OutOfMemory> {
         let mut text = Cow::Borrowed(text);
         if text.is_empty() {
-            return text;
+            return Ok(text);
         }
         for step in &self.normalizer {
             text = match step {
-                Step::Prepend => Cow::Owned(format!("▁{text}")),
-                Step::MarkSpaces if text.contains(' ') => Cow::Owned(text.replace(' ', "▁")),
-                Step::DoubleLeading if text.starts_with('▁') => Cow::Owned(format!("▁{text}")),
+                Step::Prepend => Cow::Owned(behind("▁", &text)?),
+                Step::MarkSpaces if text.contains(' ') => Cow::Owned(marked("", &text)?),
+                Step::DoubleLeading if text.starts_with('▁') => Cow::Owned(behind("▁", &text)?),
                 Step::MarkSpaces | Step::DoubleLeading => text,
             };
         }
-        text
+        Ok(text)
     }
 
     /// Appends the pieces of a stretch of normalised text without tokens; `first` if it begins the whole text.
-    fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, first: bool, out: &mut Vec<u32>) {
+    fn encode(
+        &self,
+        bpe: &Bpe,
+        vocabulary: &Vocabulary,
+        text: &str,
+        first: bool,
+        out: &mut Vec<u32>,
+    ) -> Result<(), OutOfMemory> {
         if let Some(bytes) = &self.bytes {
             return bytes.encode(bpe, vocabulary, text, out);
         }
         let Some(Metaspace { scheme, split }) = self.metaspace else {
             return encode_isolating(&self.isolated, bpe, vocabulary, text, out);
         };
-        let mut text = text.replace(' ', "▁");
         let wanted = match scheme {
             Scheme::Always => true,
             Scheme::First => first,
             Scheme::Never => false,
         };
-        if wanted && !text.starts_with('▁') {
-            text.insert(0, '▁');
-        }
+        let front = if wanted && !text.starts_with([' ', '▁']) { "▁" } else { "" };
+        let text = marked(front, text)?;
         let mut rest = &*text;
         while split && let Some(end) = rest.match_indices('▁').map(|(at, _)| at).find(|&at| at > 0) {
             let (word, after) = rest.split_at(end);
-            encode_isolating(&self.isolated, bpe, vocabulary, word, out);
+            encode_isolating(&self.isolated, bpe, vocabulary, word, out)?;
             rest = after;
         }
-        encode_isolating(&self.isolated, bpe, vocabulary, rest, out);
+        encode_isolating(&self.isolated, bpe, vocabulary, rest, out)
     }
 }
 
@@ -129,18 +142,26 @@ impl Written {
     }
 
     /// Appends the pieces of `text`, in which tokens count as such, to `out`.
-    pub(super) fn encode(&self, bpe: &Bpe, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`].
+    pub(super) fn encode(
+        &self,
+        bpe: &Bpe,
+        vocabulary: &Vocabulary,
+        text: &str,
+        out: &mut Vec<u32>,
+    ) -> Result<(), OutOfMemory> {
         self.raw.split(text, |part| match part {
-            Part::Token(id) => out.push(id),
+            Part::Token(id) => memory::push(out, id, TOKENS),
             Part::Text(text, first) => {
-                self.normalized.split(&self.layout.normalize(text), |part| match part {
-                    Part::Token(id) => out.push(id),
-                    Part::Text(text, still) => {
-                        self.layout.encode(bpe, vocabulary, text, first && still, out);
-                    }
-                });
+                self.normalized.split(&self.layout.normalize(text)?, |part| match part {
+                    Part::Token(id) => memory::push(out, id, TOKENS),
+                    Part::Text(text, still) => self.layout.encode(bpe, vocabulary, text, first && still, out),
+                })
             }
-        });
+        })
     }
 }
 
@@ -151,9 +172,36 @@ pub(super) fn encode_isolating(
     vocabulary: &Vocabulary,
     text: &str,
     out: &mut Vec<u32>,
-) {
+) -> Result<(), OutOfMemory> {
     isolated.split(text, |part| match part {
-        Part::Token(id) => out.push(id),
+        Part::Token(id) => memory::push(out, id, TOKENS),
         Part::Text(text, _) => bpe.encode(vocabulary, text, out),
-    });
+    })
+}
+
+/// What the memory of changed texts is for.
+const TEXT: &str = "text as pieces spell it";
+
+/// A text with `▁` for its spaces, behind another.
+pub(super) fn marked(front: &str, text: &str) -> Result<String, OutOfMemory> {
+    let spaces = text.bytes().filter(|&byte| byte == b' ').count();
+    let mut marked = room(front.len() + text.len() + spaces * ('▁'.len_utf8() - 1))?;
+    marked.push_str(front);
+    marked.extend(text.chars().map(|c| if c == ' ' { '▁' } else { c }));
+    Ok(marked)
+}
+
+/// A text behind another.
+pub(super) fn behind(front: &str, text: &str) -> Result<String, OutOfMemory> {
+    let mut both = room(front.len() + text.len())?;
+    both.push_str(front);
+    both.push_str(text);
+    Ok(both)
+}
+
+/// An empty text with room for so many bytes.
+pub(super) fn room(bytes: usize) -> Result<String, OutOfMemory> {
+    let mut text = String::new();
+    text.try_reserve_exact(bytes).map_err(|_| OutOfMemory::of::<u8>(TEXT, bytes))?;
+    Ok(text)
 }

@@ -24,7 +24,7 @@ fn turns_come_to_the_whole_chat() {
                 let content = message.get("content").unwrap().as_str().unwrap();
                 match message.role() {
                     "user" => conversation.ask(&tokenizer, content).unwrap(),
-                    _ => conversation.answered(&tokenizer, &tokenizer.encode_ordinary(content)),
+                    _ => conversation.answered(&tokenizer, &tokenizer.encode_ordinary(content).unwrap()),
                 }
             }
             let whole = format.encode(&tokenizer, &chat).unwrap();
@@ -78,12 +78,12 @@ fn an_answer_is_kept_as_the_model_said_it() {
     conversation.ask(&tokenizer, "More").unwrap();
     expected.extend(said);
     expected.push(tokenizer.eos());
-    expected.extend(tokenizer.encode_ordinary("[INST] More [/INST]"));
+    expected.extend(tokenizer.encode_ordinary("[INST] More [/INST]").unwrap());
     assert_eq!(conversation.ids(), expected);
     // A question without an answer.
     conversation.ask(&tokenizer, "And more").unwrap();
     expected.push(tokenizer.eos());
-    expected.extend(tokenizer.encode_ordinary("[INST] And more [/INST]"));
+    expected.extend(tokenizer.encode_ordinary("[INST] And more [/INST]").unwrap());
     assert_eq!(conversation.ids(), expected);
     assert_eq!(conversation.chat().messages.len(), 6);
 }

@@ -132,10 +132,14 @@ fn text_does_not_grow_into_special_tokens() {
     let merges = file["model"]["merges"].as_array_mut().unwrap();
     merges.splice(0..0, [json!(["<", "s"]), json!(["<s", ">"])]);
     let tokenizer = Tokenizer::from_json(file.to_string().as_bytes(), Path::new("f")).unwrap();
-    let pieces: Vec<_> =
-        tokenizer.encode_ordinary("<s>").into_iter().map(|id| tokenizer.piece(id).unwrap()).collect();
+    let pieces: Vec<_> = tokenizer
+        .encode_ordinary("<s>")
+        .unwrap()
+        .into_iter()
+        .map(|id| tokenizer.piece(id).unwrap())
+        .collect();
     assert_eq!(pieces, ["▁", "<s", ">"]);
-    assert_eq!(tokenizer.encode("<s>"), [tokenizer.bos()]);
+    assert_eq!(tokenizer.encode("<s>").unwrap(), [tokenizer.bos()]);
 }
 
 /// Fields appended to a good model override it, as protobuf has it.

@@ -107,7 +107,7 @@ fn encodes_as_others_do() {
         for Encoded { text, ids, hf_ids, .. } in goldens().encode {
             report.check(
                 || format!("{name}: ordinary: {text:?}"),
-                tokenizer.encode_ordinary(&text),
+                tokenizer.encode_ordinary(&text).unwrap(),
                 ids.clone(),
             );
             let expected = match layout {
@@ -116,7 +116,7 @@ fn encodes_as_others_do() {
                 Some(Layout::Metaspace(_)) if hf_ids.is_some() || text.starts_with([' ', '▁']) => continue,
                 Some(Layout::Metaspace(_)) => ids,
             };
-            report.check(|| format!("{name}: {text:?}"), tokenizer.encode(&text), expected);
+            report.check(|| format!("{name}: {text:?}"), tokenizer.encode(&text).unwrap(), expected);
         }
     }
     report.finish();
@@ -192,7 +192,7 @@ fn metaspace_layouts() {
         let tokenizer = from_json(as_json(MODEL, Layout::Metaspace(scheme)).to_string().as_bytes());
         for (text, first, always) in cases {
             let expected = [first, always][column].to_vec();
-            report.check(|| format!("{scheme}: {text:?}"), tokenizer.encode(text), expected);
+            report.check(|| format!("{scheme}: {text:?}"), tokenizer.encode(text).unwrap(), expected);
         }
     }
     report.finish();
@@ -215,7 +215,7 @@ fn without_byte_pieces_text_may_be_unknown() {
     let mut report = Report::default();
     for (text, ids, decoded) in cases {
         for tokenizer in [&model, &json] {
-            report.check(|| format!("encode {text:?}"), &tokenizer.encode(text)[..], ids);
+            report.check(|| format!("encode {text:?}"), &tokenizer.encode(text).unwrap()[..], ids);
             report.check(|| format!("decode {text:?}"), tokenizer.decode(ids), decoded.to_owned());
         }
     }
@@ -237,7 +237,7 @@ fn without_a_space_in_front() {
     ];
     let mut report = Report::default();
     for (text, ids) in cases {
-        report.check(|| format!("encode {text:?}"), &tokenizer.encode(text)[..], ids);
+        report.check(|| format!("encode {text:?}"), &tokenizer.encode(text).unwrap()[..], ids);
         report.check(|| format!("decode {text:?}"), tokenizer.decode(ids), text.to_owned());
     }
     report.finish();
@@ -252,8 +252,8 @@ fn bos_stands_in_front_once() {
         {
             let ids = tokenizer.encode_prompt(text).unwrap();
             report.check(|| format!("{name}: {text:?}"), (ids[0], ids.get(1) == Some(&1)), (1, false));
-            if tokenizer.encode(text).first() != Some(&1) {
-                report.check(|| format!("{name}: {text:?}"), &ids[1..], &tokenizer.encode(text)[..]);
+            if tokenizer.encode(text).unwrap().first() != Some(&1) {
+                report.check(|| format!("{name}: {text:?}"), &ids[1..], &tokenizer.encode(text).unwrap()[..]);
             }
         }
         report.check(|| format!("{name}: <s>"), tokenizer.encode_prompt("<s>").unwrap(), vec![1]);
@@ -309,7 +309,7 @@ fn the_least_number_of_ids() {
 #[test]
 fn a_continuation_keeps_its_leading_space() {
     let tokenizer = from_model(MODEL);
-    let (prompt, next) = (tokenizer.encode_prompt("Hello").unwrap(), tokenizer.encode("world"));
+    let (prompt, next) = (tokenizer.encode_prompt("Hello").unwrap(), tokenizer.encode("world").unwrap());
     let mut decoder = tokenizer.decoder_after(&prompt);
     assert_eq!(decoder.push(next[0]), " world");
     assert_eq!(tokenizer.decoder().push(next[0]), "world");
@@ -361,7 +361,7 @@ proptest! {
 
     #[test]
     fn decoding_undoes_encoding(text in "\\PC{0,40}|[ a-z<>/\\[\\]s\n▁é🙂]{0,40}") {
-        let ids = demo().encode_ordinary(&text);
+        let ids = demo().encode_ordinary(&text).unwrap();
         // A literal `▁` is the space from here on, as in sentencepiece.
         prop_assert_eq!(demo().decode(&ids), text.replace('▁', " "));
     }

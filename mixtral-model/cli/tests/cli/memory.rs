@@ -112,3 +112,91 @@ fn weights_of_a_layer() {
     // 64 MB a matrix.
     is_told(least, "bench --layer 2048x16384x2x1 --tokens 1 --rounds 1", &[], None);
 }
+
+#[test]
+fn a_text_to_tokenize() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text");
+    fs::write(&text, "Hi").unwrap();
+    let least = enough("tokenize -", &[], Some(&text));
+    let book = fs::read_to_string(crate::demo().join("heldout.txt")).unwrap();
+    let book: String = book.chars().cycle().take(24 << 20).collect();
+    let one_word = "a".repeat(4 << 20);
+    for (text_of, line) in
+        [(&book, "tokenize -"), (&book, "tokenize --json -"), (&one_word, "tokenize --no-bos -")]
+    {
+        fs::write(&text, text_of).unwrap();
+        is_told(least, line, &[], Some(&text));
+    }
+    let message = serde_json::json!([{ "role": "user", "content": book }]);
+    fs::write(&text, message.to_string()).unwrap();
+    is_told(least, "tokenize --chat-format v1 --chat {}", &[text.to_str().unwrap()], None);
+    let messages = vec![serde_json::json!({ "role": "user", "content": "Hi" }); 100_000];
+    fs::write(&text, serde_json::to_string(&messages).unwrap()).unwrap();
+    is_told(least, "tokenize --chat-format v1 --chat {}", &[text.to_str().unwrap()], None);
+}
+
+/// A safetensors file with so many tensors of one number beside those of the demo.
+fn with_tensors(dir: &Path, more: usize) {
+    for name in ["config.json", "tokenizer.model"] {
+        fs::copy(crate::demo().join(name), dir.join(name)).unwrap();
+    }
+    let file = fs::read(crate::demo().join("model.safetensors")).unwrap();
+    let (len, rest) = file.split_first_chunk().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
+    let mut header = String::from_utf8(header.to_vec()).unwrap().trim_end().to_owned();
+    assert_eq!(header.pop(), Some('}'));
+    for (i, end) in (0..more).zip((data.len() + 4..).step_by(4)) {
+        let entry =
+            format!(r#","extra.{i}":{{"dtype":"F32","shape":[1],"data_offsets":[{},{end}]}}"#, end - 4);
+        header.push_str(&entry);
+    }
+    header.push('}');
+    let zeros = vec![0; 4 * more];
+    let parts = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data, &zeros];
+    fs::write(dir.join("model.safetensors"), parts.concat()).unwrap();
+}
+
+#[test]
+fn a_list_of_tensors() {
+    let dir = tempfile::tempdir().unwrap();
+    with_tensors(dir.path(), 0);
+    let out = dir.path().join("out.gguf");
+    let (path, out) = (dir.path().to_str().unwrap(), out.to_str().unwrap());
+    let inspect = "inspect --json {}";
+    let convert = "convert -j 1 --model {} --out {}";
+    let (of_inspect, of_convert) = (enough(inspect, &[path], None), enough(convert, &[path, out], None));
+    with_tensors(dir.path(), 150_000);
+    is_told(of_inspect, inspect, &[path], None);
+    is_told(of_convert, convert, &[path, out], None);
+}
+
+#[test]
+fn a_list_of_texts_in_metadata() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("m.gguf");
+    let path = file.to_str().unwrap();
+    let written = run("convert -j 1 --out {}", &[path]);
+    assert_eq!(written.status, Some(0), "{}", written.err);
+    let least = enough("inspect {}", &[path], None);
+    let mut bytes = fs::read(&file).unwrap();
+    // One more key, in front of the others.
+    let keys = u64::from_le_bytes(bytes[16..24].try_into().unwrap()) + 1;
+    bytes[16..24].copy_from_slice(&keys.to_le_bytes());
+    let key = "gen.more";
+    let mut more = [&(key.len() as u64).to_le_bytes()[..], key.as_bytes()].concat();
+    more.extend([9u32.to_le_bytes(), 8u32.to_le_bytes()].concat());
+    more.extend(1_000_000u64.to_le_bytes());
+    for i in 0..1_000_000 {
+        let text = format!("{i:07}x");
+        more.extend((text.len() as u64).to_le_bytes());
+        more.extend(text.as_bytes());
+    }
+    // What comes behind is as far from a multiple of 32 as before.
+    assert_eq!(more.len() % 32, 0, "{}", more.len());
+    bytes.splice(24..24, more);
+    fs::write(&file, bytes).unwrap();
+    assert_eq!(run("inspect {}", &[path]).status, Some(0));
+    is_told(least, "inspect {}", &[path], None);
+    is_told(least, "convert -j 1 --dtype f32 --model {} --out {}", &[path, &format!("{path}.out")], None);
+}

@@ -20,6 +20,7 @@ mod turns;
 use std::fmt;
 use std::str::FromStr;
 
+use moe_core::memory;
 use serde_json::{Map, Value};
 
 use self::turns::{FUNCTION_NAME, Turn, What, is_function_name, parsed, turns};
@@ -134,7 +135,7 @@ impl MistralVersion {
             match &turn.what {
                 What::System(text) => {
                     writer.control("[SYSTEM_PROMPT]")?;
-                    writer.text(text);
+                    writer.text(text)?;
                     writer.control("[/SYSTEM_PROMPT]")?;
                 }
                 What::User(text) => {
@@ -143,16 +144,16 @@ impl MistralVersion {
                         _ => text.clone(),
                     };
                     if self == Self::V1 {
-                        writer.text(&format!("[INST] {text} [/INST]"));
+                        writer.text(&format!("[INST] {text} [/INST]"))?;
                         continue;
                     }
                     if Some(at) == last_user && !tools.is_empty() {
                         writer.control("[AVAILABLE_TOOLS]")?;
-                        writer.text(&json::dumps(&Value::Array(tools.clone())));
+                        writer.text(&json::dumps(&Value::Array(tools.clone())))?;
                         writer.control("[/AVAILABLE_TOOLS]")?;
                     }
                     writer.control("[INST]")?;
-                    writer.text(&text);
+                    writer.text(&text)?;
                     writer.control("[/INST]")?;
                 }
                 What::Assistant { content, calls, prefix } => {
@@ -161,10 +162,10 @@ impl MistralVersion {
                         continue;
                     }
                     let content = if self == Self::V1 { content } else { content.trim_end_matches(' ') };
-                    writer.answer(turn.index, content);
+                    writer.answer(turn.index, content)?;
                     if !calls.is_empty() {
                         writer.control("[TOOL_CALLS]")?;
-                        writer.text(&json::dumps(&Value::Array(calls.clone())));
+                        writer.text(&json::dumps(&Value::Array(calls.clone())))?;
                     }
                     if !prefix {
                         writer.end();
@@ -181,18 +182,18 @@ impl MistralVersion {
                     writer.control("[TOOL_RESULTS]")?;
                     match self {
                         Self::V7 => {
-                            writer.text(id);
+                            writer.text(id)?;
                             writer.control("[TOOL_CONTENT]")?;
-                            writer.text(content);
+                            writer.text(content)?;
                         }
                         Self::V3 => {
                             let result =
                                 object([("content", parsed(content)), ("call_id", id.as_str().into())]);
-                            writer.text(&json::dumps(&result));
+                            writer.text(&json::dumps(&result))?;
                         }
                         _ => {
                             let result = object([("name", name.clone()), ("content", parsed(content))]);
-                            writer.text(&json::dumps(&Value::Array(vec![result])));
+                            writer.text(&json::dumps(&Value::Array(vec![result])))?;
                         }
                     }
                     writer.control("[/TOOL_RESULTS]")?;
@@ -223,10 +224,10 @@ impl FromStr for MistralVersion {
 
 /// Where a format is written to.
 pub(super) trait Writer {
-    fn text(&mut self, text: &str);
+    fn text(&mut self, text: &str) -> Result<()>;
     fn control(&mut self, piece: &'static str) -> Result<()>;
     /// What the assistant said in the message with this number.
-    fn answer(&mut self, index: usize, text: &str);
+    fn answer(&mut self, index: usize, text: &str) -> Result<()>;
     fn end(&mut self);
 }
 
@@ -237,9 +238,17 @@ struct Ids<'t, F> {
     answer: F,
 }
 
+impl<F> Ids<'_, F> {
+    fn extend(&mut self, ids: &[u32]) -> Result<()> {
+        memory::reserve(&mut self.ids, ids.len(), "tokens")?;
+        self.ids.extend(ids);
+        Ok(())
+    }
+}
+
 impl<'a, F: Fn(usize) -> Option<&'a [u32]>> Writer for Ids<'_, F> {
-    fn text(&mut self, text: &str) {
-        self.ids.extend(self.tokenizer.encode_ordinary(text));
+    fn text(&mut self, text: &str) -> Result<()> {
+        self.extend(&self.tokenizer.encode_ordinary(text)?)
     }
 
     fn control(&mut self, piece: &'static str) -> Result<()> {
@@ -247,9 +256,9 @@ impl<'a, F: Fn(usize) -> Option<&'a [u32]>> Writer for Ids<'_, F> {
         Ok(())
     }
 
-    fn answer(&mut self, index: usize, text: &str) {
+    fn answer(&mut self, index: usize, text: &str) -> Result<()> {
         match (self.answer)(index) {
-            Some(ids) => self.ids.extend(ids),
+            Some(ids) => self.extend(ids),
             None => self.text(text),
         }
     }
