@@ -11,7 +11,7 @@ use crate::args::{Convert, Quantize};
 use crate::failure::{Failure, Result, warn};
 use crate::input;
 use crate::interrupt::Interrupt;
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::progress::Bar;
 use crate::summary::aside;
 
@@ -75,20 +75,22 @@ fn measure(
 /// Writes it, with a bar, and says what was written.
 fn write(plan: &Plan<'_>, out: &Path, json: bool, interrupt: &Interrupt) -> Result<()> {
     plan.warnings().iter().for_each(|warning| warn(warning));
-    let mut bar = Bar::new(plan.weights(), format!("writing {}", out.display()));
-    let progress = |weights| {
-        bar.set(weights);
-        if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let written = interrupt.during_writing(out, || plan.write(out, progress));
-    drop(bar);
-    let summary = match written {
-        Err(Error::Stopped) => return Err(Failure::Interrupted),
-        other => other?,
-    };
-    let text = match json {
-        true => serde_json::to_string_pretty(&summary).map_err(std::io::Error::other)? + "\n",
-        false => summary.to_string(),
-    };
-    Ok(Output::new().text(&text)?)
+    // What is complete is told of: a signal that comes between the two is too late.
+    interrupt.during_writing(out, || {
+        let mut bar = Bar::new(plan.weights(), format!("writing {}", out.display()));
+        let written = plan.write(out, |weights| {
+            bar.set(weights);
+            if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        drop(bar);
+        let summary = match written {
+            Err(Error::Stopped) => return Err(Failure::Interrupted),
+            other => other?,
+        };
+        let text = match json {
+            true => output::json(&summary, true)?,
+            false => summary.to_string(),
+        };
+        Ok(Output::new().text(&text)?)
+    })
 }

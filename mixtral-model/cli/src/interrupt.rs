@@ -13,10 +13,11 @@ use crate::failure::{Failure, Result};
 /// What shells report of a command that SIGINT ended.
 pub(crate) const EXIT_STATUS: u8 = 130;
 
-/// Whether the user wishes an end, by Ctrl-C, SIGTERM or SIGHUP.
+/// Whether the user wishes an end, by Ctrl-C, SIGTERM, SIGHUP or SIGQUIT.
 ///
 /// While the model [works](Self::during), the first signal is a wish that the work looks at between layers, and the second
-/// ends the process; at all other times the first does.
+/// ends the process; at all other times the first does. SIGXFSZ is none: the write that goes beyond the limit of a file's size
+/// fails, as where a disk is full.
 #[derive(Clone, Default)]
 pub(crate) struct Interrupt(Arc<State>);
 
@@ -100,12 +101,14 @@ impl Interrupt {
 /// Calls `handler` with the exit status that belongs to it when a signal asks for an end.
 #[cfg(unix)]
 fn handle(handler: impl Fn(u8) + Send + 'static) -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGXFSZ};
     let hang_up = (!is_ignored(SIGHUP)).then_some(SIGHUP);
-    let signals = [SIGINT, SIGTERM].into_iter().chain(hang_up);
+    // That somebody waits for it is why SIGXFSZ does not end the process.
+    let signals = [SIGINT, SIGTERM, SIGQUIT, SIGXFSZ].into_iter().chain(hang_up);
     let mut signals = signal_hook::iterator::Signals::new(signals).map_err(Failure::Signals)?;
     let wait = move || {
-        signals.forever().for_each(|signal| handler(u8::try_from(128 + signal).unwrap_or(EXIT_STATUS)))
+        let ends = signals.forever().filter(|&signal| signal != SIGXFSZ);
+        ends.for_each(|signal| handler(u8::try_from(128 + signal).unwrap_or(EXIT_STATUS)));
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(Failure::Signals)?;
     Ok(())

@@ -101,9 +101,13 @@ fn interrupt_until_ended(child: &mut Child) {
 /// What of a model that is being written is left by signals that come as soon as there is something.
 #[test]
 fn no_signal_leaves_a_part_of_a_file() {
-    for (signals, status) in
-        [(&["INT"][..], 130), (&["INT", "INT"], 130), (&["TERM"], 143), (&["HUP", "TERM"], 143)]
-    {
+    for (signals, status) in [
+        (&["INT"][..], 130),
+        (&["INT", "INT"], 130),
+        (&["TERM"], 143),
+        (&["HUP", "TERM"], 143),
+        (&["QUIT"], 131),
+    ] {
         for line in ["quantize --dtype q3_k -j 1 --out {}", "convert --dtype f32 -j 1 --out {}"] {
             let dir = tempfile::tempdir().unwrap();
             let out = dir.path().join("out.gguf");
@@ -126,6 +130,27 @@ fn no_signal_leaves_a_part_of_a_file() {
                 }
             }
         }
+    }
+}
+
+/// A limit of a file's size is a disk that is full.
+#[test]
+fn no_limit_leaves_a_part_of_a_file() {
+    for line in ["quantize --dtype q3_k -j 1 --out {}", "convert -j 1 --out {}", "logits --ids 1,2 --out {}"]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join(if line.starts_with("logits") { "trace" } else { "out.gguf" });
+        let path = out.to_str().unwrap();
+        let command = mixtral(line, &[path]);
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "ulimit -f 8; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args());
+        let said = Said::from(shell.output().unwrap());
+        assert_eq!(said.status, Some(1), "{line}: {said:?}");
+        assert!(said.err.contains(&format!("error: {path}: File too large")), "{line}: {}", said.err);
+        assert_eq!(names(dir.path()), [""; 0], "{line}");
     }
 }
 
