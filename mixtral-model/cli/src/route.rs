@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Route) -> Result<()> {
         return Ok(Output::new().text(&list::text(args.json)?)?);
     };
     let layers = Given::read(path, &args.tensor, args.given.into())?;
-    require_memory(&layers, args.json)?;
+    require_memory(&layers)?;
     let mut spec = spec.clone();
     if let Some(bias) = layers.first().and_then(Given::bias) {
         spec = spec.with_bias(bias)?;
@@ -45,9 +45,9 @@ pub(crate) fn run(args: &Route) -> Result<()> {
         bases.push(Basis::new(input, plan, noisy.view(), &spec, args)?);
     }
     let report = |((given, basis), ((plan, _), _)): ((&Given, &Basis<'_>), &((RoutingPlan, _), _))| {
-        (given.tensor().to_owned(), Report::new(&spec, router.locality(), plan, basis))
+        Ok((given.tensor().to_owned(), Report::new(&spec, router.locality(), plan, basis)?))
     };
-    let reports: Vec<_> = layers.iter().zip(&bases).zip(&routed).map(report).collect();
+    let reports = layers.iter().zip(&bases).zip(&routed).map(report).collect::<Result<Vec<_>>>()?;
     let text = match &*reports {
         [(_, report)] => {
             if args.json {
@@ -64,22 +64,14 @@ pub(crate) fn run(args: &Route) -> Result<()> {
     Ok(Output::new().text(&text)?)
 }
 
-/// Refuses what there is no memory to route and report: losses and reports take theirs where not to have it ends the process, so
-/// that as much is asked for at once before, and given back.
-fn require_memory(layers: &[Given], json: bool) -> Result<()> {
-    /// Bytes that go with a token, and with each of its logits: plans, probabilities, noise.
-    const TOKEN: usize = 128;
-    const LOGIT: usize = 32;
-    /// The same of what JSON spells.
-    const SPELLED_TOKEN: usize = 128;
-    const SPELLED_LOGIT: usize = 128;
-    let (token, logit) = if json { (TOKEN + SPELLED_TOKEN, LOGIT + SPELLED_LOGIT) } else { (TOKEN, LOGIT) };
-    let needed = layers.iter().map(|given| {
-        let (tokens, experts) = given.dim();
-        tokens.saturating_mul(logit.saturating_mul(experts).saturating_add(token))
-    });
-    let needed = needed.fold(0, usize::saturating_add);
-    Ok(memory::reserve(&mut Vec::<u8>::new(), needed, "routing and losses")?)
+/// Refuses what there is no memory to measure: lists of all experts are made where not to have it ends the process, so that as much
+/// is asked for at once before, and given back. Those of tokens and of assignments are errors where they are made.
+fn require_memory(layers: &[Given]) -> Result<()> {
+    /// Bytes that go with an expert: its sums, probabilities and counts, and its line of a report.
+    const EXPERT: usize = 384;
+    let experts = layers.iter().map(|given| given.dim().1).fold(0, usize::saturating_add);
+    let needed = experts.saturating_mul(EXPERT);
+    Ok(memory::reserve(&mut Vec::<u8>::new(), needed, "measures of experts")?)
 }
 
 /// The plan of a layer and the logits that it was made of, `[T, E]`, noise included.

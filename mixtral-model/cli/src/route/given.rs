@@ -60,7 +60,15 @@ impl Given {
                 format!("expected each tensor once, found {twice} twice"),
             ));
         }
+        if let Some(kind) = foreign(&bytes) {
+            let reason = format!(
+                "expected JSON or safetensors, found {kind}: safetensors.numpy.save_file({{\"logits\": array}}, name) \
+                 writes an array as the latter"
+            );
+            return Err(Failure::not_as_expected(&name, reason));
+        }
         let read = if is_safetensors(&bytes) {
+            tensors::check_names(&bytes).map_err(|reason| Failure::not_as_expected(&name, reason))?;
             if names.contains(&own[0]) {
                 let vocabulary = tensors::of_vocabulary(&bytes);
                 let vocabulary = vocabulary.map_err(|reason| Failure::not_as_expected(&name, reason))?;
@@ -85,7 +93,7 @@ impl Given {
     }
 
     fn new(name: &str, tensor: &str, mut parts: Parts, form: LogitForm) -> Result<Self> {
-        // As in [`super::require_memory`]: lists for each token and each sequence.
+        // Lists for each token and each sequence, asked for at once before and given back.
         let lists = parts.logits.nrows().saturating_add(parts.sequences.as_ref().map_or(0, Vec::len));
         memory::reserve(&mut Vec::<u64>::new(), lists.saturating_mul(2), "sequences")?;
         let offsets = parts.check(tensor).map_err(|reason| Failure::not_as_expected(name, reason))?;
@@ -206,6 +214,16 @@ fn narrowed(numbers: impl Iterator<Item = f64>, place: impl Fn(usize) -> String)
         narrow.push(y);
     }
     Ok(narrow)
+}
+
+/// What else arrays are kept in, by its first bytes.
+fn foreign(bytes: &[u8]) -> Option<&'static str> {
+    let kinds: [(&[u8], &str); 3] = [
+        (b"\x93NUMPY", "an array of NumPy (.npy)"),
+        (b"PK\x03\x04", "a zip archive, as .npz files and those of torch.save are"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    ];
+    kinds.into_iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| kind)
 }
 
 /// The header's length comes first, then the header, a JSON object. Read as a length, the start of a JSON file is far beyond

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::losses::Number;
 use super::report::Report;
 use crate::failure::Result;
+use crate::output;
 
 #[derive(Serialize)]
 pub(super) struct Layers {
@@ -37,7 +38,7 @@ impl Layers {
     }
 
     pub(super) fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string(self).map_err(std::io::Error::other)? + "\n")
+        output::json(self, false)
     }
 
     pub(super) fn table(&self) -> String {

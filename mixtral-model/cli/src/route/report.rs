@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
-use moe_core::{Locality, PlanStats, RoutingPlan};
+use moe_core::{Locality, PlanStats, RoutingPlan, memory};
 use moe_router::RouterSpec;
 use serde::Serialize;
 
 use super::losses::{Basis, Losses};
 use crate::failure::Result;
+use crate::output;
 
 #[derive(Serialize)]
 pub(super) struct Report {
@@ -52,11 +53,25 @@ struct Refused {
 }
 
 impl Report {
-    pub(super) fn new(spec: &RouterSpec, locality: Locality, plan: &RoutingPlan, basis: &Basis<'_>) -> Self {
+    pub(super) fn new(
+        spec: &RouterSpec,
+        locality: Locality,
+        plan: &RoutingPlan,
+        basis: &Basis<'_>,
+    ) -> Result<Self> {
         let routed = &basis.routed;
-        let mut refusals = plan.refused().to_vec();
-        refusals.sort_by_key(|refusal| (refusal.token, refusal.rank));
-        Self {
+        let (mut refusals, mut refused, mut assignments) = (Vec::new(), Vec::new(), Vec::new());
+        let count = plan.refused().len();
+        memory::refill_from(&mut refusals, count, plan.refused().iter().copied(), "refusals")?;
+        refusals.sort_unstable_by_key(|refusal| (refusal.token, refusal.rank));
+        let each = refusals.iter().map(|r| Refused { token: r.token, expert: r.expert });
+        memory::refill_from(&mut refused, count, each, "refusals")?;
+        let each = (0..plan.tokens()).flat_map(|token| {
+            let assigned = move |expert, weight| Assigned { token, expert, weight };
+            plan.choices(token).map(move |choice| assigned(choice.expert, choice.weight))
+        });
+        memory::refill_from(&mut assignments, plan.rows(), each, "assignments")?;
+        Ok(Self {
             router: spec.clone(),
             tokens: plan.tokens(),
             padding: routed.context.padding.unwrap_or(&[]).iter().filter(|&&padding| padding).count(),
@@ -68,19 +83,14 @@ impl Report {
                 Locality::Batch => "batch",
             },
             stats: Stats::of(plan),
-            assignments: (0..plan.tokens())
-                .flat_map(|token| {
-                    let assigned = move |expert, weight| Assigned { token, expert, weight };
-                    plan.choices(token).map(move |choice| assigned(choice.expert, choice.weight))
-                })
-                .collect(),
-            refused: refusals.iter().map(|r| Refused { token: r.token, expert: r.expert }).collect(),
+            assignments,
+            refused,
             losses: Losses::of(basis),
-        }
+        })
     }
 
     pub(super) fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string(self).map_err(std::io::Error::other)? + "\n")
+        output::json(self, false)
     }
 
     pub(super) fn table(&self) -> String {

@@ -217,3 +217,34 @@ fn what_is_wrong_with_a_tensor() {
         assert!(said.status == Some(1) && told, "{message}: {said:?}");
     }
 }
+
+/// Readers differ in which of two tensors of one name they take.
+#[test]
+fn a_tensor_twice_is_refused() {
+    let entry = |begin: usize| json!({"dtype": "F32", "shape": [1, 2], "data_offsets": [begin, begin + 8]});
+    // Spelled otherwise it is the same name.
+    for twice in ["logits", "log\\u0069ts"] {
+        let header = format!("{{\"logits\":{},\"{twice}\":{}}}", entry(0), entry(8));
+        let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 16]].concat();
+        let said = route(&file, "top-k:k=1");
+        assert_eq!(said.status, Some(1), "{}", said.out);
+        let expected = ": logits: expected one tensor of this name, found several\n";
+        assert!(said.err.ends_with(expected), "{}", said.err);
+    }
+}
+
+#[test]
+fn other_forms_are_named() {
+    let npy = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1, 2), }";
+    let hdf5 = b"\x89HDF\r\n\x1a\n\0";
+    for (start, name) in [(&npy[..], "NumPy (.npy)"), (b"PK\x03\x04\x14", ".npz"), (&hdf5[..], "HDF5")] {
+        let said = route(start, "top-k:k=1");
+        assert_eq!(said.status, Some(1), "{}", said.out);
+        assert!(
+            said.err.contains("expected JSON or safetensors, found ") && said.err.contains(name),
+            "{}",
+            said.err
+        );
+        assert!(said.err.contains("safetensors.numpy.save_file({\"logits\": array}, name)"), "{}", said.err);
+    }
+}

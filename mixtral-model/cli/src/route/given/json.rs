@@ -52,7 +52,7 @@ pub(super) fn parts(bytes: &[u8]) -> Result<Parts, String> {
     Ok(Parts {
         logits: json.logits.named("logits")?,
         token_ids: json.token_ids.map(|list| list.0),
-        mask: json.mask.map(|mask| mask.0.iter().map(|bit| bit.0).collect()),
+        mask: json.mask.map(bits).transpose()?,
         positions: json.positions.map(|list| list.0),
         sequences: json.sequences.map(|list| list.0),
         sequence_ids: json.sequence_ids.map(|list| list.0),
@@ -60,6 +60,13 @@ pub(super) fn parts(bytes: &[u8]) -> Result<Parts, String> {
         noise: json.noise.map(|rows| rows.named("noise")).transpose()?,
         noise_logits: json.noise_logits.map(|rows| rows.named("noise_logits")).transpose()?,
     })
+}
+
+fn bits(mask: List<Bit>) -> Result<Vec<bool>, String> {
+    let mut bits = Vec::new();
+    let values = mask.0.iter().map(|bit| bit.0);
+    memory::refill_from(&mut bits, mask.0.len(), values, "a list").map_err(|error| error.to_string())?;
+    Ok(bits)
 }
 
 fn bias(numbers: List<Number>) -> Result<Vec<f32>, String> {

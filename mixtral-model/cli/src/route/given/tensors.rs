@@ -1,10 +1,13 @@
 //! The form of a safetensors file. Tensors of other names are not looked at.
 
+use std::fmt;
+
 use half::{bf16, f16};
 use moe_core::memory;
 use ndarray::Array2;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 
 use super::{Parts, narrowed, narrowed_rows};
 
@@ -29,6 +32,54 @@ pub(super) fn parts(bytes: &[u8], logits: &str) -> Result<Parts, String> {
         noise: rows("noise", "columns")?,
         noise_logits: rows("noise_logits", "experts")?,
     })
+}
+
+/// Refuses a file in which two tensors have one name: the crate that reads it keeps the last of them.
+pub(super) fn check_names(bytes: &[u8]) -> Result<(), String> {
+    /// Bytes that go with a value of the header, of which a tensor has nine.
+    const VALUE: usize = 64;
+    let header = bytes.split_first_chunk().and_then(|(len, rest)| {
+        let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
+        rest.get(..len)
+    });
+    // What is wrong with it otherwise is told by who reads it.
+    let Some(header) = header else { return Ok(()) };
+    let values = header.iter().filter(|byte| matches!(byte, b',' | b':' | b'[' | b'{')).count();
+    let needed = values.saturating_mul(VALUE).saturating_add(header.len().saturating_mul(4));
+    memory::reserve(&mut Vec::<u8>::new(), needed, "names of tensors").map_err(|error| error.to_string())?;
+    let Ok(Names(mut names)) = serde_json::from_slice(header) else { return Ok(()) };
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => {
+            Err(format!("{}: expected one tensor of this name, found several", pair[0].escape_debug()))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The keys of an object, as often as each is there.
+struct Names(Vec<String>);
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Names;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+                let mut names = Vec::new();
+                while let Some((name, IgnoredAny)) = map.next_entry()? {
+                    names.push(name);
+                }
+                Ok(Names(names))
+            }
+        }
+        deserializer.deserialize_map(Keys)
+    }
 }
 
 /// Why `logits` are not those of a gate, if they stand beside such: a model's logits over its vocabulary.
@@ -63,7 +114,7 @@ fn mask(view: &TensorView<'_>) -> Result<Vec<bool>, String> {
         0 | 1 => Ok(n == 1),
         _ => Err(format!("mask: entry {t}: expected 1 for a real token, 0 for padding, found {n}")),
     };
-    bits(view)?.iter().enumerate().map(bit).collect()
+    gathered(bits(view)?.iter().enumerate().map(bit))
 }
 
 /// A list of whole numbers that are not negative and not too great.
@@ -78,7 +129,15 @@ fn whole<T: TryFrom<i128>>(name: &str, view: &TensorView<'_>) -> Result<Vec<T>, 
         T::try_from(n)
             .map_err(|_| format!("{name}: entry {i}: expected 0 or more, below 2^{most}, found {n}"))
     };
-    integers(name, view)?.iter().enumerate().map(number).collect()
+    gathered(integers(name, view)?.iter().enumerate().map(number))
+}
+
+/// All of these, or the first error.
+fn gathered<T>(mut entries: impl Iterator<Item = Result<T, String>>) -> Result<Vec<T>, String> {
+    let mut list = Vec::new();
+    entries
+        .try_for_each(|entry| memory::push(&mut list, entry?, "a list").map_err(|error| error.to_string()))?;
+    Ok(list)
 }
 
 fn require_list(name: &str, of: &str, view: &TensorView<'_>) -> Result<(), String> {
