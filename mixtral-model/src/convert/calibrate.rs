@@ -11,6 +11,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 use super::Conversion;
 use super::importance::{Importance, OfTensor, place};
+use crate::input::require;
 use crate::manifest::{ExpertMatrix, Manifest, TensorSpec};
 use crate::{
     Checkpoint, Config, Error, Loader, MoeParts, Observed, Observer, Result, SessionOptions, Step, Wanted,
@@ -39,7 +40,8 @@ impl Importance {
     /// # Errors
     ///
     /// Those of [`Model::load`](crate::Model::load) and [`Model::forward`](crate::Model::forward); [`Error::Setting`] for a window of 0 or
-    /// more than the model's positions; [`Error::TextTooShort`] for fewer than two ids; [`Error::Stopped`] if `progress` ends it.
+    /// more than the model's positions; [`Error::TextTooShort`] for fewer than two ids; [`Error::OutOfMemory`]; [`Error::Stopped`] if
+    /// `progress` ends it.
     pub fn measure(
         conversion: &Conversion<'_>,
         text: Calibration<'_>,
@@ -55,6 +57,7 @@ impl Importance {
         if ids.len() < 2 {
             return Err(Error::TextTooShort { tokens: ids.len() });
         }
+        require(sums_and_rows(config, window), "importances")?;
         let banks: Vec<_> = (0..config.layers).map(|_| Arc::new(Mutex::new(OfLayer::default()))).collect();
         let model = Loader::new(config.clone(), checkpoint, backend)
             .moe_layers(|parts| layer(parts, &banks[parts.index()]))
@@ -89,6 +92,19 @@ impl Importance {
         }
         Ok(Self { path: name.to_path_buf(), tensors })
     }
+}
+
+/// Bytes of all sums and means, and of the rows of a stretch that are there at once. Where there is no memory for them the process
+/// ends, so that as much is asked for at once before, and given back.
+fn sums_and_rows(config: &Config, window: usize) -> usize {
+    let (dim, hidden) = (config.hidden_size, config.intermediate_size);
+    let of_experts = dim.saturating_add(hidden).saturating_mul(config.experts.most());
+    let columns = of_experts.saturating_add(2 * dim).saturating_mul(config.layers);
+    let of_choices = hidden.saturating_mul(2 * config.experts_per_token);
+    let rows = of_choices.saturating_add(2 * dim).saturating_mul(window);
+    columns
+        .saturating_mul(size_of::<f64>() + size_of::<f32>())
+        .saturating_add(rows.saturating_mul(size_of::<f32>()))
 }
 
 /// Sums of squares of columns.

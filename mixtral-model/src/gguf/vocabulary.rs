@@ -31,7 +31,7 @@ impl Metadata {
     /// Refuses a vocabulary for whose tables there is no memory, in a tokenizer or in another file.
     pub(crate) fn require_tables(&self) -> Result<()> {
         /// Bytes that go with a piece or a merge, without their texts.
-        const ENTRY: usize = 384;
+        const ENTRY: usize = 512;
         let of_key = |key: &str| match self.get(key) {
             Some(Value::List(items)) => {
                 let text = |item: &Value| ENTRY + 3 * item.text().map_or(0, str::len);

@@ -9,7 +9,7 @@ use super::draft::Draft;
 use super::find::Token;
 use super::vocabulary::Kind;
 use super::{Tokenizer, json, sentencepiece, shorten, tekken, unusable};
-use crate::input::require_memory;
+use crate::input::{require, require_memory};
 use crate::{Error, Result};
 
 /// No tokenizer file is larger; Mixtral's are below 4 MB.
@@ -56,7 +56,7 @@ fn model(dir: &Path) -> Result<Option<(PathBuf, Draft)>> {
     for name in MODELS {
         let path = dir.join(name);
         if let Some(bytes) = read(&path)? {
-            let draft = sentencepiece::read(&bytes).map_err(|reason| unusable(&path, reason))?;
+            let draft = sentencepiece_draft(&bytes, &path)?;
             return Ok(Some((path, draft)));
         }
     }
@@ -68,7 +68,16 @@ fn nothing(dir: &Path) -> Error {
 }
 
 /// Bytes that go with a value of a vocabulary, in the tables that are made of it too.
-const ENTRY: usize = 192;
+const ENTRY: usize = 384;
+
+/// Bytes that go with a byte of a sentencepiece model, of which a piece has some ten or more.
+const OF_BYTE: usize = 64;
+
+/// What a sentencepiece model tells.
+pub(super) fn sentencepiece_draft(bytes: &[u8], path: &Path) -> Result<Draft> {
+    require(bytes.len().saturating_mul(OF_BYTE), "tables of a vocabulary")?;
+    sentencepiece::read(bytes).map_err(|reason| unusable(path, reason))
+}
 
 /// What a `tokenizer.json` tells.
 pub(super) fn json_draft(bytes: &[u8], path: &Path) -> Result<Draft> {

@@ -62,7 +62,6 @@ pub use self::pieces::SentencePieces;
 pub use self::stream::StreamDecoder;
 use self::vocabulary::{Kind, Vocabulary};
 use self::written::Written;
-use crate::input::require;
 use crate::{Error, Result};
 
 /// What the memory of a list of ids is for.
@@ -130,10 +129,7 @@ impl Tokenizer {
     /// [`Error::Tokenizer`] if the bytes are not a model, or one that is not BPE, normalises text otherwise than
     /// by a space in front, or lacks some of the 256 byte pieces though it falls back on bytes.
     pub fn from_sentencepiece(bytes: &[u8], path: &Path) -> Result<Self> {
-        // A piece has some ten bytes in the file, and some hundreds in the tables.
-        require(bytes.len().saturating_mul(40), "tables of a vocabulary")?;
-        let built = sentencepiece::read(bytes).and_then(|draft| draft.finish(path));
-        built.map_err(|reason| unusable(path, reason))
+        directory::sentencepiece_draft(bytes, path)?.finish(path).map_err(|reason| unusable(path, reason))
     }
 
     /// Takes a sentencepiece vocabulary that is spelled out, as in a GGUF file; `path` serves messages alone.
