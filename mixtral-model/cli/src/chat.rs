@@ -130,7 +130,11 @@ impl Talk<'_> {
             left_out += 1;
         }
         if left_out > 0 {
-            let turns = if left_out == 1 { "the oldest turn".to_owned() } else { format!("the {left_out} oldest turns") };
+            let turns = if left_out == 1 {
+                "the oldest turn".to_owned()
+            } else {
+                format!("the {left_out} oldest turns")
+            };
             aside(&format!("(left out {turns}: all of them do not fit into {context} positions)"));
         }
         let Unread { clear, ids } = conversation.unread(session);

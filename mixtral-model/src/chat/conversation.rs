@@ -66,7 +66,8 @@ impl Conversation {
     /// Those of [`ChatFormat::encode`]. The conversation is then as before.
     pub fn forget_oldest(&mut self, tokenizer: &Tokenizer) -> Result<bool> {
         let is_question = |message: &Message| message.role() == "user";
-        let mut questions = self.chat.messages.iter().enumerate().filter(|(_, m)| is_question(m)).map(|(n, _)| n);
+        let mut questions =
+            self.chat.messages.iter().enumerate().filter(|(_, m)| is_question(m)).map(|(n, _)| n);
         let (Some(first), Some(next)) = (questions.next(), questions.next()) else { return Ok(false) };
         let before = self.clone();
         self.chat.messages.drain(first..next);

@@ -46,7 +46,8 @@ fn the_oldest_turns_are_forgotten() {
             for turn in turns {
                 conversation.ask(&tokenizer, turn).unwrap();
                 if *turn != "Four?" {
-                    conversation.answered(&tokenizer, &tokenizer.encode_ordinary(&turn.replace('?', "!")));
+                    conversation
+                        .answered(&tokenizer, &tokenizer.encode_ordinary(&turn.replace('?', "!")).unwrap());
                 }
             }
         }
@@ -57,7 +58,10 @@ fn the_oldest_turns_are_forgotten() {
         assert_eq!(conversation.ids(), shorter.ids(), "{version}");
         assert_eq!(conversation.chat().messages.len(), 4, "the system message, a turn, and a question");
         assert!(conversation.forget_oldest(&tokenizer).unwrap());
-        assert!(!conversation.forget_oldest(&tokenizer).unwrap(), "the question that is to be answered stays");
+        assert!(
+            !conversation.forget_oldest(&tokenizer).unwrap(),
+            "the question that is to be answered stays"
+        );
         assert_eq!(conversation.chat().messages.len(), 2);
     }
 }

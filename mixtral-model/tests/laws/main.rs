@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod circumstances;
+mod lab;
 mod layouts;
 mod perplexity;
 mod routers;

@@ -7,29 +7,19 @@ use mixtral_model::lab::{CompareOptions, ExpertBytes, compare};
 use mixtral_model::{LayerRouters, PerplexityOptions};
 
 use super::report::Report;
+use super::{Subject, WINDOW};
 use crate::args::Compare;
 use crate::failure::{Failure, Result};
-use crate::input;
 use crate::interrupt::Interrupt;
-use crate::load;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::summary::{aside, write_products};
 
-/// Tokens of a window where the context allows it.
-const WINDOW: usize = 512;
-
 pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
-    let text = match &args.text {
-        Some(path) => input::file(path)?,
-        None => input::text_or_stdin(None, "--text")?,
-    };
-    let source = args.running.model.source()?;
-    let model = args.running.load(&source)?;
+    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref())?;
     let bytes = ExpertBytes::of(&source.checkpoint(args.running.access.access())?, model.config())?;
     let routers = args.routers.iter().map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, spec)?)));
     let routers = routers.collect::<Result<Vec<_>>>()?;
-    let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let context = args.running.context(&model);
     let window = args.window.map_or(WINDOW.min(context), NonZeroUsize::get);
     let stride = args.stride.map_or(window, NonZeroUsize::get);

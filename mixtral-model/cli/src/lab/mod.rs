@@ -1,14 +1,51 @@
 //! `mixtral lab`.
 
+mod ablate;
 mod compare;
+mod regret;
 mod report;
 
-use crate::args::{Lab, LabCommand};
+use std::path::Path;
+
+use mixtral_model::{Model, Source};
+
+use crate::args::{Lab, LabCommand, Running};
 use crate::failure::Result;
 use crate::interrupt::Interrupt;
+use crate::{input, load};
+
+/// Tokens of a window where the context allows it.
+const WINDOW: usize = 512;
 
 pub(crate) fn run(args: &Lab, interrupt: &Interrupt) -> Result<()> {
     match &args.command {
         LabCommand::Compare(args) => compare::run(args, interrupt),
+        LabCommand::Ablate(args) => ablate::run(args, interrupt),
+        LabCommand::Regret(args) => regret::run(args, interrupt),
+    }
+}
+
+/// A model, and a text in its tokens.
+struct Subject {
+    source: Source,
+    model: Model,
+    ids: Vec<u32>,
+}
+
+impl Subject {
+    fn new(running: &Running, text: Option<&Path>) -> Result<Self> {
+        let text = match text {
+            Some(path) => input::file(path)?,
+            None => input::text_or_stdin(None, "--text")?,
+        };
+        let source = running.model.source()?;
+        let model = running.load(&source)?;
+        let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
+        Ok(Self { source, model, ids })
+    }
+
+    /// The routing that the model was trained with, by name.
+    fn own_router(&self) -> String {
+        format!("top-k:k={}", self.model.config().experts_per_token)
     }
 }

@@ -58,7 +58,8 @@ fn nothing_to_answer() {
 #[test]
 fn a_full_context_is_said() {
     let long = "And then? ".repeat(20);
-    let said = run_with_input(mixtral("chat -t 0 --context 40", &[]), format!("Who are you?\n{long}\n").as_bytes());
+    let said =
+        run_with_input(mixtral("chat -t 0 --context 40", &[]), format!("Who are you?\n{long}\n").as_bytes());
     assert_eq!(said.status, Some(1));
     let expected = "(stopped at the context's limit of 40 positions)\n\
                     error: the conversation does not fit into its context: expected at most 40 positions, found at least";

@@ -8,6 +8,7 @@ mod convert;
 mod ends;
 mod errors;
 mod generate;
+mod lab;
 mod logits;
 mod manual;
 mod memory;

@@ -21,7 +21,8 @@ fn windows_of_256_are_the_golden() {
         let (found, golden) = (found[name].as_f64().unwrap(), golden[name].as_f64().unwrap());
         assert!((found / golden - 1.0).abs() < 1e-6, "{name}: {found} {golden}");
     }
-    assert_eq!(found.as_object().unwrap().len(), 6);
+    assert_eq!(found.as_object().unwrap().len(), 9);
+    assert!(found["perplexity_low"].as_f64() < found["perplexity"].as_f64() && found["against"].is_null());
 }
 
 #[test]

@@ -1,0 +1,90 @@
+//! `mixtral lab regret`.
+
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+
+use mixtral_model::Error;
+use mixtral_model::lab::{TokenRegret, regret};
+use serde_json::json;
+
+use super::{Subject, WINDOW};
+use crate::args::Regret;
+use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::load;
+use crate::output::{Output, harmless};
+use crate::summary::aside;
+
+pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
+    let subject = Subject::new(&args.running, args.text.as_deref())?;
+    let router = args.router.clone().unwrap_or_else(|| subject.own_router());
+    let Subject { source, model, ids } = &subject;
+    let tokens = args.tokens.map_or(WINDOW, NonZeroUsize::get).min(args.running.context(model));
+    let ids = &ids[..tokens.min(ids.len())];
+    let options = args.running.session_options();
+    let (mut all, mut observer) = (Vec::new(), interrupt.clone());
+    let found = interrupt.during(|| {
+        regret(model, options, ids, args.layer, &router, args.every.get(), &mut observer, |of_token| {
+            all.push(of_token);
+            !interrupt.wished()
+        })
+    });
+    let stopped = match found {
+        Err(Error::Stopped) => true,
+        other => other.map(|()| interrupt.wished())?,
+    };
+    let mean = all.iter().map(TokenRegret::regret).sum::<f64>() / all.len() as f64;
+    let best_share = all.iter().filter(|one| one.rank() == 0).count() as f64 / all.len() as f64;
+    if args.json {
+        let of_token = |one: &TokenRegret| {
+            let best = one.best();
+            json!({
+                "position": one.position, "token": one.token, "next": one.next, "experts": one.own.experts, "nll": one.own.nll,
+                "best_experts": best.experts, "best_nll": best.nll, "regret": one.regret(), "rank": one.rank(),
+            })
+        };
+        let regrets: Vec<_> = all.iter().map(of_token).collect();
+        let json = json!({
+            "layer": args.layer, "router": router, "tokens": all.len(), "mean_regret": mean, "best_share": best_share,
+            "regrets": regrets,
+        });
+        Output::new().text(&format!("{json}\n"))?;
+    } else {
+        let tokenizer = load::tokenizer(source, model)?;
+        let piece = |id: u32| harmless(&tokenizer.decode(&[id])).replace(['\n', '\t'], "?");
+        // Writing to a string cannot fail.
+        let mut text =
+            "position  token         next          experts    loss  best       loss  regret  better\n"
+                .to_owned();
+        for one in &all {
+            let best = one.best();
+            let experts = |set: &[usize]| set.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+            let _ = writeln!(
+                text,
+                "{:>8}  {:<12}  {:<12}  {:<7}  {:>6.3}  {:<7}  {:>6.3}  {:>6.3}  {:>6}",
+                one.position,
+                piece(one.token),
+                piece(one.next),
+                experts(&one.own.experts),
+                one.own.nll,
+                experts(&best.experts),
+                best.nll,
+                one.regret(),
+                one.rank()
+            );
+        }
+        let _ = writeln!(
+            text,
+            "layer {}, {} tokens: mean regret {mean:.4} nats; the choice was the best of all for {:.1}%",
+            args.layer,
+            all.len(),
+            100.0 * best_share
+        );
+        Output::new().text(&text)?;
+    }
+    if stopped {
+        aside("interrupted: of the tokens until then");
+        return Err(Failure::Interrupted);
+    }
+    Ok(())
+}
