@@ -62,7 +62,7 @@ impl<'a> Step<'a> {
 
     /// The same, routed by other routers.
     ///
-    /// A step is then routed by itself, whatever the other steps are. With routers that are not of token locality, what comes of a
+    /// All steps of a pass in which one has routers of its own are routed each by itself. With routers that are not of token locality, what comes of a
     /// text depends on how it is cut into steps.
     pub fn with_routers(self, routers: &'a LayerRouters) -> Self {
         Self { routers: Some(routers), ..self }

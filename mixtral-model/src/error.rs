@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use moe_core::{BoxError, OutOfMemory};
+use moe_router::SpecError;
 use moe_router::trace::TraceError;
 
 /// Shorthand for this crate's results.
@@ -76,6 +77,9 @@ pub enum Error {
         /// What is wrong with it.
         source: TraceError,
     },
+    /// A text is no router.
+    #[error(transparent)]
+    RouterSpec(#[from] SpecError),
     /// A tokenizer file is damaged or of an unknown kind.
     #[error("{}: {reason}", path.display())]
     Tokenizer {
@@ -114,8 +118,10 @@ pub enum Error {
     #[error("prompt: expected at least one token, found none")]
     EmptyPrompt,
     /// A text in which nothing is to be predicted.
-    #[error("text: expected at least 2 tokens, found {tokens}")]
+    #[error("text: expected at least {least} tokens, found {tokens}")]
     TextTooShort {
+        /// How many there must be.
+        least: usize,
         /// Its tokens.
         tokens: usize,
     },

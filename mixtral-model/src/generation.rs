@@ -78,7 +78,7 @@ impl<S: BorrowMut<Session>> Generation<S> {
             session,
             prompt: own,
             read: 0,
-            chunk: if alone { prompt.len() } else { options.chunk },
+            chunk: options.chunk,
             routers: None,
             alone,
             sampler,
@@ -95,9 +95,6 @@ impl<S: BorrowMut<Session>> Generation<S> {
     /// The same, routed by other routers than the model's. Where one of them is not of token locality, the prompt is read in one step.
     pub fn with_routers(mut self, model: &Model, routers: Arc<LayerRouters>) -> Self {
         self.alone = routers.locality(model) != Locality::Token;
-        if self.alone {
-            self.chunk = self.prompt.len();
-        }
         self.routers = Some(routers);
         self
     }
@@ -114,11 +111,12 @@ impl<S: BorrowMut<Session>> Generation<S> {
         if self.ended.is_some() {
             return None;
         }
+        let chunk = self.chunk();
         let session = self.session.borrow_mut();
         let rest = self.prompt.get(self.read..).unwrap_or_default();
         let step = match rest.len() {
             0 => Step::new(session, &self.next),
-            all if all > self.chunk => Step::new(session, &rest[..self.chunk]).wanted(Wanted::None),
+            all if all > chunk => Step::new(session, &rest[..chunk]).wanted(Wanted::None),
             _ if self.max_tokens == 0 => Step::new(session, rest).wanted(Wanted::None),
             _ => Step::new(session, rest),
         };
@@ -133,18 +131,24 @@ impl<S: BorrowMut<Session>> Generation<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::AllSuppressed`].
+    /// [`Error::AllSuppressed`]; it has then ended.
     pub fn take(&mut self, logits: &[f32]) -> Result<()> {
-        let session = self.session.borrow();
         let rest = self.prompt.len() - self.read;
         if rest > 0 {
-            self.read += rest.min(self.chunk);
+            self.read += rest.min(self.chunk());
             self.progress = Some(self.read);
         }
         if self.read == self.prompt.len() && self.max_tokens > 0 {
-            self.drawn = Some(self.sampler.sample(logits, session.tokens(), session.position())?);
+            let session = self.session.borrow();
+            let drawn = self.sampler.sample(logits, session.tokens(), session.position());
+            self.drawn = Some(drawn.inspect_err(|_| self.ended = Some(Ended::Stopped))?);
         }
         Ok(())
+    }
+
+    /// Tokens of the prompt that a step has, at most.
+    fn chunk(&self) -> usize {
+        if self.alone { self.prompt.len() } else { self.chunk }
     }
 
     /// What has happened since the last step, in order.

@@ -24,7 +24,7 @@
 //! - [`Source`] finds out what a name means and what its files say; [`Checkpoint`] has the weights, where they lie, in any
 //!   [`Layout`]; [`Loader`] makes a [`Model`] of them, with gates, routers and experts of your own where you want.
 //! - [`Model::forward`] is one pass over [`Step`]s of one or several [`Session`]s; an [`Observer`] sees what every layer does.
-//! - [`generate`](fn@generate), [`perplexity`](fn@perplexity) and [`Trace`] are made of such passes.
+//! - [`generate`](fn@generate), [`perplexity`](fn@perplexity) and [`Dump`] are made of such passes.
 //! - [`Tokenizer`], [`ChatFormat`] and [`GenerationFile`] are what a model's files say besides; [`convert`] writes them anew.
 
 mod attention;
@@ -34,6 +34,7 @@ pub mod chat;
 pub mod checkpoint;
 pub mod config;
 pub mod convert;
+mod dump;
 mod error;
 mod generate;
 mod generation;
@@ -56,13 +57,13 @@ mod save;
 mod session;
 mod source;
 pub mod tokenizer;
-mod trace;
 mod workspace;
 
 pub use batch::{Step, Wanted};
 pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Digest, Place, TensorEntry, TensorView};
 pub use config::{Config, GenerationConfig, GenerationFile, LayerExperts, RopeScaling};
+pub use dump::{Choices, Dump};
 pub use error::{Error, Result};
 pub use generate::{Ended, Event, GenerateOptions, Generated, generate};
 pub use generation::Generation;
@@ -80,5 +81,4 @@ pub use save::remove_unfinished;
 pub use session::{Session, SessionOptions};
 pub use source::{Embedded, Source};
 pub use tokenizer::{BytePieces, SentencePieces, StreamDecoder, Tokenizer};
-pub use trace::{Choices, Trace};
 pub use workspace::Workspace;

@@ -200,7 +200,7 @@ impl Model {
     /// [`Error::Setting`] for a session of another model; [`Error::OutOfMemory`]; [`Error::NotFinite`], naming layer and stage, where NaN or an infinity
     /// arises; [`Error::Layer`] where a layer fails otherwise; [`Error::Weights`] where bf16 activations meet a weight that is too
     /// small; [`Error::Busy`] where other passes have taken what this one needs and it is called on a worker of a thread pool,
-    /// which must not wait; [`Error::Stopped`] at the observer's wish.
+    /// which must not wait; [`Error::Observer`] where the observer fails, and [`Error::Stopped`] at its wish.
     pub fn forward<'w>(
         &self,
         steps: &mut [Step<'_>],
@@ -298,7 +298,7 @@ impl Model {
             let mut told = OfLayer(&mut *observer);
             let steps = &*steps;
             let each = PerSequence::new(steps.len(), |s| self.router_at(n, steps[s].routers));
-            let given = steps.iter().any(|step| step.routers.is_some_and(|routers| routers.at(n).is_some()));
+            let given = steps.iter().any(|step| step.routers.is_some());
             let router: &dyn Router = if given { &each } else { layer.moe.router() };
             layer
                 .moe

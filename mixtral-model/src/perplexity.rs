@@ -23,24 +23,24 @@ pub struct PerplexityOptions {
     /// Most tokens that go through the model in one pass: with V the vocabulary, memory holds `chunk · V` logits. It changes
     /// speed and memory, nothing else (with routers of token locality).
     pub chunk: usize,
-    /// Tokens at the beginning of every window that are context only.
-    pub context: usize,
+    /// Tokens at the beginning of every window that are not predicted, at least 1.
+    pub unscored: usize,
     /// Whether a last window that is not whole is left out.
-    pub whole: bool,
+    pub whole_windows: bool,
     /// Takes the place of every window's first token.
-    pub first: Option<u32>,
+    pub first_token: Option<u32>,
 }
 
 impl PerplexityOptions {
     /// Windows of so many tokens without overlap, read 512 tokens at a time.
     pub fn new(window: usize) -> Self {
-        Self { window, stride: window, chunk: 512, context: 1, whole: false, first: None }
+        Self { window, stride: window, chunk: 512, unscored: 1, whole_windows: false, first_token: None }
     }
 
     /// As llama-perplexity reads a text: whole windows without overlap, a BOS in place of the first token of each, of a model that has
     /// one, and of each window the second half predicted, from the token after the middle on.
     pub fn llama_cpp(window: usize, bos: Option<u32>) -> Self {
-        Self { context: window / 2 + 1, whole: true, first: bos, ..Self::new(window) }
+        Self { unscored: window / 2 + 1, whole_windows: true, first_token: bos, ..Self::new(window) }
     }
 
     /// The same, with windows that begin so many tokens apart.
@@ -55,29 +55,25 @@ impl PerplexityOptions {
 
     /// The windows of a text of so many tokens, in order, but for a last one that would predict nothing.
     pub fn windows(&self, tokens: usize) -> impl Iterator<Item = TextWindow> + use<> {
-        let (window, stride, context) = (self.window, self.stride.max(1), self.context.max(1));
+        let (window, stride, unscored) = (self.window, self.stride.max(1), self.unscored.max(1));
         let fit = tokens.saturating_sub(window);
-        let whole = self.whole && tokens >= window;
+        let whole = self.whole_windows && tokens >= window;
         let last = if whole { fit / stride } else { fit.div_ceil(stride) };
-        let count = if self.whole && tokens < window { 0 } else { last + 1 };
+        let count = if self.whole_windows && tokens < window { 0 } else { last + 1 };
         let window = move |n: usize| {
             let start = stride * n;
             let end = tokens.min(start.saturating_add(window));
             // The window before ended there.
             let predicted = if n == 0 { 0 } else { start - stride + window };
-            TextWindow { tokens: start..end, scored: predicted.max(start.saturating_add(context))..end }
+            TextWindow { tokens: start..end, scored: predicted.max(start.saturating_add(unscored))..end }
         };
         (0..count).map(window).filter(|window| !window.scored.is_empty())
     }
 
-    /// Whether sessions of so many positions can hold the windows.
-    pub(crate) fn check(&self, context: usize) -> Result<()> {
-        let most = self.window.saturating_sub(1);
-        let bounds = [
-            ("window", self.window, 2, context),
-            ("stride", self.stride, 1, self.window),
-            ("context", self.context, 1, most),
-        ];
+    /// Whether sessions of so many positions can hold the windows, and there are some in a text of so many tokens.
+    pub(crate) fn check(&self, context: usize, tokens: usize) -> Result<()> {
+        let least = self.unscored.saturating_add(1).max(2);
+        let bounds = [("window", self.window, least, context), ("stride", self.stride, 1, self.window)];
         for (setting, found, least, most) in bounds {
             if found < least || found > most {
                 let expected = format!("{least} to {most} tokens");
@@ -87,7 +83,10 @@ impl PerplexityOptions {
         if self.chunk == 0 {
             return Err(Error::Setting { setting: "chunk", expected: "1 or more".into(), found: "0".into() });
         }
-        Ok(())
+        match self.windows(tokens).next() {
+            None if tokens >= 2 => Err(Error::TextTooShort { least: self.window, tokens }),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -121,7 +120,7 @@ pub struct Perplexity {
     /// Number of predicted tokens.
     pub predicted: usize,
     /// The same window by window, of those that were read whole: how sure the mean is.
-    pub windows: BlockMean,
+    pub by_window: BlockMean,
     /// Whether the caller or an observer ended it: the numbers are then those of the text's beginning.
     pub stopped: bool,
 }
@@ -139,14 +138,14 @@ impl Perplexity {
 
     /// The 95 % confidence interval of the perplexity, from [blocks of windows](BlockMean); `None` for a single window.
     pub fn interval(&self) -> Option<RangeInclusive<f64>> {
-        let (mean, half) = (self.windows.mean(), self.windows.half_width()?);
+        let (mean, half) = (self.by_window.mean(), self.by_window.half_width()?);
         Some(libm::exp(mean - half)..=libm::exp(mean + half))
     }
 }
 
 /// Predicts every token of a text from those before it in its window: `nll = ln Σ exp(l) - l[token]` over the logits l, in f64.
 ///
-/// The session lends its memory and settings: it is cleared for each window, of which the number is its identity for routers, and in the end
+/// The session lends its memory and settings: it is cleared for each window, of which the number is its identity for routers meanwhile, and in the end
 /// holds some of the last one's tokens. Where the model's routers are not of token locality, a window is read in one pass.
 /// `event` is told of every predicted token, in order, and ends the work by `Break`; so does the observer, within a layer's time.
 ///
@@ -172,7 +171,7 @@ pub fn perplexity(
 /// Whether something is to be predicted in a text of the model's tokens.
 pub(crate) fn check_text(model: &Model, ids: &[u32]) -> Result<()> {
     if ids.len() < 2 {
-        return Err(Error::TextTooShort { tokens: ids.len() });
+        return Err(Error::TextTooShort { least: 2, tokens: ids.len() });
     }
     let vocabulary = model.config().vocab_size;
     match ids.iter().find(|&&token| token as usize >= vocabulary) {
@@ -189,13 +188,28 @@ pub(crate) fn score(
     options: &PerplexityOptions,
     workspace: &mut Workspace,
     observer: &mut dyn Observer,
+    scored: impl FnMut(Scored, &[f32]) -> Result<ControlFlow<()>>,
+) -> Result<Perplexity> {
+    let own = session.sequence_id();
+    let found = score_windows(model, session, ids, options, workspace, observer, scored);
+    session.set_sequence_id(own);
+    found
+}
+
+fn score_windows(
+    model: &Model,
+    session: &mut Session,
+    ids: &[u32],
+    options: &PerplexityOptions,
+    workspace: &mut Workspace,
+    observer: &mut dyn Observer,
     mut scored: impl FnMut(Scored, &[f32]) -> Result<ControlFlow<()>>,
 ) -> Result<Perplexity> {
-    options.check(session.context())?;
+    options.check(session.context(), ids.len())?;
     check_text(model, ids)?;
     let (mut nlls, mut result) = (Vec::new(), Perplexity::default());
     let uncut = model.locality() != Locality::Token;
-    let reading = Reading { ids, first: options.first, chunk: options.chunk, routers: None, uncut };
+    let reading = Reading { ids, first: options.first_token, chunk: options.chunk, routers: None, uncut };
     for (n, window) in options.windows(ids.len()).enumerate() {
         session.set_sequence_id(n as u64);
         let mut sum = 0.0;
@@ -218,7 +232,7 @@ pub(crate) fn score(
             Err(Error::Stopped) => return Ok(Perplexity { stopped: true, ..result }),
             other => other?,
         }
-        result.windows.add(sum, window.scored.len());
+        result.by_window.add(sum, window.scored.len());
     }
     Ok(result)
 }

@@ -27,7 +27,7 @@ impl LayerRouters {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for a text of another form, a layer that the model does not have or that is named twice;
+    /// [`Error::RouterSpec`] for a text that is no router; [`Error::Setting`] for one of another form, a layer that the model does not have or that is named twice;
     /// [`Error::Layer`] where a router cannot do with the layer's number of experts.
     pub fn parse(model: &Model, text: &str) -> Result<Self> {
         let mut routers = Self::new(model);
@@ -43,8 +43,7 @@ impl LayerRouters {
                 }
                 Some((at, spec)) => (Some(at), spec),
             };
-            let spec: RouterSpec =
-                spec.parse().map_err(|error| not_as_expected(&format!("{error}"), spec))?;
+            let spec: RouterSpec = spec.parse()?;
             let router = spec.build().map_err(|error| not_as_expected(&format!("{error}"), &spec))?;
             let router: Arc<dyn Router> = router.into();
             let ranges = match at {

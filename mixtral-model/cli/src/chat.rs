@@ -124,12 +124,14 @@ impl Talk<'_> {
         }
         conversation.ask(tokenizer, text)?;
         // An answer wants some room, too.
-        let room = options.max_tokens.min(context / ANSWER_OF_CONTEXT).max(1);
-        let mut left_out = 0;
-        while conversation.ids().len() + room > context && conversation.forget_oldest(tokenizer)? {
+        let room = args.max_tokens.unwrap_or(context).min(context / ANSWER_OF_CONTEXT).max(1);
+        let (mut shorter, mut left_out) = (conversation.clone(), 0);
+        while shorter.ids().len() + room > context && shorter.forget_oldest(tokenizer)? {
             left_out += 1;
         }
-        if left_out > 0 {
+        // A question that is too long by itself is refused, and changes nothing.
+        if left_out > 0 && shorter.ids().len() <= context {
+            *conversation = shorter;
             let turns = if left_out == 1 {
                 "the oldest turn".to_owned()
             } else {

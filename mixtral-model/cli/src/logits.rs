@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use mixtral_model::{Error, Tokenizer, Trace, Workspace};
+use mixtral_model::{Dump, Error, Tokenizer, Workspace};
 use moe_core::numerics;
 
 use crate::args::Logits;
@@ -29,17 +29,17 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
     let mut observer = (interrupt.clone(), Progress::new(&model, ids.len()));
     let work = || {
         let workspace = &mut Workspace::new();
-        let trace = match Trace::record(&model, &mut session, ids, prefill, workspace, &mut observer) {
+        let dump = match Dump::record(&model, &mut session, ids, prefill, workspace, &mut observer) {
             Err(Error::Stopped) => return Err(Failure::Interrupted),
             other => other?,
         };
         drop(observer);
         let Some(path) = &args.out else {
             // A name for each id is welcome, and a model without a tokenizer too.
-            return Ok(Output::new().text(&summary(&trace, load::tokenizer(&source, &model).ok().as_ref()))?);
+            return Ok(Output::new().text(&summary(&dump, load::tokenizer(&source, &model).ok().as_ref()))?);
         };
-        trace.save(path)?;
-        aside(&format!("{}: {} tokens, {} layers", path.display(), ids.len(), trace.layers()));
+        dump.save(path)?;
+        aside(&format!("{}: {} tokens, {} layers", path.display(), ids.len(), dump.layers()));
         Ok(())
     };
     match &args.out {
@@ -59,8 +59,8 @@ fn require_directory(out: &Path) -> Result<()> {
 }
 
 /// What comes next, and who worked on the last token.
-fn summary(trace: &Trace, tokenizer: Option<&Tokenizer>) -> String {
-    let logits = trace.logits();
+fn summary(dump: &Dump, tokenizer: Option<&Tokenizer>) -> String {
+    let logits = dump.logits();
     let last = logits.nrows() - 1;
     let row = logits.row(last).to_vec();
     let mut order: Vec<usize> = (0..row.len()).collect();
@@ -78,9 +78,9 @@ fn summary(trace: &Trace, tokenizer: Option<&Tokenizer>) -> String {
         text.push('\n');
     }
     text.push_str("experts of the last token, with their weights\n");
-    for n in 0..trace.layers() {
+    for n in 0..dump.layers() {
         let _ = write!(text, "layer {n:<2}");
-        let choices = trace.choices(n);
+        let choices = dump.choices(n);
         for (expert, weight) in choices.experts(last).iter().zip(choices.weights(last)) {
             let _ = write!(text, "  {expert} ({weight:.3})");
         }

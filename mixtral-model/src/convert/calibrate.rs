@@ -55,7 +55,7 @@ impl Importance {
         }
         // BOS alone is no text.
         if ids.len() < 2 {
-            return Err(Error::TextTooShort { tokens: ids.len() });
+            return Err(Error::TextTooShort { least: 2, tokens: ids.len() });
         }
         require(sums_and_rows(config, window), "importances")?;
         let banks: Vec<_> = (0..config.layers).map(|_| Arc::new(Mutex::new(OfLayer::default()))).collect();

@@ -2,7 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use super::compare::{CompareOptions, Routing, compare};
+use moe_router::RouterSpec;
+
+use super::compare::{CompareOptions, Routing, compare_with};
+use super::routers::built;
 use super::{BlockMean, ExpertBytes};
 use crate::{LayerRouters, Model, Observer, Result};
 
@@ -28,7 +31,7 @@ pub struct Ablated {
 pub struct Ablation {
     /// By layer, then by expert.
     pub experts: Vec<Ablated>,
-    /// Nats a token of the model with all of them.
+    /// Nats a token with all of them.
     pub nll: BlockMean,
     /// Windows that were read in all ways.
     pub windows: usize,
@@ -36,17 +39,17 @@ pub struct Ablation {
     pub stopped: bool,
 }
 
-/// Reads a text as [`compare`](fn@compare) does, once under the model's own routing and once without each expert: where `router` is a spec of the
-/// layers' routing, `steered(router):off=[e]` in the one layer.
+/// Reads a text as [`compare`](fn@super::compare) does, with every layer routed by `router`, once with all experts and once without each: in its layer
+/// the router is then `steered(router):off=[e]`.
 ///
 /// # Errors
 ///
-/// Those of [`compare`](fn@compare) and of [`LayerRouters::parse`].
+/// Those of [`compare`](fn@super::compare); [`Error::Layer`](crate::Error::Layer) where the router cannot do with a layer's number of experts.
 pub fn ablate(
     model: &Model,
     ids: &[u32],
     options: &CompareOptions,
-    router: &str,
+    router: &RouterSpec,
     bytes: &ExpertBytes,
     observer: &mut dyn Observer,
     done: impl FnMut([usize; 2], usize) -> ControlFlow<()>,
@@ -54,12 +57,15 @@ pub fn ablate(
     let config = model.config();
     let places: Vec<_> =
         (0..config.layers).flat_map(|n| (0..config.experts.of(n)).map(move |e| (n, e))).collect();
+    let whole = LayerRouters::all(model, built(router)?)?;
     let without = |&(layer, expert): &(usize, usize)| {
-        let spec = format!("{layer}@steered({router}):off=[{expert}]");
-        Ok((spec.clone(), LayerRouters::parse(model, &spec)?))
+        let steered = format!("steered({router}):off=[{expert}]").parse()?;
+        let mut routers = whole.clone();
+        routers.set(model, layer, built(&steered)?)?;
+        Ok((steered.to_string(), routers))
     };
     let routers = places.iter().map(without).collect::<Result<Vec<_>>>()?;
-    let found = compare(model, ids, options, &routers, bytes, observer, done)?;
+    let found = compare_with(model, Some(&whole), ids, options, &routers, bytes, observer, done)?;
     let mut routings = found.routings.into_iter();
     let nll = routings.next().map(|own| own.nll).unwrap_or_default();
     let of_expert = |((layer, expert), routing): ((usize, usize), Routing<'_>)| {

@@ -76,7 +76,7 @@ impl CompareOptions {
 ///
 /// A window is read once by each in turn, so that what was measured is of the same text whenever it ends; a token's predictions depend on its
 /// routing alone, to the bit. Routers that are not of token locality read a window in one pass; the others in passes of
-/// [`chunk`](PerplexityOptions::chunk) tokens. Memory holds the logits of one window. `observer` watches all passes, and `done` is told when
+/// [`chunk`](PerplexityOptions::chunk) tokens. Memory holds the logits of one window, twice. `observer` watches all passes, and `done` is told when
 /// a way of routing has read a window: how many windows there are, which it is, and which routing; it ends the work by `Break`.
 ///
 /// # Errors
@@ -89,10 +89,25 @@ pub fn compare<'a>(
     others: &[(String, LayerRouters)],
     bytes: &'a ExpertBytes,
     observer: &mut dyn Observer,
+    done: impl FnMut([usize; 2], usize) -> ControlFlow<()>,
+) -> Result<Comparison<'a>> {
+    compare_with(model, None, ids, options, others, bytes, observer, done)
+}
+
+/// The same beside another baseline than the model's own routing.
+#[allow(clippy::too_many_arguments, reason = "those of `compare`, and one")]
+pub(super) fn compare_with<'a>(
+    model: &Model,
+    baseline: Option<&LayerRouters>,
+    ids: &[u32],
+    options: &CompareOptions,
+    others: &[(String, LayerRouters)],
+    bytes: &'a ExpertBytes,
+    observer: &mut dyn Observer,
     mut done: impl FnMut([usize; 2], usize) -> ControlFlow<()>,
 ) -> Result<Comparison<'a>> {
     let mut session = model.session(options.session)?;
-    options.windows.check(session.context())?;
+    options.windows.check(session.context(), ids.len())?;
     crate::perplexity::check_text(model, ids)?;
     let begin = |name: &str, locality| Routing {
         name: name.to_owned(),
@@ -105,11 +120,13 @@ pub fn compare<'a>(
         tokens: 0,
         time: Duration::ZERO,
     };
-    let ways: Vec<_> = std::iter::once(None).chain(others.iter().map(|(_, routers)| Some(routers))).collect();
-    let mut routings = vec![begin("", model.locality())];
+    let ways: Vec<_> =
+        std::iter::once(baseline).chain(others.iter().map(|(_, routers)| Some(routers))).collect();
+    let locality = baseline.map_or_else(|| model.locality(), |routers| routers.locality(model));
+    let mut routings = vec![begin("", locality)];
     routings.extend(others.iter().map(|(name, routers)| begin(name, routers.locality(model))));
     let mut comparison = Comparison { routings, windows: 0, stopped: false };
-    let (mut workspace, mut baseline) = (Workspace::new(), Vec::new());
+    let (mut workspace, mut logits) = (Workspace::new(), Vec::new());
     let windows = options.windows.windows(ids.len()).count();
     for (n, window) in options.windows.windows(ids.len()).enumerate() {
         session.set_sequence_id(n as u64);
@@ -120,13 +137,12 @@ pub fn compare<'a>(
             let routing = &mut comparison.routings[way];
             let reading = Reading {
                 ids,
-                first: options.windows.first,
+                first: options.windows.first_token,
                 chunk: options.windows.chunk,
                 routers: *routers,
                 uncut: routing.locality != Locality::Token,
             };
-            let room =
-                &mut Room { session: &mut session, workspace: &mut workspace, baseline: &mut baseline };
+            let room = &mut Room { session: &mut session, workspace: &mut workspace, baseline: &mut logits };
             let read = read_window(model, reading, &window, way == 0, room, routing, observer);
             let stopped = matches!(read, Err(Error::Stopped));
             if !stopped {
@@ -185,7 +201,7 @@ fn read_window(
         for (&token, (found, baseline)) in tokens.iter().zip(rows) {
             log_probabilities(baseline, &mut p)?;
             log_probabilities(found, &mut q)?;
-            sums.add(&Difference::between(&p, &q, token));
+            sums.add(&Difference::between(&p, &q, token, f64::NEG_INFINITY));
         }
         compared += since.elapsed();
         Ok(ControlFlow::Continue(()))

@@ -42,17 +42,17 @@ pub struct Difference {
 impl Difference {
     /// Compares log-probabilities `[V]` of both for the token that came.
     ///
-    /// Terms are added in the order of the vocabulary; those whose baseline log-probability is -16 or less are left out, as llama-perplexity
-    /// does: its files do not tell them apart.
+    /// Terms are added in the order of the vocabulary; those whose baseline log-probability is `floor` or less are left out: negative
+    /// infinity, or what a file does not tell apart.
     ///
     /// # Panics
     ///
     /// If the token is not below V.
     #[track_caller]
-    pub fn between(baseline: &[f64], found: &[f64], token: u32) -> Self {
+    pub fn between(baseline: &[f64], found: &[f64], token: u32, floor: f64) -> Self {
         let mut kl = 0.0;
         for (&p, &q) in baseline.iter().zip(found) {
-            if p > -16.0 {
+            if p > floor {
                 kl += libm::exp(p) * (p - q);
             }
         }
@@ -196,7 +196,8 @@ impl Divergence {
     pub fn same_top(&self) -> Estimate {
         let n = self.count() as f64;
         let mean = self.same_top as f64 / n;
-        Estimate { mean, error: (mean * (1.0 - mean) / (n - 1.0)).sqrt() }
+        let error = if self.count() > 10 { (mean * (1.0 - mean) / (n - 1.0)).sqrt() } else { 0.0 };
+        Estimate { mean, error }
     }
 
     /// Mean difference of probabilities of the tokens that came.
@@ -246,14 +247,17 @@ mod tests {
         log_probabilities(&[3f32.ln(), 0.0], &mut q).unwrap();
         let half = 0.5f64.ln();
         assert!(p.iter().all(|p| (p - half).abs() < 1e-15));
-        let found = Difference::between(&p, &q, 1);
+        let found = Difference::between(&p, &q, 1, f64::NEG_INFINITY);
         // ½ ln(½ / ¾) + ½ ln(½ / ¼) = ½ ln(4/3).
         assert!((found.kl - 0.5 * (4.0f64 / 3.0).ln()).abs() < 1e-7);
         assert!((found.p_difference + 0.25).abs() < 1e-7 && (found.nll - 4f64.ln()).abs() < 1e-7);
         // Equal logits: the first is the top of both.
         assert!(found.same_top);
-        assert!(!Difference::between(&q, &[half, -0.1], 0).same_top);
-        assert_eq!(Difference::between(&p, &p, 0).kl, 0.0);
+        assert!(!Difference::between(&q, &[half, -0.1], 0, f64::NEG_INFINITY).same_top);
+        assert_eq!(Difference::between(&p, &p, 0, f64::NEG_INFINITY).kl, 0.0);
+        assert_eq!(Difference::between(&p, &q, 0, half).kl, 0.0, "below the floor");
+        let impossible = [0.0, f64::NEG_INFINITY];
+        assert_eq!(Difference::between(&impossible, &impossible, 0, f64::NEG_INFINITY).kl, 0.0);
 
         let mut all = Divergence::new();
         for kl in [4.0, 1.0, 2.0, 3.0] {

@@ -10,6 +10,9 @@ use crate::perplexity::score;
 use crate::save::replace;
 use crate::{Error, Model, Observer, Perplexity, PerplexityOptions, Result, Session, Workspace};
 
+/// Log-probabilities up to here are left out of divergences, as llama-perplexity does: its files do not tell them apart.
+const FLOOR: f64 = -16.0;
+
 /// Reads a text as llama-perplexity does, [`PerplexityOptions::llama_cpp`], and writes what is predicted to a file of its format.
 ///
 /// The file appears when it is complete, and not at all if the observer ends the work: the result then says so.
@@ -26,21 +29,13 @@ pub fn save_logits(
     workspace: &mut Workspace,
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
-    let PerplexityOptions { window, context, whole, .. } = *options;
-    let as_written = PerplexityOptions {
-        first: options.first,
-        chunk: options.chunk,
-        ..PerplexityOptions::llama_cpp(window, None)
-    };
-    if (context, whole, options.stride) != (as_written.context, true, window) {
+    let PerplexityOptions { window, unscored, whole_windows, stride, .. } = *options;
+    if (unscored, whole_windows, stride) != (window / 2 + 1, true, window) {
         let expected = "those of PerplexityOptions::llama_cpp".to_owned();
         return Err(Error::Setting { setting: "windows", expected, found: "others".to_owned() });
     }
-    options.check(session.context())?;
+    options.check(session.context(), ids.len())?;
     let windows = options.windows(ids.len()).count();
-    if windows == 0 {
-        return Err(Error::TextTooShort { tokens: ids.len() });
-    }
     let mut found = None;
     let written = replace(path, |out| {
         let vocabulary = model.config().vocab_size;
@@ -87,7 +82,7 @@ pub fn against(
         moe_core::memory::reserve(&mut baseline, vocabulary, "log-probabilities")?;
         baseline.extend(row.iter().map(|&value| f64::from(value)));
         log_probabilities(logits, &mut own)?;
-        divergence.add(&Difference::between(&baseline, &own, scored.token))?;
+        divergence.add(&Difference::between(&baseline, &own, scored.token, FLOOR))?;
         Ok(ControlFlow::Continue(()))
     })?;
     Ok((found, divergence))

@@ -27,6 +27,7 @@ const STEPS: f32 = 65535.0;
 pub struct LogitsWriter<'a, W> {
     out: &'a mut W,
     path: &'a Path,
+    vocabulary: usize,
     row: Vec<u8>,
 }
 
@@ -51,15 +52,19 @@ impl<'a, W: Write> LogitsWriter<'a, W> {
             words.try_for_each(|word| out.write_all(&word.to_le_bytes()))
         });
         written.map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
-        Ok(Self { out, path, row })
+        Ok(Self { out, path, vocabulary, row })
     }
 
     /// Writes the logits `[V]` after a token.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`].
+    /// [`Error::Io`]; [`Error::Setting`] for another number of logits.
     pub fn push(&mut self, logits: &[f32]) -> Result<()> {
+        if logits.len() != self.vocabulary {
+            let (expected, found) = (self.vocabulary.to_string(), logits.len().to_string());
+            return Err(Error::Setting { setting: "logits", expected, found });
+        }
         let (greatest, least) = (numerics::max(logits), logits.iter().copied().fold(f32::INFINITY, f32::min));
         let least = least.max(greatest - FLOOR);
         let log_sum = log_sum(logits, greatest) as f32;
@@ -131,7 +136,7 @@ impl LogitsFile {
         }
         let [window, vocabulary, windows] = counts.map(|count| i64::from(i32::from_le_bytes(count)));
         for (what, count, least) in
-            [("tokens of a window", window, 4), ("vocabulary", vocabulary, 1), ("windows", windows, 1)]
+            [("tokens of a window", window, 3), ("vocabulary", vocabulary, 1), ("windows", windows, 1)]
         {
             if count < least {
                 return Err(wrong(&format!("{what} of at least {least}"), count.to_string()));
@@ -202,9 +207,11 @@ impl LogitsFile {
         self.rows -= 1;
         let float = |at: usize| f32::from_le_bytes([0, 1, 2, 3].map(|byte| self.row[at + byte]));
         let (step, least) = (float(0), float(4));
-        if !(step.is_finite() && least.is_finite() && step >= 0.0) {
-            let found = format!("a step of {step} from {least}");
-            return Err(Error::checkpoint(&self.path, "finite log-probabilities", found));
+        // The greatest is 0 at most, but for rounding.
+        let greatest = step * STEPS + least;
+        if !(step >= 0.0 && least.is_finite() && greatest <= 1e-3) {
+            let found = format!("those from {least} to {greatest}");
+            return Err(Error::checkpoint(&self.path, "log-probabilities of 0 or less", found));
         }
         memory::refill(log_probabilities, self.vocabulary, 0.0, "log-probabilities")?;
         let (integers, _) = self.row[ROW_HEAD..].as_chunks::<2>();
@@ -256,7 +263,7 @@ mod tests {
             std::fs::write(&path, &bytes[..cut]).unwrap();
             assert!(LogitsFile::open(&path).is_err(), "{cut} bytes");
         }
-        for (at, byte) in [(0, b'x'), (8, 7), (12, 6), (16, 3), (19, 0x80), (20, 9), (11, 0x7f)] {
+        for (at, byte) in [(0, b'x'), (8, 7), (12, 8), (16, 3), (19, 0x80), (20, 9), (11, 0x7f)] {
             let mut damaged = bytes.clone();
             damaged[at] = byte;
             std::fs::write(&path, &damaged).unwrap();

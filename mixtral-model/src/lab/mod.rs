@@ -16,6 +16,7 @@ mod interval;
 mod logits_file;
 mod record;
 mod regret;
+mod routers;
 mod window;
 
 pub use ablate::{Ablated, Ablation, ablate};

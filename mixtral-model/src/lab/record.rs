@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use moe_core::{Routed, Router};
-use moe_router::trace::{TraceHeader, TraceWriter};
+use moe_router::trace::{TraceError, TraceHeader, TraceWriter};
 
 use crate::perplexity::{check_text, score};
 use crate::save::replace;
@@ -56,14 +56,21 @@ pub fn record_trace(
     workspace: &mut Workspace,
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
-    options.check(session.context())?;
+    options.check(session.context(), ids.len())?;
     check_text(model, ids)?;
     let failed = |source| Error::Trace { path: path.to_path_buf(), source };
     let mut stopped = None;
     let written = replace(path, |out| {
         let mut recorder = TraceRecorder::new(TraceWriter::new(out, header).map_err(failed)?);
         let go_on = |_, _: &[f32]| Ok(ControlFlow::Continue(()));
-        let read = score(model, session, ids, options, workspace, &mut (&mut recorder, observer), go_on)?;
+        let read = score(model, session, ids, options, workspace, &mut (&mut recorder, observer), go_on);
+        let read = read.map_err(|error| match error {
+            Error::Observer { source } => match source.downcast::<TraceError>() {
+                Ok(source) => failed(*source),
+                Err(source) => Error::Observer { source },
+            },
+            other => other,
+        })?;
         if read.stopped {
             stopped = Some(read);
             return Err(Error::Stopped);

@@ -1,8 +1,10 @@
 //! What a router could have done better, by trying all it could have done.
 
 use moe_core::{Locality, Routed};
+use moe_router::RouterSpec;
 
 use super::divergence::log_probabilities;
+use super::routers::built;
 use crate::{
     Error, LayerRouters, Model, Observed, Observer, Result, Session, SessionOptions, Step, Wanted, Workspace,
 };
@@ -29,7 +31,7 @@ pub struct TokenRegret {
     pub next: u32,
     /// What the router chose.
     pub own: Counterfactual,
-    /// Every set of as many experts, the router's too, in the order of their numbers.
+    /// Every set of as many experts that the router would take whole, its own too, in the order of their numbers.
     pub all: Vec<Counterfactual>,
 }
 
@@ -56,7 +58,8 @@ pub const MOST_SETS: usize = 5000;
 /// Reads a text, and at every `every`-th token tries all sets of experts that a layer could have given it, as many as `router` takes, each weighted as
 /// `router` would: by brute force, from the state before the token. `found` is told of each token, and ends the work by `false`.
 ///
-/// All else stays as it is: the other layers route what they are given, and the tokens before were routed by the model.
+/// The layer's other tokens are routed by `router`, and those of the other layers by the model's own, from what they are given. Sets that the
+/// router would not take whole, though it may have nothing else, are left out.
 ///
 /// # Errors
 ///
@@ -67,7 +70,7 @@ pub fn regret(
     options: SessionOptions,
     ids: &[u32],
     layer: usize,
-    router: &str,
+    router: &RouterSpec,
     every: usize,
     observer: &mut dyn Observer,
     mut found: impl FnMut(TokenRegret) -> bool,
@@ -77,9 +80,10 @@ pub fn regret(
     if every == 0 {
         return refuse("every", "1 or more".to_owned(), "0".to_owned());
     }
-    let own = LayerRouters::parse(model, &format!("{layer}@{router}"))?;
+    let mut own = LayerRouters::new(model);
+    own.set(model, layer, built(router)?)?;
     if own.locality(model) != Locality::Token {
-        return refuse("router", "routing of each token by itself".to_owned(), router.to_owned());
+        return refuse("router", "routing of each token by itself".to_owned(), router.to_string());
     }
     let mut session = model.session(options)?;
     let mut workspace = Workspace::new();
@@ -108,7 +112,10 @@ pub fn regret(
         for (set, routers) in &sets {
             session.truncate(at)?;
             let tried = try_it(&mut session, routers, at, observer)?;
-            all.push(Counterfactual { experts: set.clone(), ..tried });
+            // A router that takes as many experts as it likes may not take all that it is left.
+            if tried.experts == *set {
+                all.push(tried);
+            }
         }
         session.truncate(at)?;
         try_it(&mut session, &own, at, observer)?;
@@ -126,7 +133,7 @@ fn all_sets(
     layer: usize,
     experts: usize,
     size: usize,
-    router: &str,
+    router: &RouterSpec,
 ) -> Result<Vec<(Vec<usize>, LayerRouters)>> {
     let count = (0..size).try_fold(1usize, |count, i| Some(count.checked_mul(experts - i)? / (i + 1)));
     if count.is_none_or(|count| count > MOST_SETS) {
@@ -141,11 +148,13 @@ fn all_sets(
     let mut set: Vec<usize> = (0..size).collect();
     loop {
         let off: Vec<_> = (0..experts).filter(|e| !set.contains(e)).map(|e| e.to_string()).collect();
-        let spec = match off.is_empty() {
-            true => format!("{layer}@{router}"),
-            false => format!("{layer}@steered({router}):off=[{}]", off.join(",")),
+        let forced = match off.is_empty() {
+            true => router.clone(),
+            false => format!("steered({router}):off=[{}]", off.join(",")).parse()?,
         };
-        sets.push((set.clone(), LayerRouters::parse(model, &spec)?));
+        let mut routers = LayerRouters::new(model);
+        routers.set(model, layer, built(&forced)?)?;
+        sets.push((set.clone(), routers));
         // The next in the order of numbers.
         let Some(at) = (0..size).rev().find(|&i| set[i] < experts - size + i) else { return Ok(sets) };
         set[at] += 1;

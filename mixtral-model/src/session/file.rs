@@ -5,7 +5,7 @@ use std::fmt::Display;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use moe_core::OutOfMemory;
+use moe_core::{OutOfMemory, memory};
 use moe_kernels::Dtype;
 use safetensors::SafeTensors;
 use sha2::{Digest as _, Sha256};
@@ -31,7 +31,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] for a session of another model; [`Error::Io`]; [`Error::Checkpoint`] if something other than a regular file has
+    /// [`Error::Setting`] for a session of another model; [`Error::OutOfMemory`]; [`Error::Io`]; [`Error::Checkpoint`] if something other than a regular file has
     /// that name. Nothing is left behind.
     pub fn save(&self, model: &Model, digest: &Digest, path: &Path) -> Result<()> {
         model.check_session(self)?;
@@ -73,15 +73,25 @@ impl Session {
 }
 
 impl Model {
-    /// The session that [`Session::save`] has written; what is computed from there has the same bits as if it had gone on. `digest` is
-    /// that of the [checkpoint](crate::Checkpoint::digest) that this model was loaded from.
+    /// What a session's file takes, at most.
+    fn most_bytes(&self) -> u64 {
+        /// More than the header of a session of any number of layers that there are.
+        const HEADER: u64 = 1 << 20;
+        let config = self.config();
+        let of_position = 4 + 2 * 4 * config.layers * config.kv_heads * config.head_dim;
+        HEADER.saturating_add((of_position as u64).saturating_mul(config.max_positions as u64))
+    }
+
+    /// The session that [`Session::save`] has written; what is computed from there has the same bits as if it had gone on, under the same
+    /// routers, of which the file says nothing. `digest` is that of the [checkpoint](crate::Checkpoint::digest) that this model was loaded
+    /// from.
     ///
     /// # Errors
     ///
     /// [`Error::Io`]; [`Error::Checkpoint`] for a file that is no such session, is damaged, or is of a model of other weights, another
     /// config or another kind of products; [`Error::OutOfMemory`].
     pub fn restore(&self, digest: &Digest, path: &Path) -> Result<Session> {
-        let bytes = read(path)?;
+        let bytes = read(path, self.most_bytes())?;
         let file = File::parse(path, &bytes)?;
         file.require("format", FORMAT)?;
         file.require("checkpoint", digest)?;
@@ -98,17 +108,27 @@ impl Model {
         let Some(dtype) = loaded(keys.dtype()) else {
             return Err(file.error("F32, F16 or BF16 keys", format!("{:?}", keys.dtype())));
         };
+        let (context, most) = (file.number("context")?, self.config().max_positions);
+        if context == 0 || context > most || ids.len() > context {
+            let found = format!("a context of {context} with {} tokens", ids.len());
+            return Err(
+                file.error(format!("a context of 1 to {most} positions that holds the tokens"), found)
+            );
+        }
         let options = SessionOptions::default()
             .with_kv_dtype(dtype)
-            .with_context(file.number("context")?)
+            .with_context(context)
             .with_sequence_id(file.number("sequence_id")?)
             .with_seed(file.number("seed")?);
         let mut session = self.session(options)?;
-        session.reserve(ids.len())?;
+        // Room for what may still be seen, as if it were the last chunk.
+        let seen = session.cache.live(ids.len()).map(|(_, live)| live.len()).max().unwrap_or(0);
+        memory::reserve(&mut session.tokens, ids.len(), "tokens of a session")?;
+        session.cache.reserve(ids.len() - seen, seen, context)?;
         session.tokens.extend(ids.iter().map(|id| u32::from_le_bytes(*id)));
         let vocabulary = self.config().vocab_size;
-        if let Some(&token) = session.tokens.iter().find(|&&token| token as usize >= vocabulary) {
-            return Err(Error::TokenOutOfRange { token, vocabulary });
+        if let Some(token) = session.tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(file.error(format!("token ids below {vocabulary}"), token));
         }
         for n in 0..self.config().layers {
             let Some((shape, live)) = session.cache.live(ids.len()).nth(n) else { continue };
@@ -189,8 +209,12 @@ fn config_digest(model: &Model) -> String {
 }
 
 /// All of a file, in memory that may not be there.
-fn read(path: &Path) -> Result<Vec<u8>> {
+fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let (file, length) = open_regular(path)?;
+    if length > most {
+        let expected = format!("a session of the model, of at most {most} bytes");
+        return Err(Error::checkpoint(path, expected, format!("{length} bytes")));
+    }
     let mut bytes = Vec::new();
     let room = usize::try_from(length).unwrap_or(usize::MAX);
     bytes.try_reserve_exact(room).map_err(|_| OutOfMemory::of::<u8>("a session's file", room))?;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use mixtral_model::inspect::Report;
 use mixtral_model::{
-    Config, GenerateOptions, LayerExperts, Manifest, Model, SessionOptions, Source, Trace, Workspace,
+    Config, Dump, GenerateOptions, LayerExperts, Manifest, Model, SessionOptions, Source, Workspace,
 };
 use serde_json::{Value, json};
 
@@ -31,10 +31,10 @@ fn every_layer_has_its_own_number() {
     let experts = &model.config().experts;
     assert_eq!((experts, experts.most()), (&LayerExperts::Each(vec![4, 1, 3]), 4));
     let mut session = model.session(SessionOptions::default()).unwrap();
-    let trace = Trace::record(&model, &mut session, &[1, 20, 33], 3, &mut Workspace::new(), &mut ()).unwrap();
+    let dump = Dump::record(&model, &mut session, &[1, 20, 33], 3, &mut Workspace::new(), &mut ()).unwrap();
     for (layer, (experts, chosen)) in [(4, 2), (1, 1), (3, 2)].into_iter().enumerate() {
-        assert_eq!(trace.router_logits(layer).dim(), (3, experts));
-        assert_eq!(trace.choices(layer).experts(0).len(), chosen);
+        assert_eq!(dump.router_logits(layer).dim(), (3, experts));
+        assert_eq!(dump.choices(layer).experts(0).len(), chosen);
     }
     let report = Report::of(&Source::find(&dir()).unwrap()).unwrap();
     // Of each layer 2 norms, q and o, k and v; then a row of the gate and 3 matrices for each expert.

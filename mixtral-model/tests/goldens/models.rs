@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mixtral_model::{Access, Checkpoint, Config, Manifest, Model, SessionOptions, Trace, Workspace};
+use mixtral_model::{Access, Checkpoint, Config, Dump, Manifest, Model, SessionOptions, Workspace};
 use moe_core::{MoeLayer, Router, TokenContext};
 use moe_kernels::{Backend, Linear, SwiGluExperts, SwiGluWeights};
 use moe_router::TopK;
@@ -78,20 +78,20 @@ fn check(name: &str, backend: Backend, access: Access, failures: &mut Vec<String
     }
 
     let mut session = model.session(SessionOptions::default()).unwrap();
-    let trace = Trace::record(&model, &mut session, &ids, cut, &mut Workspace::new(), &mut ()).unwrap();
-    let mut same = trace.logits() == whole && session.tokens() == ids;
+    let dump = Dump::record(&model, &mut session, &ids, cut, &mut Workspace::new(), &mut ()).unwrap();
+    let mut same = dump.logits() == whole && session.tokens() == ids;
     for n in 0..layers {
-        same &= trace.hidden(n) == recorder.floats[&format!("hidden.{n}")]
-            && trace.router_logits(n) == recorder.floats[&format!("router_logits.{n}")]
+        same &= dump.hidden(n) == recorder.floats[&format!("hidden.{n}")]
+            && dump.router_logits(n) == recorder.floats[&format!("router_logits.{n}")]
             && (0..ids.len())
-                .flat_map(|t| trace.choices(n).experts(t))
+                .flat_map(|t| dump.choices(n).experts(t))
                 .eq(&recorder.experts[&format!("experts.{n}")])
             && (0..ids.len())
-                .flat_map(|t| trace.choices(n).weights(t))
+                .flat_map(|t| dump.choices(n).weights(t))
                 .eq(&recorder.floats[&format!("weights.{n}")]);
     }
     if !same {
-        failures.push(label("trace"));
+        failures.push(label("dump"));
     }
 
     let expected = goldens.ids("greedy_ids");

@@ -13,6 +13,7 @@ use mixtral_model::{
 };
 use moe_core::{Locality, Routed};
 use moe_kernels::{Backend, Dtype};
+use moe_router::RouterSpec;
 use moe_router::trace::{Replay, ReplayWeights, TraceDiff, TraceReader, TraceStats};
 use ndarray::ArrayView2;
 
@@ -26,6 +27,10 @@ const SPECS: [&str; 6] = [
     "expert-choice:capacity=1.0",
     "gaussian-noise(top-k:k=2):std=1.0",
 ];
+
+fn spec(text: &str) -> RouterSpec {
+    text.parse().unwrap()
+}
 
 fn shape() -> Shape {
     Shape { layers: 3, dtype: Dtype::F32, window: Some(30), ..Shape::plain() }
@@ -59,12 +64,12 @@ fn a_row_is_what_the_model_comes_to_under_its_routers() {
         assert_eq!(found.windows, windows.windows(150).count());
         assert_eq!(found.routings.len(), 1 + SPECS.len());
         let own = measured(&model, &ids, &windows);
-        assert_eq!(found.routings[0].nll, own.windows);
+        assert_eq!(found.routings[0].nll, own.by_window);
         for (routing, spec) in found.routings[1..].iter().zip(SPECS) {
             let mut other = shape.model(Backend::best());
             other.set_routers(&LayerRouters::parse(&other, spec).unwrap()).unwrap();
             let alone = measured(&other, &ids, &windows);
-            assert_eq!(routing.nll, alone.windows, "{spec}");
+            assert_eq!(routing.nll, alone.by_window, "{spec}");
             let expected = alone.mean() - own.mean();
             assert!((routing.nll_difference.mean() - expected).abs() < 1e-9, "{spec}");
             assert_eq!((routing.locality, &*routing.name), (other.locality(), spec));
@@ -284,10 +289,10 @@ fn a_model_without_one_expert() {
     let (ids, windows) = (shape.ids(60), PerplexityOptions::new(30));
     let go_on = |_, _| ControlFlow::Continue(());
     let options = CompareOptions::new(windows);
-    let found = ablate(&model, &ids, &options, "top-k:k=2", &bytes, &mut (), go_on).unwrap();
+    let found = ablate(&model, &ids, &options, &spec("top-k:k=2"), &bytes, &mut (), go_on).unwrap();
     assert_eq!((found.experts.len(), found.windows, found.stopped), (8, 2, false));
     let own = measured(&model, &ids, &windows);
-    assert_eq!(found.nll, own.windows);
+    assert_eq!(found.nll, own.by_window);
     for (n, without) in found.experts.iter().enumerate() {
         assert_eq!((without.layer, without.expert), (n / 4, n % 4));
         struct Without(usize);
@@ -332,7 +337,7 @@ fn what_a_router_could_have_done() {
         perplexity(&model, &mut session, &ids, &options, &mut Workspace::new(), &mut (), each).unwrap();
         for layer in 0..2 {
             let mut found = Vec::new();
-            regret(&model, SessionOptions::default(), &ids, layer, "top-k:k=2", 4, &mut (), |one| {
+            regret(&model, SessionOptions::default(), &ids, layer, &spec("top-k:k=2"), 4, &mut (), |one| {
                 found.push(one);
                 true
             })
@@ -369,7 +374,9 @@ fn what_a_router_could_have_done() {
         }
         let refused = |layer, router: &str, every| {
             let found =
-                regret(&model, SessionOptions::default(), &ids, layer, router, every, &mut (), |_| true);
+                regret(&model, SessionOptions::default(), &ids, layer, &spec(router), every, &mut (), |_| {
+                    true
+                });
             found.unwrap_err().to_string()
         };
         assert_eq!(refused(2, "top-k:k=2", 1), "layer: expected a number below 2, found 2");

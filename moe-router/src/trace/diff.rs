@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use moe_core::memory;
+
 use super::{TokenRoute, TraceError, TraceReader};
 
 /// A token in a layer.
@@ -63,8 +65,8 @@ impl TraceDiff {
                 format!("{others:?}"),
             ));
         }
-        let mut diff =
-            Self { layers: vec![LayerAgreement::default(); experts.len()], first_difference: None };
+        let mut diff = Self::default();
+        memory::refill(&mut diff.layers, experts.len(), LayerAgreement::default(), "layers of a trace")?;
         let (mut one, mut other) = (TokenRoute::default(), TokenRoute::default());
         loop {
             let there = (a.next(&mut one)?, b.next(&mut other)?);

@@ -1,6 +1,6 @@
 //! What a trace says of itself.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, Read};
 
 use super::TraceError;
 use super::record::BYTES;
@@ -43,7 +43,10 @@ impl TraceHeader {
         ]
     }
 
-    pub(super) fn write(&self, out: &mut impl Write) -> Result<u64, TraceError> {
+    /// As a file begins.
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, TraceError> {
+        check_experts(&self.experts)
+            .map_err(|(expected, found)| TraceError::unfit("experts", expected, found))?;
         let experts: Vec<_> = self.experts.iter().map(u16::to_string).collect();
         let mut lines =
             format!("experts={}\nweights=combination\ncapacity=after\nids=logical\n", experts.join(","));
@@ -62,12 +65,11 @@ impl TraceHeader {
         let mut text = format!("{MAGIC}{length}\n{lines}").into_bytes();
         text.resize(length - 1, b' ');
         text.push(b'\n');
-        out.write_all(&text)?;
-        Ok(length as u64)
+        Ok(text)
     }
 
-    /// Reads a header, and says how long it is.
-    pub(super) fn read(source: &mut impl BufRead) -> Result<(Self, u64), TraceError> {
+    /// Reads a header, and gives its bytes too.
+    pub(super) fn read(source: &mut impl BufRead) -> Result<(Self, Vec<u8>), TraceError> {
         let no_trace = |found: &[u8]| TraceError::damaged(0, "a route trace", String::from_utf8_lossy(found));
         let mut first = Vec::new();
         source.by_ref().take(64).read_until(b'\n', &mut first)?;
@@ -115,7 +117,24 @@ impl TraceHeader {
             // What a later version may add is passed over.
         }
         header.experts = experts.ok_or_else(|| TraceError::damaged(offset, "experts=...", "no such line"))?;
-        Ok((header, length as u64))
+        check_experts(&header.experts)
+            .map_err(|(expected, found)| TraceError::damaged(offset, expected, found))?;
+        first.extend(text.as_bytes());
+        Ok((header, first))
+    }
+}
+
+/// Whether a model has so many layers and experts that whoever counts them wants memory for no good reason; then what would do.
+fn check_experts(experts: &[u16]) -> Result<(), (String, String)> {
+    /// Far more than any model has.
+    const MOST: usize = 1 << 20;
+    let all: usize = experts.iter().map(|&count| usize::from(count)).sum();
+    match experts.len() <= usize::from(u16::MAX) && all <= MOST {
+        true => Ok(()),
+        false => Err((
+            format!("at most {} layers, and {MOST} experts in all of them", u16::MAX),
+            format!("{} layers with {all} experts", experts.len()),
+        )),
     }
 }
 

@@ -24,7 +24,7 @@
 //!
 //! Records are in the order of passes, within them of layers, then of tokens as they lay in the batch, then kept pairs before refused ones, each by
 //! rank. Padding is not recorded. A check follows every 1,024 records, and the last one: its `step` is the number of records since the
-//! last check, its `sequence` the CRC-32 of their bytes, `position` and `token` the low and high half of the number of
+//! last check, its `sequence` the CRC-32 of their bytes, of the header's and theirs in the first check, `position` and `token` the low and high half of the number of
 //! records since the beginning, and its `rank` is 1 if it ends the trace, else 0. So a trace that was cut off or changed is refused, with the
 //! place.
 

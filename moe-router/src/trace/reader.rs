@@ -38,6 +38,8 @@ pub struct TraceReader<R> {
     header: TraceHeader,
     /// A stretch of records, with its check.
     bytes: Vec<u8>,
+    /// Of what the next check is of, besides its stretch: the header.
+    sum: crc32fast::Hasher,
     /// Where in the file the stretch begins.
     offset: u64,
     /// The next record in the stretch.
@@ -45,6 +47,8 @@ pub struct TraceReader<R> {
     /// Records before the stretch.
     total: u64,
     ended: bool,
+    /// Whether something was not as it should be: then there is no more.
+    failed: bool,
     /// Pass and layer of the last record.
     place: Option<(u32, u16)>,
 }
@@ -57,8 +61,21 @@ impl<R: Read> TraceReader<R> {
     /// [`TraceError::Io`]; [`TraceError::Damaged`] where it is no trace.
     pub fn new(source: R) -> Result<Self, TraceError> {
         let mut source = BufReader::new(source);
-        let (header, offset) = TraceHeader::read(&mut source)?;
-        Ok(Self { source, header, bytes: Vec::new(), offset, at: 0, total: 0, ended: false, place: None })
+        let (header, bytes) = TraceHeader::read(&mut source)?;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&bytes);
+        Ok(Self {
+            source,
+            header,
+            offset: bytes.len() as u64,
+            bytes: Vec::new(),
+            sum,
+            at: 0,
+            total: 0,
+            ended: false,
+            failed: false,
+            place: None,
+        })
     }
 
     /// What the trace says of itself.
@@ -72,6 +89,19 @@ impl<R: Read> TraceReader<R> {
     ///
     /// [`TraceError::Io`]; [`TraceError::Damaged`] where the trace was changed or cut off; [`TraceError::OutOfMemory`].
     pub fn next(&mut self, route: &mut TokenRoute) -> Result<bool, TraceError> {
+        if self.failed {
+            return Err(TraceError::damaged(
+                self.offset,
+                "a sound trace",
+                "a damaged one, as was said before",
+            ));
+        }
+        let read = self.read(route);
+        self.failed = read.is_err();
+        read
+    }
+
+    fn read(&mut self, route: &mut TokenRoute) -> Result<bool, TraceError> {
         let Some((first, offset)) = self.peek()? else { return Ok(false) };
         if !first.first {
             return Err(TraceError::damaged(offset, "the first record of a token", "a later one"));
@@ -118,6 +148,9 @@ impl<R: Read> TraceReader<R> {
             };
             if list.last().is_some_and(|before| before.rank >= record.pair.rank) {
                 return Err(TraceError::damaged(offset, "ascending ranks", record.pair.rank));
+            }
+            if list.iter().any(|before| before.expert == record.pair.expert) && record.kind == Kind::Kept {
+                return Err(TraceError::damaged(offset, "an expert once", record.pair.expert));
             }
             memory::reserve(list, 1, "pairs of a token")?;
             list.push(record.pair);
@@ -167,18 +200,19 @@ impl<R: Read> TraceReader<R> {
                 TraceError::damaged(offset, "a check", "another record")
             });
         }
-        let total = u64::from(check.position) | u64::from(check.token) << 32;
-        if (check.step as usize, total) != (count, self.total + count as u64) {
-            return Err(TraceError::damaged(
-                offset,
-                format!("a check of {count} records after {}", self.total),
-                format!("{} of {total}", check.step),
-            ));
-        }
-        let sum = crc32fast::hash(data);
+        let mut sum = std::mem::take(&mut self.sum);
+        sum.update(data);
+        let (sum, total) = (sum.finalize(), self.total + count as u64);
         if sum != check.sequence {
             let stretch = format!("records from byte {} on with the sum {:08x}", self.offset, check.sequence);
             return Err(TraceError::damaged(self.offset, stretch, format!("{sum:08x}")));
+        }
+        if records[count] != Record::check(count as u32, sum, total, check.pair.rank == 1).to_bytes() {
+            return Err(TraceError::damaged(
+                offset,
+                format!("a check of {count} records of {total}"),
+                "another",
+            ));
         }
         self.ended = check.pair.rank == 1;
         if self.ended && !self.source.fill_buf()?.is_empty() {
@@ -223,8 +257,8 @@ impl<R: Read> TraceReader<R> {
             ));
         }
         let after = match self.place {
-            None => step == 0,
-            Some((before, of)) => (step == before && layer >= of) || Some(step) == before.checked_add(1),
+            None => true,
+            Some((before, of)) => (step == before && layer >= of) || step > before,
         };
         if !after {
             return Err(TraceError::damaged(

@@ -20,7 +20,7 @@ pub enum ReplayWeights {
 /// [2510.11370](https://arxiv.org/abs/2510.11370), takes recorded experts with weights from the logits at hand).
 ///
 /// Pairs that were refused are refused again, in their rank; one that was rerouted counts as asked for where it went. A token that the
-/// trace has not is an error; so is one that it has twice. It holds all of the trace: 16 bytes a pair, and 40 a token and layer.
+/// trace has not is an error; so is one with another id, and one that it has twice. It holds all of the trace: 16 bytes a pair, and 48 a token and layer.
 #[derive(Clone, Debug)]
 pub struct Replay {
     header: TraceHeader,
@@ -37,6 +37,8 @@ struct Entry {
     /// Of its pairs.
     begin: usize,
     end: usize,
+    /// The token's id, if the trace says it.
+    token: Option<u32>,
     /// Where they lie in the trace.
     offset: u64,
 }
@@ -59,7 +61,8 @@ impl Replay {
             pairs[begin..].sort_by_key(|(pair, _)| pair.rank);
             memory::reserve(&mut tokens, 1, "tokens of a trace")?;
             let key = [u32::from(route.layer), route.sequence, route.position];
-            tokens.push(Entry { key, begin, end: pairs.len(), offset: route.offset });
+            let (token, offset) = (route.token, route.offset);
+            tokens.push(Entry { key, begin, end: pairs.len(), token, offset });
         }
         tokens.sort_unstable_by_key(|entry: &Entry| (entry.key, entry.offset));
         if let Some([_, Entry { key, offset, .. }]) = tokens.windows(2).find_map(|pair| match pair {
@@ -91,7 +94,11 @@ impl Router for Replay {
                 Some(experts) => format!("{experts} experts in layer {layer}"),
                 None => format!("a layer below {}", self.header.experts.len()),
             };
-            return Err(Error::Router { setting: "trace", expected, found: input.experts().to_string() });
+            return Err(Error::Router {
+                setting: "trace",
+                expected,
+                found: format!("{} experts in layer {layer}", input.experts()),
+            });
         }
         out.with_scratch(|out, scratch| {
             for t in input.present() {
@@ -101,6 +108,18 @@ impl Router for Replay {
                     expected: format!("position {position} of sequence {sequence} in layer {layer}"),
                     found: "no such token".to_owned(),
                 })?;
+                let here = input.context.token_ids.and_then(|ids| ids.get(t)).copied();
+                if let Some((recorded, found)) =
+                    entry.token.zip(here).filter(|(recorded, found)| recorded != found)
+                {
+                    let at = format!("position {position} of sequence {sequence}");
+                    let expected = format!("token {recorded} at {at}, as it was recorded");
+                    return Err(Error::Router {
+                        setting: "trace",
+                        expected,
+                        found: format!("token {found}"),
+                    });
+                }
                 let pairs = &self.pairs[entry.begin..entry.end];
                 let live = &mut scratch.values;
                 if self.weights == ReplayWeights::Live {

@@ -12,9 +12,9 @@ use super::{Phase, TokenRoute, TraceError, TraceReader};
 pub struct TraceStats {
     /// Of each layer.
     pub layers: Vec<LayerTrace>,
-    /// Forward passes.
+    /// Forward passes, those without tokens included.
     pub steps: u64,
-    /// Tokens that were read, counted in the first layer that has some.
+    /// Tokens that were read, counted in the layer that comes first.
     pub tokens: u64,
     /// Those of them that were read among several of their sequence.
     pub prefill_tokens: u64,
@@ -59,11 +59,11 @@ impl TraceStats {
             memory::refill(&mut layer.seen, experts, false, "experts of a pass")?;
             stats.layers.push(layer);
         }
-        let mut route = TokenRoute::default();
+        let (mut route, mut first) = (TokenRoute::default(), None);
         while reader.next(&mut route)? {
             stats.steps = u64::from(route.step) + 1;
             stats.layers[usize::from(route.layer)].add(&route);
-            if stats.layers[..usize::from(route.layer)].iter().all(|layer| layer.tokens == 0) {
+            if route.layer == *first.get_or_insert(route.layer) {
                 stats.tokens += 1;
                 stats.prefill_tokens += u64::from(route.phase == Phase::Prefill);
             }

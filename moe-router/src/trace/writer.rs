@@ -19,7 +19,7 @@ pub struct TraceWriter<W> {
     step: u32,
     /// The layer that was told of last.
     layer: Option<u16>,
-    /// Of the records since the last check.
+    /// Of the bytes since the last check.
     sum: crc32fast::Hasher,
     unchecked: u32,
     total: u64,
@@ -32,18 +32,18 @@ impl<W: Write> TraceWriter<W> {
     ///
     /// # Errors
     ///
-    /// [`TraceError::Io`]; [`TraceError::Unfit`] for more than 65,535 layers, or texts of a megabyte.
+    /// [`TraceError::Io`]; [`TraceError::Unfit`] for more than 65,535 layers or 2²⁰ experts, or texts of a megabyte.
     pub fn new(mut out: W, header: &TraceHeader) -> Result<Self, TraceError> {
-        if header.experts.len() > usize::from(u16::MAX) {
-            return Err(TraceError::unfit("layers", "at most 65535", header.experts.len()));
-        }
-        header.write(&mut out)?;
+        let bytes = header.to_bytes()?;
+        out.write_all(&bytes)?;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&bytes);
         Ok(Self {
             out,
             experts: header.experts.clone(),
             step: 0,
             layer: None,
-            sum: crc32fast::Hasher::new(),
+            sum,
             unchecked: 0,
             total: 0,
             refused: Vec::new(),
@@ -166,6 +166,10 @@ impl<W: Write> TraceWriter<W> {
     }
 
     fn push(&mut self, record: Record) -> Result<(), TraceError> {
+        let experts = self.experts[usize::from(record.layer)];
+        if record.kind != Kind::Nothing && record.pair.rank >= experts {
+            return Err(TraceError::unfit("choices of a token", format!("at most {experts}"), "more"));
+        }
         let bytes = record.to_bytes();
         self.out.write_all(&bytes)?;
         self.sum.update(&bytes);

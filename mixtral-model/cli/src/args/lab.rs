@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use moe_router::RouterSpec;
 
 use super::sampling::whole;
 use super::{Running, one_or_more};
@@ -58,7 +59,7 @@ impl Lab {
 /// [{"router", "locality", "note", "perplexity", "perplexity_low", "perplexity_high", "nll", "nll_difference",
 /// "nll_difference_half_width", "kl", "same_top", "drop_rate", "experts_per_token", "load_cv", "load_max_over_mean",
 /// "distinct_experts_per_pass", "expert_bytes_per_pass", "tokens_per_second"}]}; "router" is null for the model's own. --csv has the
-/// same fields of routers, a line each.
+/// same fields of routers, a line each. Numbers that there are none of, as an interval of one window, are null, or empty.
 ///
 /// Ctrl-C ends it: what all routers have read by then is written and marked; the exit status is then 130.
 #[derive(Debug, clap::Args)]
@@ -105,9 +106,9 @@ pub(crate) struct Ablate {
     /// The text, taken byte for byte; standard input if it is "-", or absent while standard input is no terminal
     #[arg(long, value_name = "FILE")]
     pub(crate) text: Option<PathBuf>,
-    /// How the layer without the expert routes [default: as Mixtral's, top-k with the model's k]
+    /// How all layers route, with the expert and without it [default: as Mixtral's, top-k with the model's k]
     #[arg(long, value_name = "SPEC")]
-    pub(crate) router: Option<String>,
+    pub(crate) router: Option<RouterSpec>,
     /// Tokens of a window, at least 2 [default: 512, or the context if that is less]
     #[arg(long, value_name = "N", value_parser = one_or_more)]
     pub(crate) window: Option<NonZeroUsize>,
@@ -122,7 +123,7 @@ pub(crate) struct Ablate {
 ///
 /// The loss is that of the next token, in nats; the regret of a choice is its loss less that of the best set of as many experts
 /// (2605.07260). With --json: {"layer", "router", "tokens", "mean_regret", "best_share", "regrets": [{"position", "token", "next", "experts", "nll",
-/// "best_experts", "best_nll", "regret", "rank"}]}; "rank" is how many sets have less loss, "best_share" the share of tokens where none has.
+/// "best_experts", "best_nll", "regret", "rank"}]}; numbers of no token are null; "rank" is how many sets have less loss, "best_share" the share of tokens where none has.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Regret {
     /// The text, taken byte for byte; standard input if it is "-", or absent while standard input is no terminal
@@ -133,7 +134,7 @@ pub(crate) struct Regret {
     pub(crate) layer: usize,
     /// How the layer routes [default: as Mixtral's, top-k with the model's k]
     #[arg(long, value_name = "SPEC")]
-    pub(crate) router: Option<String>,
+    pub(crate) router: Option<RouterSpec>,
     /// Every how many tokens one is tried
     #[arg(long, value_name = "N", default_value = "16", value_parser = one_or_more)]
     pub(crate) every: NonZeroUsize,

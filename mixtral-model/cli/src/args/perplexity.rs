@@ -21,7 +21,8 @@ use super::{RouterArgs, Running, one_or_more};
 /// {"perplexity", "ln_ratio", "ln_ratio_error", "correlation", "kl", "kl_error", "kl_percentiles": {"0", "0.1", "1", "5", "10", "50",
 /// "90", "95", "99", "99.9", "100"}, "same_top", "same_top_error", "p_difference", "p_difference_error", "p_difference_rms",
 /// "p_difference_rms_error", "p_difference_percentiles"}; "perplexity" is the file's, divergences are in nats, probabilities from 0 to 1, and
-/// errors are standard errors over tokens, as llama-perplexity gives them.
+/// errors are standard errors over tokens, as llama-perplexity gives them. Numbers that there are none of, as a correlation of less than
+/// ten tokens, are null.
 ///
 /// Ctrl-C ends it and still reports, to standard error; the exit status is then 130.
 #[derive(Debug, clap::Args)]

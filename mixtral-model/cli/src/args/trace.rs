@@ -69,7 +69,8 @@ pub(crate) struct Record {
 /// Show what is in a trace: load, spread and drops of each layer.
 ///
 /// With --json: {"model", "checkpoint", "router", "program", "passes", "tokens", "prefill_tokens", "layers": [{"experts", "tokens",
-/// "pairs", "refused", "rerouted", "drop_rate", "load", "importance", "cv", "max_over_mean", "distinct_experts_per_pass"}]}.
+/// "pairs", "refused", "rerouted", "drop_rate", "load", "importance", "cv", "max_over_mean", "distinct_experts_per_pass"}]}. What a layer
+/// without tokens has no number for is null.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Stats {
     /// The trace
@@ -100,7 +101,7 @@ pub(crate) struct Diff {
 
 /// Read the text of a trace again, routed as recorded, perhaps by another model of the same layers.
 ///
-/// Text, window and chunk must be those of the recording. It prints the perplexity.
+/// Text and window must be those of the recording; a token that was not recorded there is an error. It prints the perplexity.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Replay {
     /// The trace

@@ -18,7 +18,7 @@ use crate::summary::aside;
 
 pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
     let subject = Subject::new(&args.running, args.text.as_deref())?;
-    let router = args.router.clone().unwrap_or_else(|| subject.own_router());
+    let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
     let Subject { source, model, ids } = &subject;
     let bytes = ExpertBytes::of(&source.checkpoint(args.running.access.access())?, model.config())?;
     let window = args.window.map_or(WINDOW.min(args.running.context(model)), NonZeroUsize::get);
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
         };
         let experts: Vec<_> = found.experts.iter().map(expert).collect();
         let json = json!({
-            "router": router, "nll": found.nll.mean(), "windows_read": found.windows, "interrupted": found.stopped,
+            "router": router.to_string(), "nll": found.nll.mean(), "windows_read": found.windows, "interrupted": found.stopped,
             "experts": experts,
         });
         format!("{json}\n")

@@ -8,6 +8,7 @@ mod report;
 use std::path::Path;
 
 use mixtral_model::{Model, Source};
+use moe_router::RouterSpec;
 
 use crate::args::{Lab, LabCommand, Running};
 use crate::failure::Result;
@@ -45,7 +46,8 @@ impl Subject {
     }
 
     /// The routing that the model was trained with, by name.
-    fn own_router(&self) -> String {
-        format!("top-k:k={}", self.model.config().experts_per_token)
+    fn own_router(&self) -> Result<RouterSpec> {
+        let spec = format!("top-k:k={}", self.model.config().experts_per_token);
+        Ok(spec.parse().map_err(mixtral_model::Error::from)?)
     }
 }

@@ -99,7 +99,8 @@ fn caches(args: &Simulate, layers: usize, experts: usize) -> Result<Vec<Cached>>
         (false, _) => args.cache.clone(),
     };
     let policies = match args.policy.is_empty() {
-        true => CachePolicy::FORMS.iter().filter_map(|form| form.parse().ok()).collect(),
+        // Without their settings, which have defaults.
+        true => CachePolicy::FORMS.iter().filter_map(|form| form.split(':').next()?.parse().ok()).collect(),
         false => args.policy.clone(),
     };
     let mut found = Vec::new();
@@ -127,7 +128,8 @@ fn caches(args: &Simulate, layers: usize, experts: usize) -> Result<Vec<Cached>>
 /// Placements of every kind. A token's home is its sequence modulo the ranks.
 fn placements(args: &Simulate, layers: usize, experts: usize, ranks: usize) -> Result<Vec<Spread>> {
     let stats = TraceStats::read(&mut reader(&args.trace)?).map_err(of_file(&args.trace))?;
-    let mut load = vec![0; layers * experts];
+    let mut load = Vec::new();
+    memory::refill(&mut load, layers * experts, 0, "load of a trace")?;
     for (to, layer) in load.chunks_mut(experts.max(1)).zip(&stats.layers) {
         to[..layer.load.len()].copy_from_slice(&layer.load);
     }

@@ -62,7 +62,7 @@ fn a_full_context_is_said() {
         run_with_input(mixtral("chat -t 0 --context 40", &[]), format!("Who are you?\n{long}\n").as_bytes());
     assert_eq!(said.status, Some(1));
     let expected = "(stopped at the context's limit of 40 positions)\n\
-                    error: the conversation does not fit into its context: expected at most 40 positions, found at least";
+                    error: the conversation does not fit into its context: context: expected at most 40 positions, found";
     assert!(said.err.starts_with(expected), "{}", said.err);
 }
 

@@ -92,7 +92,7 @@ fn usage() {
             ("generate x --routing-layer 1", &[], "--show-routing"),
             ("perplexity --stride 0", &[], "expected a whole number, 1 or more"),
             ("perplexity x", &[], "unexpected argument 'x'"),
-            ("perplexity --seed 1", &[], "unexpected argument '--seed'"),
+            ("perplexity --seed 1", &[], "--router <SPEC>"),
             ("logits", &[], "--ids"),
             // What a command has no use for.
             ("route --list --lock", &[], "unexpected argument '--lock'"),

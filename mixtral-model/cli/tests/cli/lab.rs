@@ -36,10 +36,7 @@ fn routers_in_a_model() {
     for (line, said) in [
         ("logits --ids 1,2 --router 4@top-k:k=1", "error: layer: expected a number below 4, found 4\n"),
         ("logits --ids 1,2 --router top-k:k=9", "error: layer 0, router: "),
-        (
-            "generate x --router no-such",
-            "error: router: expected router, byte 1: expected the name of a router",
-        ),
+        ("generate x --router no-such", "error: router, byte 0: expected one of top-k, "),
         (
             "logits --ids 1,2 --seed 3",
             "error: the following required arguments were not provided:\n  --router <SPEC>",

@@ -89,17 +89,17 @@ impl Choices {
 ///
 /// T tokens, V vocabulary, D width, E experts, k choices. It keeps T · (V + layers · (D + E + 2k)) words in memory.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trace {
+pub struct Dump {
     tokens: usize,
     vocabulary: usize,
     dim: usize,
     /// `[T, V]`.
     logits: Vec<f32>,
-    layers: Vec<LayerTrace>,
+    layers: Vec<LayerDump>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-struct LayerTrace {
+struct LayerDump {
     /// E.
     experts: usize,
     /// `[T, D]`.
@@ -109,7 +109,7 @@ struct LayerTrace {
     choices: Choices,
 }
 
-impl Trace {
+impl Dump {
     /// Reads `ids` into the session, the first `prefill` of them in one pass and the others one at a time, and keeps what
     /// the model computes. `prefill` changes speed and memory, not a bit of the result.
     ///
@@ -132,30 +132,30 @@ impl Trace {
             return Err(Error::Setting { setting: "prefill", expected, found });
         }
         session.reserve(ids.len())?;
-        let mut trace = Self::empty(model, ids.len())?;
+        let mut dump = Self::empty(model, ids.len())?;
         let (first, rest) = ids.split_at(prefill.min(ids.len()));
         for tokens in std::iter::once(first).chain(rest.chunks(1)) {
             let step = Step::new(&mut *session, tokens).wanted(Wanted::All);
-            let mut both = (Recorder(&mut trace.layers), &mut *observer);
+            let mut both = (Recorder(&mut dump.layers), &mut *observer);
             let logits = model.forward(&mut [step], workspace, &mut both)?;
-            trace.logits.extend(logits.iter());
+            dump.logits.extend(logits.iter());
         }
-        Ok(trace)
+        Ok(dump)
     }
 
-    /// A trace with memory for so many tokens.
+    /// A dump with memory for so many tokens.
     fn empty(model: &Model, tokens: usize) -> Result<Self> {
         let config = model.config();
         let room = |columns: usize| {
             let mut values = Vec::new();
-            memory::reserve(&mut values, tokens.saturating_mul(columns), "a trace")?;
+            memory::reserve(&mut values, tokens.saturating_mul(columns), "a dump")?;
             Ok::<_, Error>(values)
         };
         let mut layers = Vec::new();
         for n in 0..config.layers {
             let experts = config.experts.of(n);
             let (hidden, router_logits) = (room(config.hidden_size)?, room(experts)?);
-            layers.push(LayerTrace { experts, hidden, router_logits, choices: Choices::new() });
+            layers.push(LayerDump { experts, hidden, router_logits, choices: Choices::new() });
         }
         Ok(Self {
             tokens,
@@ -191,7 +191,7 @@ impl Trace {
     ///
     /// If there is no such layer.
     pub fn router_logits(&self, layer: usize) -> ArrayView2<'_, f32> {
-        let LayerTrace { router_logits, experts, .. } = &self.layers[layer];
+        let LayerDump { router_logits, experts, .. } = &self.layers[layer];
         matrix_of(router_logits, self.tokens, *experts)
     }
 
@@ -244,8 +244,8 @@ impl Trace {
     }
 }
 
-/// Appends what a pass does to the layers of a trace.
-struct Recorder<'a>(&'a mut [LayerTrace]);
+/// Appends what a pass does to the layers of a dump.
+struct Recorder<'a>(&'a mut [LayerDump]);
 
 impl Observer for Recorder<'_> {
     fn routed(&mut self, routed: &Routed<'_>) -> Observed {
@@ -296,11 +296,11 @@ mod tests {
     #[test]
     fn a_file_pads_them() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("trace.safetensors");
+        let path = dir.path().join("dump.safetensors");
         let layer =
-            LayerTrace { experts: 4, hidden: vec![0.5; 8], router_logits: vec![0.0; 16], choices: ragged() };
-        let trace = Trace { tokens: 4, vocabulary: 1, dim: 2, logits: vec![1.0; 4], layers: vec![layer] };
-        trace.save(&path).unwrap();
+            LayerDump { experts: 4, hidden: vec![0.5; 8], router_logits: vec![0.0; 16], choices: ragged() };
+        let dump = Dump { tokens: 4, vocabulary: 1, dim: 2, logits: vec![1.0; 4], layers: vec![layer] };
+        dump.save(&path).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let experts = file.tensor("experts.0").unwrap();
