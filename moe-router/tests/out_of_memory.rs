@@ -23,7 +23,7 @@ thread_local! {
 }
 
 /// Bytes of a large allocation: less than one byte a token takes. What a router allocates of a size of its own is smaller.
-const LARGE: usize = TOKENS / 2;
+const LARGE: usize = 3 * TOKENS / 4;
 const TOKENS: usize = 1024;
 const EXPERTS: usize = 16;
 

@@ -242,12 +242,8 @@ fn a_damaged_trace_is_refused_with_the_place() {
         }
         assert!(matches!(read(&bytes[..at]), Err(TraceError::Damaged { .. })), "{at} bytes");
     }
-    assert!(
-        read(&[&bytes[..], &[0; 32]].concat())
-            .unwrap_err()
-            .to_string()
-            .contains("expected the end of the file")
-    );
+    assert!(read(&[&bytes[..], &[0; 32]].concat()).is_err());
+    assert!(read(&[&bytes[..], &bytes[head..]].concat()).is_err());
     // What was refused is not given the second time either.
     let mut damaged = bytes.clone();
     damaged[head + 3000] ^= 1;
@@ -372,7 +368,7 @@ fn counts() {
 fn passes_without_tokens() {
     let mut writer = TraceWriter::new(Vec::new(), &header()).unwrap();
     let top = router("top-k:k=1");
-    for pass in [vec![], vec![(0, 0, 2)], vec![], vec![], vec![(0, 2, 1)]] {
+    for pass in [vec![(0, 0, 0)], vec![(0, 0, 2)], vec![(0, 2, 0)], vec![(0, 2, 0)], vec![(0, 2, 1)]] {
         let batch = Batch::new(&pass);
         for layer in 0..3 {
             writer.record(layer, &route(&*top, &batch, layer).unwrap(), &batch.context(layer)).unwrap();

@@ -1,6 +1,7 @@
 //! `mixtral lab`, `mixtral trace`, and `--router` where a model runs.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -135,6 +136,109 @@ fn predictions_of_another_engine() {
     assert!(cut.err.contains(&format!("expected {} bytes, found", bytes.len())), "{}", cut.err);
 }
 
+/// What llama.cpp's own tool printed of the demo with one expert a token, beside predictions that it had written: every digit, but for
+/// the last ones of single precision.
+#[test]
+fn divergences_are_those_of_llama_perplexity() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-perplexity");
+    let printed = fs::read_to_string(fixtures.join("one-expert.txt")).unwrap();
+    let base = fixtures.join("base.kld");
+    let found =
+        parse(&output("perplexity --against {} --router top-k:k=1 --json", &[base.to_str().unwrap()]));
+    let against = &found["against"];
+    let number = |text: &str| text.trim_matches(['±', '%', ' ']).parse::<f64>().unwrap();
+    let line = |name: &str| {
+        let line = printed.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit_once(": ").unwrap().1.split('±').map(number).collect::<Vec<_>>()
+    };
+    let near = |name: &str, found: &Value, golden: f64, tolerance: f64| {
+        let found = found.as_f64().unwrap();
+        assert!((found - golden).abs() <= tolerance, "{name}: {found}, {golden}");
+    };
+    near("perplexity", &found["perplexity"], line("Mean PPL(Q)  ")[0], 1e-4);
+    near("base", &against["perplexity"], line("Mean PPL(base)  ")[0], 1e-6);
+    let ratio = line("Mean ln(PPL(Q)/PPL(base))");
+    near("ratio", &against["ln_ratio"], ratio[0], 2e-6);
+    near("its error", &against["ln_ratio_error"], ratio[1], 2e-6);
+    near("correlation", &against["correlation"], line("Cor(")[0] / 100.0, 6e-5);
+    let kl = line("Mean    KLD");
+    near("kl", &against["kl"], kl[0], 1e-6);
+    near("its error", &against["kl_error"], kl[1], 1e-6);
+    for (percent, name) in [
+        ("100", "Maximum"),
+        ("99.9", "99.9%  "),
+        ("99", "99.0%  "),
+        ("95", "95.0%  "),
+        ("90", "90.0%  "),
+        ("50", "Median "),
+        ("10", "10.0%  "),
+        ("5", " 5.0%  "),
+        ("1", " 1.0%  "),
+        ("0.1", " 0.1%  "),
+        ("0", "Minimum"),
+    ] {
+        near(percent, &against["kl_percentiles"][percent], line(&format!("{name} KLD"))[0], 1e-5);
+        let golden = line(&format!("{name} Δp"))[0] / 100.0;
+        near(percent, &against["p_difference_percentiles"][percent], golden, 1e-5);
+    }
+    let same = line("Same top p");
+    near("same top", &against["same_top"], same[0] / 100.0, 6e-6);
+    near("its error", &against["same_top_error"], same[1] / 100.0, 6e-6);
+    let (p, rms) = (line("Mean    Δp"), line("RMS Δp"));
+    near("p", &against["p_difference"], p[0] / 100.0, 6e-6);
+    near("its error", &against["p_difference_error"], p[1] / 100.0, 6e-6);
+    near("rms", &against["p_difference_rms"], rms[0] / 100.0, 6e-6);
+    near("its error", &against["p_difference_rms_error"], rms[1] / 100.0, 6e-6);
+    // Its own predictions are those of its file.
+    let itself = parse(&output("perplexity --against {} --json", &[base.to_str().unwrap()]));
+    assert!(itself["against"]["kl"].as_f64().unwrap().abs() < 1e-4);
+    assert_eq!(itself["against"]["same_top"], 1.0);
+}
+
+#[test]
+fn experts_taken_away_and_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = text(&dir, 700);
+    let ablated = parse(&output("lab ablate --text {} --window 64 --json", &[&file]));
+    let experts = ablated["experts"].as_array().unwrap();
+    assert_eq!((experts.len(), &ablated["router"]), (32, &"top-k:k=2".into()));
+    let compared = parse(&output(
+        "lab compare --text {} --window 64 --json --router 2@steered(top-k:k=2):off=[5]",
+        &[&file],
+    ));
+    let (of_one, of_row) = (&experts[2 * 8 + 5], &compared["routers"][1]);
+    for name in ["nll_difference", "kl", "same_top"] {
+        assert_eq!(of_one[name], of_row[name], "{name}");
+    }
+    let table = output("lab ablate --text {} --window 64", &[&file]);
+    assert_eq!(table.lines().count(), 6, "{table}");
+
+    let tried = parse(&output("lab regret --text {} --layer 1 --every 40 --json", &[&file]));
+    let regrets = tried["regrets"].as_array().unwrap();
+    assert!(!regrets.is_empty() && regrets.iter().all(|one| one["regret"].as_f64().unwrap() >= 0.0));
+    assert_eq!(regrets.len() as u64, tried["tokens"].as_u64().unwrap());
+    let lines = output("lab regret --text {} --layer 1 --every 40", &[&file]);
+    assert_eq!(lines.lines().count(), regrets.len() + 2, "{lines}");
+    for (line, said) in [
+        ("lab regret --text {} --layer 4", "error: layer: expected a number below 4, found 4\n"),
+        (
+            "lab regret --text {} --layer 1 --every 9999",
+            "error: text: expected at least 10000 tokens, found ",
+        ),
+        (
+            "lab ablate --text {} --router 0@top-k:k=1",
+            "error: invalid value '0@top-k:k=1' for '--router <SPEC>'",
+        ),
+        ("perplexity --text {} --llama-cpp", "error: text: expected at least 2048 tokens, found "),
+        ("perplexity --text {} --llama-cpp --window 2", "error: window: expected 3 to "),
+        ("lab compare --text {} --router top-k:k=2 --window 1", "error: window: expected 2 to "),
+    ] {
+        let said_by = run(line, &[&file]);
+        assert!(said_by.err.starts_with(said), "{line}: {}", said_by.err);
+        assert_ne!(said_by.status, Some(0), "{line}");
+    }
+}
+
 #[test]
 fn traces() {
     let dir = tempfile::tempdir().unwrap();
@@ -176,6 +280,9 @@ fn traces() {
     let live =
         output("trace replay {} --text {} --window 128 --weights live --chunk 1", &[&path("own"), &file]);
     assert!(live.starts_with(&format!("perplexity {perplexity}, ")), "{live}");
+    fs::write(path("other"), fs::read_to_string(&file).unwrap().replace("Catherine", "Isabella")).unwrap();
+    let other = run("trace replay {} --text {} --window 128", &[&path("own"), &path("other")]);
+    assert!(other.err.contains("as it was recorded, found token "), "{}", other.err);
     let elsewhere = run("trace replay {} --text {} --window 200", &[&path("own"), &file]);
     assert_eq!(elsewhere.status, Some(1));
     assert!(
