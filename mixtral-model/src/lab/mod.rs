@@ -26,6 +26,6 @@ pub use divergence::{Difference, Divergence, Estimate, Percentiles};
 pub use engines::{against, save_logits};
 pub use interval::BlockMean;
 pub use logits_file::{LogitsFile, LogitsWriter};
-pub use record::{TraceRecorder, record_trace, trace_header};
-pub use regret::{Counterfactual, MOST_SETS, TokenRegret, regret};
+pub use record::{NewTrace, TraceRecorder, record_trace, trace_header};
+pub use regret::{Counterfactual, MOST_SETS, RegretOptions, TokenRegret, regret};
 pub(crate) use window::{Predicted, Reading};

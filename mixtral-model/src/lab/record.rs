@@ -38,6 +38,15 @@ impl<W: Write + Send> Observer for TraceRecorder<W> {
     }
 }
 
+/// A trace that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTrace<'a> {
+    /// Its file.
+    pub path: &'a Path,
+    /// What it says of itself: [`trace_header`], and what the caller knows besides.
+    pub header: &'a TraceHeader,
+}
+
 /// Reads a text window by window, as [`perplexity`](fn@crate::perplexity) does, and records its routing to a file. A window is a sequence
 /// whose identity is its number.
 ///
@@ -51,11 +60,11 @@ pub fn record_trace(
     session: &mut Session,
     ids: &[u32],
     options: &PerplexityOptions,
-    header: &TraceHeader,
-    path: &Path,
+    trace: NewTrace<'_>,
     workspace: &mut Workspace,
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
+    let NewTrace { path, header } = trace;
     options.check(session.context(), ids.len())?;
     check_text(model, ids)?;
     let failed = |source| Error::Trace { path: path.to_path_buf(), source };

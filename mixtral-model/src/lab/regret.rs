@@ -52,13 +52,44 @@ impl TokenRegret {
     }
 }
 
+/// What is tried, and where.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RegretOptions {
+    /// The layer.
+    pub layer: usize,
+    /// How it routes.
+    pub router: RouterSpec,
+    /// Every how many tokens one is tried.
+    pub every: usize,
+    /// Of the session that reads.
+    pub session: SessionOptions,
+}
+
+impl RegretOptions {
+    /// Every token, in one layer, which routes so.
+    pub fn new(layer: usize, router: RouterSpec) -> Self {
+        Self { layer, router, every: 1, session: SessionOptions::default() }
+    }
+
+    /// The same at one token of so many.
+    pub fn every(self, every: usize) -> Self {
+        Self { every, ..self }
+    }
+
+    /// The same in another session.
+    pub fn with_session(self, session: SessionOptions) -> Self {
+        Self { session, ..self }
+    }
+}
+
 /// Most sets of experts that are tried for a token.
 pub const MOST_SETS: usize = 5000;
 
-/// Reads a text, and at every `every`-th token tries all sets of experts that a layer could have given it, as many as `router` takes, each weighted as
-/// `router` would: by brute force, from the state before the token. `found` is told of each token, and ends the work by `false`.
+/// Reads a text, and at one token of [so many](RegretOptions::every) tries all sets of experts that a layer could have given it, as many as its router takes, each weighted as
+/// that would: by brute force, from the state before the token. `found` is told of each token, and ends the work by `false`.
 ///
-/// The layer's other tokens are routed by `router`, and those of the other layers by the model's own, from what they are given. Sets that the
+/// The layer's other tokens are routed by the same router, and those of the other layers by the model's own, from what they are given. Sets that the
 /// router would not take whole, though it may have nothing else, are left out.
 ///
 /// # Errors
@@ -67,14 +98,12 @@ pub const MOST_SETS: usize = 5000;
 /// locality; those of [`Model::forward`].
 pub fn regret(
     model: &Model,
-    options: SessionOptions,
     ids: &[u32],
-    layer: usize,
-    router: &RouterSpec,
-    every: usize,
+    options: &RegretOptions,
     observer: &mut dyn Observer,
     mut found: impl FnMut(TokenRegret) -> bool,
 ) -> Result<()> {
+    let RegretOptions { layer, ref router, every, session } = *options;
     let experts = model.moe_layer(layer)?.experts();
     let refuse = |setting, expected: String, found: String| Err(Error::Setting { setting, expected, found });
     if every == 0 {
@@ -85,7 +114,7 @@ pub fn regret(
     if own.locality(model) != Locality::Token {
         return refuse("router", "routing of each token by itself".to_owned(), router.to_string());
     }
-    let mut session = model.session(options)?;
+    let mut session = model.session(session)?;
     let mut workspace = Workspace::new();
     let mut try_it =
         |session: &mut Session, routers: &LayerRouters, at: usize, observer: &mut dyn Observer| {

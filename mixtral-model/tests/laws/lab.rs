@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use mixtral_model::lab::{
-    CompareOptions, Comparison, ExpertBytes, LogitsFile, ablate, against, compare, record_trace, regret,
-    save_logits, trace_header,
+    CompareOptions, Comparison, ExpertBytes, LogitsFile, NewTrace, RegretOptions, ablate, against, compare,
+    record_trace, regret, save_logits, trace_header,
 };
 use mixtral_model::{
     Error, LayerRouters, Model, Observed, Observer, Perplexity, PerplexityOptions, SessionOptions, Step,
@@ -190,13 +190,13 @@ fn predictions_kept_in_a_file() {
 
 /// Of every routing: its layer, and the pairs with the bits of their weights.
 #[derive(Default)]
-struct Seen(Vec<(usize, Vec<(u32, u32, u32)>)>);
+struct Seen(Vec<(usize, Vec<[u32; 3]>)>);
 
 impl Observer for Seen {
     fn routed(&mut self, routed: &Routed<'_>) -> Observed {
         let plan = routed.plan;
         let pairs = plan.row_tokens().iter().zip(plan.row_experts()).zip(plan.row_weights());
-        let pairs = pairs.map(|((&token, &expert), weight)| (token, expert, weight.to_bits())).collect();
+        let pairs = pairs.map(|((&token, &expert), weight)| [token, expert, weight.to_bits()]).collect();
         self.0.push((routed.layer, pairs));
         Ok(())
     }
@@ -217,9 +217,16 @@ fn a_recorded_run_is_replayed_to_the_bit() {
             let mut session = model.session(SessionOptions::default().with_seed(3)).unwrap();
             let (mut workspace, mut seen) = (Workspace::new(), Seen::default());
             let header = trace_header(&model);
-            let recorded =
-                record_trace(&model, &mut session, &ids, &options, &header, &path, &mut workspace, &mut seen)
-                    .unwrap();
+            let recorded = record_trace(
+                &model,
+                &mut session,
+                &ids,
+                &options,
+                NewTrace { path: &path, header: &header },
+                &mut workspace,
+                &mut seen,
+            )
+            .unwrap();
             assert_eq!(recorded, measured(&model, &ids, &options), "recording changes nothing");
 
             let file = std::fs::read(&path).unwrap();
@@ -235,8 +242,7 @@ fn a_recorded_run_is_replayed_to_the_bit() {
                 &mut session,
                 &ids,
                 &options,
-                &header,
-                &other,
+                NewTrace { path: &other, header: &header },
                 &mut workspace,
                 &mut replayed,
             )
@@ -274,9 +280,16 @@ fn a_recorded_run_is_replayed_to_the_bit() {
     let mut session = model.session(SessionOptions::default()).unwrap();
     let (options, header) = (PerplexityOptions::new(40), trace_header(&model));
     let mut workspace = Workspace::new();
-    let failed =
-        record_trace(&model, &mut session, &ids, &options, &header, &path, &mut workspace, &mut Broken)
-            .unwrap_err();
+    let failed = record_trace(
+        &model,
+        &mut session,
+        &ids,
+        &options,
+        NewTrace { path: &path, header: &header },
+        &mut workspace,
+        &mut Broken,
+    )
+    .unwrap_err();
     assert!(matches!(&failed, Error::Observer { .. }), "{failed:?}");
     assert_eq!((failed.to_string(), path.exists(), session.position()), ("no room".to_owned(), false, 0));
 }
@@ -337,7 +350,7 @@ fn what_a_router_could_have_done() {
         perplexity(&model, &mut session, &ids, &options, &mut Workspace::new(), &mut (), each).unwrap();
         for layer in 0..2 {
             let mut found = Vec::new();
-            regret(&model, SessionOptions::default(), &ids, layer, &spec("top-k:k=2"), 4, &mut (), |one| {
+            regret(&model, &ids, &RegretOptions::new(layer, spec("top-k:k=2")).every(4), &mut (), |one| {
                 found.push(one);
                 true
             })
@@ -374,7 +387,7 @@ fn what_a_router_could_have_done() {
         }
         let refused = |layer, router: &str, every| {
             let found =
-                regret(&model, SessionOptions::default(), &ids, layer, &spec(router), every, &mut (), |_| {
+                regret(&model, &ids, &RegretOptions::new(layer, spec(router)).every(every), &mut (), |_| {
                     true
                 });
             found.unwrap_err().to_string()

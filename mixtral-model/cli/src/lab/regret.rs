@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 
 use mixtral_model::Error;
-use mixtral_model::lab::{Counterfactual, TokenRegret, regret};
+use mixtral_model::lab::{Counterfactual, RegretOptions, TokenRegret, regret};
 use moe_core::memory;
 use serde_json::json;
 
@@ -22,11 +22,13 @@ pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
     let Subject { source, model, ids } = &subject;
     let tokens = args.tokens.map_or(WINDOW, NonZeroUsize::get).min(args.running.context(model));
     let ids = &ids[..tokens.min(ids.len())];
-    let options = args.running.session_options();
+    let options = RegretOptions::new(args.layer, router.clone())
+        .every(args.every.get())
+        .with_session(args.running.session_options());
     let (mut all, mut observer) = (Vec::new(), interrupt.clone());
     let mut failed = Ok(());
     let found = interrupt.during(|| {
-        regret(model, options, ids, args.layer, &router, args.every.get(), &mut observer, |of_token| {
+        regret(model, ids, &options, &mut observer, |of_token| {
             failed = memory::push(&mut all, Short::of(&of_token), "regrets");
             failed.is_ok() && !interrupt.wished()
         })

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use mixtral_model::lab::{record_trace, trace_header};
+use mixtral_model::lab::{NewTrace, record_trace, trace_header};
 use mixtral_model::{Error, LayerRouters, Model, PerplexityOptions, Session, Workspace};
 use moe_router::trace::{Replay, TraceError, TraceReader};
 
@@ -51,8 +51,9 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
     header.program = Some(concat!("mixtral ", env!("CARGO_PKG_VERSION")).to_owned());
     let mut observer = (interrupt.clone(), progress(&model, &options, ids.len()));
     let workspace = &mut Workspace::new();
+    let trace = NewTrace { path: &args.out, header: &header };
     let found = interrupt.during_writing(&args.out, || {
-        record_trace(&model, &mut session, &ids, &options, &header, &args.out, workspace, &mut observer)
+        record_trace(&model, &mut session, &ids, &options, trace, workspace, &mut observer)
     })?;
     drop(observer);
     if found.stopped {
