@@ -31,7 +31,7 @@ pub struct TokenRegret {
     pub next: u32,
     /// What the router chose.
     pub own: Counterfactual,
-    /// Every set of as many experts that the router would take whole, its own too, in the order of their numbers.
+    /// Every set of as many experts, the router's own too, in the order of their numbers.
     pub all: Vec<Counterfactual>,
 }
 
@@ -89,13 +89,12 @@ pub const MOST_SETS: usize = 5000;
 /// Reads a text, and at one token of [so many](RegretOptions::every) tries all sets of experts that a layer could have given it, as many as its router takes, each weighted as
 /// that would: by brute force, from the state before the token. `found` is told of each token, and ends the work by `false`.
 ///
-/// The layer's other tokens are routed by the same router, and those of the other layers by the model's own, from what they are given. Sets that the
-/// router would not take whole, though it may have nothing else, are left out.
+/// The layer's other tokens are routed by the same router, and those of the other layers by the model's own, from what they are given.
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] for a layer that the model does not have, steps of 0, more than [`MOST_SETS`] sets, or routing that is not of token
-/// locality; those of [`Model::forward`].
+/// [`Error::Setting`] for a layer that the model does not have, steps of 0, more than [`MOST_SETS`] sets, routing that is not of token
+/// locality, or a router that takes as many experts as it likes; those of [`Model::forward`].
 pub fn regret(
     model: &Model,
     ids: &[u32],
@@ -141,10 +140,11 @@ pub fn regret(
         for (set, routers) in &sets {
             session.truncate(at)?;
             let tried = try_it(&mut session, routers, at, observer)?;
-            // A router that takes as many experts as it likes may not take all that it is left.
-            if tried.experts == *set {
-                all.push(tried);
+            if tried.experts != *set {
+                let expected = "one that takes all experts of as many as it takes, such as top-k".to_owned();
+                return refuse("router", expected, router.to_string());
             }
+            all.push(tried);
         }
         session.truncate(at)?;
         try_it(&mut session, &own, at, observer)?;

@@ -395,6 +395,10 @@ fn what_a_router_could_have_done() {
         assert_eq!(refused(2, "top-k:k=2", 1), "layer: expected a number below 2, found 2");
         assert_eq!(refused(0, "top-k:k=2", 0), "every: expected 1 or more, found 0");
         assert!(
+            refused(0, "top-p:p=0.5", 1)
+                .starts_with("router: expected one that takes all experts of as many")
+        );
+        assert!(
             refused(0, "expert-choice:capacity=1.0", 1)
                 .starts_with("router: expected routing of each token by itself")
         );
