@@ -38,19 +38,19 @@ impl Lab {
 /// The first row is the model's own routing, the baseline. The text gets one BOS in front and is cut into windows, which are read by
 /// themselves, each by every router in turn: of each window all tokens but the first are predicted. Columns:
 ///
-///     perplexity  e to the mean of -ln p over the predicted tokens
-///     +-          half the width of its 95 % confidence interval
-///     nats        mean of -ln p less the baseline's, and +- half the width of the interval of that difference: both are of the same
-///                 tokens. A difference within its interval is marked ~, as noise
-///     KL          divergence of the predictions from the baseline's, nats a token
-///     same top    tokens with the same most likely token as the baseline's
-///     dropped     pairs of token and expert that were asked for and refused
-///     experts     experts that work on a token in a layer
-///     CV, max     spread of the load over a layer's experts: deviation over mean, and largest over mean, on average over layers
-///     distinct    experts of a layer that a pass uses
-///     MB          bytes of their weights in all layers, a pass, in units of 10^6
-///     tokens/s    of reading, without the comparison
-///     causal      yes: a token's experts depend on it alone. call: on earlier tokens of the same pass too. no: on later ones too
+///   perplexity  e to the mean of -ln p over the predicted tokens
+///   +-          half the width of its 95 % confidence interval
+///   nats        mean of -ln p less the baseline's, and +- half the width of the interval of that difference: both are of the same
+///               tokens. A difference within its interval is marked ~, as noise
+///   KL          divergence of the predictions from the baseline's, nats a token
+///   same top    tokens with the same most likely token as the baseline's
+///   dropped     pairs of token and expert that were asked for and refused
+///   experts     experts that work on a token in a layer
+///   CV, max     spread of the load over a layer's experts: deviation over mean, and largest over mean, on average over layers
+///   distinct    experts of a layer that a pass uses
+///   MB          bytes of their weights in all layers, a pass, in units of 10^6
+///   tokens/s    of reading, without the comparison
+///   causal      yes: a token's experts depend on it alone. call: on earlier tokens of the same pass too. no: on later ones too
 ///
 /// Intervals are from windows, at least two: up to 64 blocks of them, a ratio of sums, and Student's t. They say how far another text of
 /// the kind may be from this one; nothing is uncertain about the computation.
