@@ -120,10 +120,7 @@ impl<S: BorrowMut<Session>> Generation<S> {
             _ if self.max_tokens == 0 => Step::new(session, rest).wanted(Wanted::None),
             _ => Step::new(session, rest),
         };
-        Some(match &self.routers {
-            Some(routers) => step.with_routers(routers),
-            None => step,
-        })
+        Some(Step { routers: self.routers.as_deref(), ..step })
     }
 
     /// Takes what came of the step: the logits of its last token, `[V]`, or nothing if it wanted none. The session has taken the step's

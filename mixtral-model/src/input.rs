@@ -41,6 +41,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
         return Err(too_long(length));
     }
     let mut bytes = Vec::new();
+    memory::reserve(&mut bytes, usize::try_from(length).unwrap_or(usize::MAX), "a file")?;
     // One byte beyond the limit tells a file that has grown since from one that just fits.
     let read = file.take(limit + 1).read_to_end(&mut bytes);
     read.map_err(|source| Error::Io { path: path.to_path_buf(), source })?;

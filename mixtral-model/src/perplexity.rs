@@ -70,6 +70,11 @@ impl PerplexityOptions {
         (0..count).map(window).filter(|window| !window.scored.is_empty())
     }
 
+    /// Tokens that go through the model for a text of so many: of each window all but the last.
+    pub fn tokens_read(&self, tokens: usize) -> usize {
+        self.windows(tokens).map(|window| window.tokens.len() - 1).sum()
+    }
+
     /// Whether sessions of so many positions can hold the windows, and there are some in a text of so many tokens.
     pub(crate) fn check(&self, context: usize, tokens: usize) -> Result<()> {
         let least = self.unscored.saturating_add(1).max(2);
@@ -239,9 +244,19 @@ fn score_windows(
 
 /// Negative log-likelihood of a token under the softmax of its logits; terms are added in the order of the vocabulary.
 fn nll(logits: &[f32], token: u32) -> f64 {
-    let top = f64::from(numerics::max(logits));
-    let sum: f64 = logits.iter().map(|&logit| libm::exp(f64::from(logit) - top)).sum();
-    libm::log(sum) + top - f64::from(logits[token as usize])
+    log_total(logits) - f64::from(logits[token as usize])
+}
+
+/// ln Σ exp(l), in f64; terms are added in the order of the vocabulary.
+pub(crate) fn log_total(logits: &[f32]) -> f64 {
+    let top = numerics::max(logits);
+    f64::from(top) + log_sum(logits, top)
+}
+
+/// ln Σ exp(l - greatest), the same less the greatest logit.
+pub(crate) fn log_sum(logits: &[f32], greatest: f32) -> f64 {
+    let top = f64::from(greatest);
+    libm::log(logits.iter().map(|&logit| libm::exp(f64::from(logit) - top)).sum())
 }
 
 #[cfg(test)]

@@ -44,8 +44,7 @@ impl LayerRouters {
                 Some((at, spec)) => (Some(at), spec),
             };
             let spec: RouterSpec = spec.parse()?;
-            let router = spec.build().map_err(|error| not_as_expected(&format!("{error}"), &spec))?;
-            let router: Arc<dyn Router> = router.into();
+            let router = built(&spec)?;
             let ranges = match at {
                 None => vec![0..=layers.saturating_sub(1)],
                 Some(at) => at.split(',').map(|range| parse_range(range, layers)).collect::<Result<_>>()?,
@@ -57,6 +56,17 @@ impl LayerRouters {
                 routers.set(model, layer, router.clone())?;
             }
         }
+        Ok(routers)
+    }
+
+    /// One router for every layer of a model, such as a [replay](moe_router::trace::Replay).
+    ///
+    /// # Errors
+    ///
+    /// As [`LayerRouters::set`].
+    pub fn all(model: &Model, router: Arc<dyn Router>) -> Result<Self> {
+        let mut routers = Self::new(model);
+        (0..model.config().layers).try_for_each(|layer| routers.set(model, layer, router.clone()))?;
         Ok(routers)
     }
 
@@ -98,6 +108,22 @@ impl fmt::Debug for LayerRouters {
         f.write_str("LayerRouters of layers ")?;
         f.debug_list().entries(replaced).finish()
     }
+}
+
+/// The router of a spec.
+pub(crate) fn built(spec: &RouterSpec) -> Result<Arc<dyn Router>> {
+    // No layer is at fault: a spec that was parsed has settings that its router takes.
+    let router = spec.build().map_err(|source| Error::Layer { layer: 0, source })?;
+    Ok(router.into())
+}
+
+/// The same with some experts masked.
+pub(crate) fn built_without(spec: &RouterSpec, experts: &[usize]) -> Result<Arc<dyn Router>> {
+    if experts.is_empty() {
+        return built(spec);
+    }
+    let off: Vec<_> = experts.iter().map(usize::to_string).collect();
+    built(&format!("steered({spec}):off=[{}]", off.join(",")).parse()?)
 }
 
 /// A layer, or two with all between them.

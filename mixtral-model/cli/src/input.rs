@@ -31,6 +31,14 @@ pub(crate) fn stdin() -> Result<String> {
     utf8(io::stdin().lock(), "standard input")
 }
 
+/// The text of the option --text, or standard input where it is absent.
+pub(crate) fn text_option(path: Option<&Path>) -> Result<String> {
+    match path {
+        Some(path) => file(path),
+        None => text_or_stdin(None, "--text"),
+    }
+}
+
 /// The text of a file, or of standard input if it is `-`.
 pub(crate) fn file(path: &Path) -> Result<String> {
     if path == Path::new("-") {

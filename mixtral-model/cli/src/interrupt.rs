@@ -93,6 +93,11 @@ impl Interrupt {
         forgotten
     }
 
+    /// Ends what is asked about it if the user wishes so.
+    pub(crate) fn go_on(&self) -> ControlFlow<()> {
+        if self.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
     pub(crate) fn wished(&self) -> bool {
         self.0.wished.load(Ordering::SeqCst)
     }
@@ -135,6 +140,6 @@ impl Observer for Interrupt {
     }
 
     fn layer_done(&mut self, _: usize, _: ArrayView2<'_, f32>) -> Observed<ControlFlow<()>> {
-        Ok(if self.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        Ok(self.go_on())
     }
 }

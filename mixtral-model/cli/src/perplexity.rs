@@ -32,10 +32,7 @@ pub(crate) fn run(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
 
 /// Reads a text.
 fn measure(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
-    let text = match &args.text {
-        Some(path) => input::file(path)?,
-        None => input::text_or_stdin(None, "--text")?,
-    };
+    let text = input::text_option(args.text.as_deref())?;
     let Ready { source, model, mut session } = Ready::new(args)?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let window = args.window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
@@ -43,7 +40,7 @@ fn measure(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
         true => PerplexityOptions::llama_cpp(window, model.config().bos_of(&ids)),
         false => PerplexityOptions::new(window).with_stride(args.stride.map_or(window, NonZeroUsize::get)),
     };
-    let read = tokens_read(&options, ids.len());
+    let read = options.tokens_read(ids.len());
     let mut observer = (interrupt.clone(), Progress::new(&model, read));
     let go_on = |_| ControlFlow::Continue(());
     let begun = Instant::now();
@@ -72,7 +69,7 @@ fn compare(args: &Perplexity, path: &Path, interrupt: &Interrupt) -> Result<()> 
     let mut file = LogitsFile::open(path)?;
     let Ready { model, mut session, .. } = Ready::new(args)?;
     let options = PerplexityOptions::llama_cpp(file.window(), None);
-    let (tokens, read) = (file.tokens().len(), tokens_read(&options, file.tokens().len()));
+    let (tokens, read) = (file.tokens().len(), options.tokens_read(file.tokens().len()));
     let mut observer = (interrupt.clone(), Progress::new(&model, read));
     let begun = Instant::now();
     let workspace = &mut Workspace::new();
@@ -85,11 +82,6 @@ fn compare(args: &Perplexity, path: &Path, interrupt: &Interrupt) -> Result<()> 
     aside(&format!("read{}", speed(read, took)));
     write_products(&model);
     Ok(())
-}
-
-/// The last token of a window needs no reading.
-fn tokens_read(options: &PerplexityOptions, tokens: usize) -> usize {
-    options.windows(tokens).map(|window| window.tokens.len() - 1).sum()
 }
 
 /// A model, ready to read.

@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// Bytes of a tensor's beginning, and of its end, that count.
 const SAMPLE: usize = 1 << 12;
 
-/// SHA-256 of what a checkpoint says of its tensors and of samples of them: [`Checkpoint::digest`].
+/// A SHA-256: of a checkpoint, that of what it says of its tensors and of samples of them ([`Checkpoint::digest`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Digest([u8; 32]);
 
@@ -42,7 +42,20 @@ impl Checkpoint {
             part(&file.bytes(begin, end.min(begin + SAMPLE))?);
             part(&file.bytes(begin.max(end.saturating_sub(SAMPLE)), end)?);
         }
-        Ok(Digest(hash.finalize().into()))
+        Ok(hash.into())
+    }
+}
+
+impl Digest {
+    /// Of some bytes.
+    pub(crate) fn of(bytes: impl AsRef<[u8]>) -> Self {
+        Sha256::new_with_prefix(bytes).into()
+    }
+}
+
+impl From<Sha256> for Digest {
+    fn from(hash: Sha256) -> Self {
+        Self(hash.finalize().into())
     }
 }
 

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use moe_router::RouterSpec;
 
 use super::compare::{CompareOptions, Routing, compare_with};
-use super::routers::built;
 use super::{BlockMean, ExpertBytes};
+use crate::routers::{built, built_without};
 use crate::{LayerRouters, Model, Observer, Result};
 
 /// What a text came to without one expert of one layer.
@@ -59,10 +59,9 @@ pub fn ablate(
         (0..config.layers).flat_map(|n| (0..config.experts.of(n)).map(move |e| (n, e))).collect();
     let whole = LayerRouters::all(model, built(router)?)?;
     let without = |&(layer, expert): &(usize, usize)| {
-        let steered = format!("steered({router}):off=[{expert}]").parse()?;
         let mut routers = whole.clone();
-        routers.set(model, layer, built(&steered)?)?;
-        Ok((steered.to_string(), routers))
+        routers.set(model, layer, built_without(router, &[expert])?)?;
+        Ok((format!("layer {layer} without expert {expert}"), routers))
     };
     let routers = places.iter().map(without).collect::<Result<Vec<_>>>()?;
     let found = compare_with(model, Some(&whole), ids, options, &routers, bytes, observer, done)?;

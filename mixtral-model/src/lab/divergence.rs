@@ -1,8 +1,9 @@
 //! How far predictions are from those of a baseline.
 
-use moe_core::{memory, numerics};
+use moe_core::memory;
 
 use crate::Result;
+use crate::perplexity::log_total;
 
 /// Natural logarithms of the probabilities that logits `[V]` are, in f64, in a buffer.
 ///
@@ -10,9 +11,7 @@ use crate::Result;
 ///
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
 pub(crate) fn log_probabilities(logits: &[f32], into: &mut Vec<f64>) -> Result<()> {
-    let top = f64::from(numerics::max(logits));
-    let sum: f64 = logits.iter().map(|&logit| libm::exp(f64::from(logit) - top)).sum();
-    let total = top + libm::log(sum);
+    let total = log_total(logits);
     memory::refill_from(
         into,
         logits.len(),

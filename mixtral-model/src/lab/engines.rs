@@ -1,13 +1,12 @@
 //! What two engines, or two models, predict on one text, through a file.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use super::divergence::{Difference, Divergence, log_probabilities};
 use super::logits_file::{LogitsFile, LogitsWriter};
+use super::record::of_whole_text;
 use crate::perplexity::score;
-use crate::save::replace;
 use crate::{Error, Model, Observer, Perplexity, PerplexityOptions, Result, Session, Workspace};
 
 /// Log-probabilities up to here are left out of divergences, as llama-perplexity does: its files do not tell them apart.
@@ -34,24 +33,13 @@ pub fn save_logits(
         let expected = "those of PerplexityOptions::llama_cpp".to_owned();
         return Err(Error::Setting { setting: "windows", expected, found: "others".to_owned() });
     }
-    options.check(session.context(), ids.len())?;
-    let windows = options.windows(ids.len()).count();
-    let mut found = None;
-    let written = replace(path, |out| {
-        let vocabulary = model.config().vocab_size;
+    let (windows, vocabulary) = (options.windows(ids.len()).count(), model.config().vocab_size);
+    of_whole_text(path, |out| {
         let mut file = LogitsWriter::new(out, path, window, vocabulary, &ids[..windows * window])?;
-        let read = score(model, session, ids, options, workspace, observer, |_, logits| {
+        score(model, session, ids, options, workspace, observer, |_, logits| {
             file.push(logits).map(|()| ControlFlow::Continue(()))
-        })?;
-        let stopped = read.stopped;
-        found = Some(read);
-        out.flush().map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
-        if stopped { Err(Error::Stopped) } else { Ok(()) }
-    });
-    match (written, found) {
-        (Ok(()) | Err(Error::Stopped), Some(found)) => Ok(found),
-        (written, _) => written.and(Err(Error::Stopped)),
-    }
+        })
+    })
 }
 
 /// Reads the text of a file of llama-perplexity's format, and compares what is predicted with what the file says. If the text begins with the

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use moe_core::{OutOfMemory, memory, numerics};
 
 use crate::input::open_regular;
+use crate::perplexity::log_sum;
 use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"_logits_";
@@ -79,12 +80,6 @@ impl<'a, W: Write> LogitsWriter<'a, W> {
         }
         self.out.write_all(&self.row).map_err(|source| Error::Io { path: self.path.to_path_buf(), source })
     }
-}
-
-/// ln Σ exp(l - greatest).
-fn log_sum(logits: &[f32], greatest: f32) -> f64 {
-    let top = f64::from(greatest);
-    libm::log(logits.iter().map(|&logit| libm::exp(f64::from(logit) - top)).sum())
 }
 
 fn row_bytes(vocabulary: usize) -> usize {

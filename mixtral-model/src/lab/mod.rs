@@ -16,7 +16,6 @@ mod interval;
 mod logits_file;
 mod record;
 mod regret;
-mod routers;
 mod window;
 
 pub use ablate::{Ablated, Ablation, ablate};

@@ -1,18 +1,16 @@
 //! A model's routing, into a trace.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::Arc;
 
-use moe_core::{Routed, Router};
+use moe_core::Routed;
 use moe_router::trace::{TraceError, TraceHeader, TraceWriter};
 
-use crate::perplexity::{check_text, score};
+use crate::perplexity::score;
 use crate::save::replace;
-use crate::{
-    Error, LayerRouters, Model, Observed, Observer, Perplexity, PerplexityOptions, Result, Session, Workspace,
-};
+use crate::{Error, Model, Observed, Observer, Perplexity, PerplexityOptions, Result, Session, Workspace};
 
 /// Writes what the routers of a model do to a [trace](moe_router::trace), while it runs. It wants all rows of all layers.
 ///
@@ -65,11 +63,8 @@ pub fn record_trace(
     observer: &mut dyn Observer,
 ) -> Result<Perplexity> {
     let NewTrace { path, header } = trace;
-    options.check(session.context(), ids.len())?;
-    check_text(model, ids)?;
     let failed = |source| Error::Trace { path: path.to_path_buf(), source };
-    let mut stopped = None;
-    let written = replace(path, |out| {
+    of_whole_text(path, |out| {
         let mut recorder = TraceRecorder::new(TraceWriter::new(out, header).map_err(failed)?);
         let go_on = |_, _: &[f32]| Ok(ControlFlow::Continue(()));
         let read = score(model, session, ids, options, workspace, &mut (&mut recorder, observer), go_on);
@@ -80,15 +75,29 @@ pub fn record_trace(
             },
             other => other,
         })?;
-        if read.stopped {
-            stopped = Some(read);
+        if !read.stopped {
+            recorder.into_inner().finish().map_err(failed)?;
+        }
+        Ok(read)
+    })
+}
+
+/// Writes a file while a text is read, which appears if all of it was.
+pub(super) fn of_whole_text(
+    path: &Path,
+    read: impl FnOnce(&mut BufWriter<&File>) -> Result<Perplexity>,
+) -> Result<Perplexity> {
+    let mut stopped = None;
+    let written = replace(path, |out| {
+        let found = read(out)?;
+        if found.stopped {
+            stopped = Some(found);
             return Err(Error::Stopped);
         }
-        recorder.into_inner().finish().map_err(failed)?;
-        Ok(read)
+        Ok(found)
     });
     match (written, stopped) {
-        (Err(Error::Stopped), Some(read)) => Ok(read),
+        (Err(Error::Stopped), Some(found)) => Ok(found),
         (written, _) => written,
     }
 }
@@ -99,17 +108,4 @@ pub fn trace_header(model: &Model) -> TraceHeader {
     // A model with more experts than that is none of this family; recording then says so.
     let experts = |n| u16::try_from(config.experts.of(n)).unwrap_or(u16::MAX);
     TraceHeader::new((0..config.layers).map(experts))
-}
-
-impl LayerRouters {
-    /// One router for every layer of a model, such as a [replay](moe_router::trace::Replay).
-    ///
-    /// # Errors
-    ///
-    /// As [`LayerRouters::set`].
-    pub fn all(model: &Model, router: Arc<dyn Router>) -> Result<Self> {
-        let mut routers = Self::new(model);
-        (0..model.config().layers).try_for_each(|layer| routers.set(model, layer, router.clone()))?;
-        Ok(routers)
-    }
 }

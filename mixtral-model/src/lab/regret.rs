@@ -4,7 +4,7 @@ use moe_core::{Locality, Routed};
 use moe_router::RouterSpec;
 
 use super::divergence::log_probabilities;
-use super::routers::built;
+use crate::routers::{built, built_without};
 use crate::{
     Error, LayerRouters, Model, Observed, Observer, Result, Session, SessionOptions, Step, Wanted, Workspace,
 };
@@ -176,13 +176,9 @@ fn all_sets(
     let mut sets = Vec::new();
     let mut set: Vec<usize> = (0..size).collect();
     loop {
-        let off: Vec<_> = (0..experts).filter(|e| !set.contains(e)).map(|e| e.to_string()).collect();
-        let forced = match off.is_empty() {
-            true => router.clone(),
-            false => format!("steered({router}):off=[{}]", off.join(",")).parse()?,
-        };
+        let others: Vec<_> = (0..experts).filter(|e| !set.contains(e)).collect();
         let mut routers = LayerRouters::new(model);
-        routers.set(model, layer, built(&forced)?)?;
+        routers.set(model, layer, built_without(router, &others)?)?;
         sets.push((set.clone(), routers));
         // The next in the order of numbers.
         let Some(at) = (0..size).rev().find(|&i| set[i] < experts - size + i) else { return Ok(sets) };

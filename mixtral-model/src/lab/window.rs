@@ -63,11 +63,7 @@ impl Reading<'_> {
                     &replaced
                 }
             };
-            let step = Step::new(&mut *session, tokens).wanted(wanted);
-            let step = match self.routers {
-                Some(routers) => step.with_routers(routers),
-                None => step,
-            };
+            let step = Step { routers: self.routers, ..Step::new(&mut *session, tokens).wanted(wanted) };
             let logits = model.forward(&mut [step], workspace, observer)?;
             if wanted == Wanted::All {
                 let context = begin.saturating_sub(chunk.start);

@@ -2,17 +2,17 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
 
-use moe_core::{OutOfMemory, memory};
+use moe_core::memory;
 use moe_kernels::Dtype;
 use safetensors::SafeTensors;
 use sha2::{Digest as _, Sha256};
 
 use super::{Session, SessionOptions};
 use crate::checkpoint::Digest;
-use crate::input::open_regular;
+use crate::input::read_limited;
 use crate::save::{Elements, Tensor, save_tensors, write_elements};
 use crate::{Error, Model, Result};
 
@@ -60,12 +60,12 @@ impl Session {
         let about = [
             ("format", FORMAT.to_owned()),
             ("checkpoint", digest.to_string()),
-            ("config", config_digest(model)),
+            ("config", config_digest(model).to_string()),
             ("activations", model.compute().activations.to_string()),
             ("context", self.context.to_string()),
             ("sequence_id", self.sequence_id.to_string()),
             ("seed", self.seed.to_string()),
-            ("sha256", hash.hex()),
+            ("sha256", Digest::from(hash.0).to_string()),
         ];
         let about = about.map(|(name, value)| (name.to_owned(), value)).into_iter().collect();
         save_tensors(path, Some(about), &tensors)
@@ -91,16 +91,14 @@ impl Model {
     /// [`Error::Io`]; [`Error::Checkpoint`] for a file that is no such session, is damaged, or is of a model of other weights, another
     /// config or another kind of products; [`Error::OutOfMemory`].
     pub fn restore(&self, digest: &Digest, path: &Path) -> Result<Session> {
-        let bytes = read(path, self.most_bytes())?;
+        let bytes = read_limited(path, self.most_bytes())?;
         let file = File::parse(path, &bytes)?;
         file.require("format", FORMAT)?;
         file.require("checkpoint", digest)?;
         file.require("config", config_digest(self))?;
         file.require("activations", self.compute().activations)?;
-        let mut hash = Hash(Sha256::new());
         // The elements follow each other in the file as they were hashed.
-        hash.0.update(file.data);
-        file.require("sha256", hash.hex())?;
+        file.require("sha256", Digest::of(file.data))?;
 
         let tokens = file.tensor("tokens", safetensors::Dtype::U32, |shape| shape.len() == 1)?;
         let (ids, _) = tokens.data().as_chunks::<4>();
@@ -202,26 +200,8 @@ impl<'a> File<'a> {
 }
 
 /// What else than weights decides on a model's results, as this version of the program reads it.
-fn config_digest(model: &Model) -> String {
-    let mut hash = Hash(Sha256::new());
-    hash.0.update(format!("{:?}", model.config()));
-    hash.hex()
-}
-
-/// All of a file, in memory that may not be there.
-fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
-    let (file, length) = open_regular(path)?;
-    if length > most {
-        let expected = format!("a session of the model, of at most {most} bytes");
-        return Err(Error::checkpoint(path, expected, format!("{length} bytes")));
-    }
-    let mut bytes = Vec::new();
-    let room = usize::try_from(length).unwrap_or(usize::MAX);
-    bytes.try_reserve_exact(room).map_err(|_| OutOfMemory::of::<u8>("a session's file", room))?;
-    file.take(length)
-        .read_to_end(&mut bytes)
-        .map_err(|source| Error::Io { path: path.to_path_buf(), source })?;
-    Ok(bytes)
+fn config_digest(model: &Model) -> Digest {
+    Digest::of(format!("{:?}", model.config()))
 }
 
 fn stored(dtype: Dtype) -> safetensors::Dtype {
@@ -238,12 +218,6 @@ fn loaded(dtype: safetensors::Dtype) -> Option<Dtype> {
 
 /// What is written goes into a hash.
 struct Hash(Sha256);
-
-impl Hash {
-    fn hex(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
 
 impl Write for Hash {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

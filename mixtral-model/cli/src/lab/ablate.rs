@@ -2,10 +2,9 @@
 
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 
-use mixtral_model::PerplexityOptions;
 use mixtral_model::lab::{Ablated, CompareOptions, ExpertBytes, ablate};
+use mixtral_model::{Access, PerplexityOptions};
 use serde_json::json;
 
 use super::{Subject, WINDOW};
@@ -20,15 +19,15 @@ pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
     let subject = Subject::new(&args.running, args.text.as_deref())?;
     let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
     let Subject { source, model, ids } = &subject;
-    let bytes = ExpertBytes::of(&source.checkpoint(args.running.access.access())?, model.config())?;
+    let bytes = ExpertBytes::of(&source.checkpoint(Access::Map)?, model.config())?;
     let window = args.window.map_or(WINDOW.min(args.running.context(model)), NonZeroUsize::get);
     let windows = PerplexityOptions::new(window).with_chunk(window);
     let options = CompareOptions::new(windows).with_session(args.running.session_options());
-    let read: usize = windows.windows(ids.len()).map(|window| window.tokens.len() - 1).sum();
+    let read = windows.tokens_read(ids.len());
     let config = model.config();
     let ways = 1 + (0..config.layers).map(|n| config.experts.of(n)).sum::<usize>();
     let mut observer = (interrupt.clone(), Progress::new(model, read * ways));
-    let go_on = |_, _| if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let go_on = |_, _| interrupt.go_on();
     let found = interrupt.during(|| ablate(model, ids, &options, &router, &bytes, &mut observer, go_on))?;
     drop(observer);
     let text = if args.json {

@@ -1,10 +1,9 @@
 //! `mixtral lab compare`.
 
 use std::num::NonZeroUsize;
-use std::ops::ControlFlow;
 
 use mixtral_model::lab::{CompareOptions, ExpertBytes, compare};
-use mixtral_model::{LayerRouters, PerplexityOptions};
+use mixtral_model::{Access, LayerRouters, PerplexityOptions};
 
 use super::report::Report;
 use super::{Subject, WINDOW};
@@ -17,7 +16,7 @@ use crate::summary::{aside, write_products};
 
 pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
     let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref())?;
-    let bytes = ExpertBytes::of(&source.checkpoint(args.running.access.access())?, model.config())?;
+    let bytes = ExpertBytes::of(&source.checkpoint(Access::Map)?, model.config())?;
     let routers = args.routers.iter().map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, spec)?)));
     let routers = routers.collect::<Result<Vec<_>>>()?;
     let context = args.running.context(&model);
@@ -28,9 +27,9 @@ pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
     let session = args.running.session_options().with_seed(args.seed);
     let options = CompareOptions::new(windows).with_session(session);
 
-    let read: usize = windows.windows(ids.len()).map(|window| window.tokens.len() - 1).sum();
+    let read = windows.tokens_read(ids.len());
     let mut observer = (interrupt.clone(), Progress::new(&model, read * (1 + routers.len())));
-    let go_on = |_, _| if interrupt.wished() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    let go_on = |_, _| interrupt.go_on();
     let found =
         interrupt.during(|| compare(&model, &ids, &options, &routers, &bytes, &mut observer, go_on))?;
     drop(observer);

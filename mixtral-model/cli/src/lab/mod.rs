@@ -35,10 +35,7 @@ struct Subject {
 
 impl Subject {
     fn new(running: &Running, text: Option<&Path>) -> Result<Self> {
-        let text = match text {
-            Some(path) => input::file(path)?,
-            None => input::text_or_stdin(None, "--text")?,
-        };
+        let text = input::text_option(text)?;
         let source = running.model.source()?;
         let model = running.load(&source)?;
         let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mixtral_model::lab::{NewTrace, record_trace, trace_header};
-use mixtral_model::{Error, LayerRouters, Model, PerplexityOptions, Session, Workspace};
+use mixtral_model::{Access, Error, LayerRouters, PerplexityOptions, Session, Workspace};
 use moe_router::trace::{Replay, TraceError, TraceReader};
 
 use crate::args::{self, Trace, TraceCommand};
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Trace, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
-    let text = text(args.text.as_deref())?;
+    let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
     let model = args.running.load_with(&source, &args.router)?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
@@ -46,10 +46,10 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
     header.model = Some(
         args.running.model.model.as_ref().map_or("built-in demo".to_owned(), |m| m.display().to_string()),
     );
-    header.checkpoint = Some(source.checkpoint(args.running.access.access())?.digest()?.to_string());
+    header.checkpoint = Some(source.checkpoint(Access::Map)?.digest()?.to_string());
     header.router.clone_from(&args.router.router);
     header.program = Some(concat!("mixtral ", env!("CARGO_PKG_VERSION")).to_owned());
-    let mut observer = (interrupt.clone(), progress(&model, &options, ids.len()));
+    let mut observer = (interrupt.clone(), Progress::new(&model, options.tokens_read(ids.len())));
     let workspace = &mut Workspace::new();
     let trace = NewTrace { path: &args.out, header: &header };
     let found = interrupt.during_writing(&args.out, || {
@@ -69,7 +69,7 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
 }
 
 fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
-    let text = text(args.text.as_deref())?;
+    let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
     let mut model = args.running.load(&source)?;
     let file = open(&args.trace)?;
@@ -78,7 +78,7 @@ fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let mut session = args.running.session(&model, 0)?;
     let options = windows(&session, args.window, args.chunk);
-    let mut observer = (interrupt.clone(), progress(&model, &options, ids.len()));
+    let mut observer = (interrupt.clone(), Progress::new(&model, options.tokens_read(ids.len())));
     let go_on = |_| ControlFlow::Continue(());
     let workspace = &mut Workspace::new();
     let found = interrupt.during(|| {
@@ -97,13 +97,6 @@ fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
     Ok(Output::new().text(&line)?)
 }
 
-fn text(path: Option<&Path>) -> Result<String> {
-    match path {
-        Some(path) => input::file(path),
-        None => input::text_or_stdin(None, "--text"),
-    }
-}
-
 fn windows(
     session: &Session,
     window: Option<NonZeroUsize>,
@@ -111,10 +104,6 @@ fn windows(
 ) -> PerplexityOptions {
     let window = window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
     PerplexityOptions::new(window).with_chunk(chunk.map_or(window, NonZeroUsize::get))
-}
-
-fn progress(model: &Model, options: &PerplexityOptions, tokens: usize) -> Progress {
-    Progress::new(model, options.windows(tokens).map(|window| window.tokens.len() - 1).sum())
 }
 
 fn open(path: &Path) -> Result<File> {
