@@ -97,7 +97,12 @@ fn every_router_says_so() {
         let text = entry.example.replace("groups=8,kept=3", "groups=4,kept=2");
         let text = text.replace("groups=8,kept=4", "groups=4,kept=2").replace("k=12", "k=2");
         let text = text.replace(&["0.5"; 8].join(","), &["0.5"; EXPERTS].join(","));
-        let router = text.parse::<RouterSpec>().unwrap().build().unwrap();
+        let spec: RouterSpec = text.parse().unwrap();
+        if spec.trace().is_some() {
+            // Opening a file takes memory that cannot be refused; reading a trace is tried with the traces.
+            continue;
+        }
+        let router = spec.build().unwrap();
         refusals += each_refused(&text, || {
             let (mut out, mut plan) = (Assignments::new(), RoutingPlan::new());
             out.reset(TOKENS, EXPERTS)?;

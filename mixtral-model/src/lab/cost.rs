@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use moe_core::Routed;
+use moe_router::metrics::ExpertLoad;
 use ndarray::ArrayView2;
 
 use crate::{Checkpoint, Config, Error, ExpertMatrix, Manifest, Model, Observed, Observer, Result};
@@ -41,7 +42,7 @@ impl ExpertBytes {
 pub struct RoutingCost<'a> {
     bytes: &'a ExpertBytes,
     /// Rows of each expert, by layer.
-    load: Vec<Vec<u64>>,
+    load: Vec<ExpertLoad>,
     /// Tokens routed, in all layers together.
     tokens: u64,
     rows: u64,
@@ -59,7 +60,9 @@ impl<'a> RoutingCost<'a> {
         let config = model.config();
         Self {
             bytes,
-            load: (0..config.layers).map(|n| vec![0; config.experts.of(n)]).collect(),
+            load: (0..config.layers)
+                .map(|n| ExpertLoad::from_counts(vec![0; config.experts.of(n)]))
+                .collect(),
             tokens: 0,
             rows: 0,
             refused: 0,
@@ -94,31 +97,24 @@ impl<'a> RoutingCost<'a> {
     }
 
     /// Rows of each expert, by layer.
-    pub fn load(&self) -> &[Vec<u64>] {
+    pub fn load(&self) -> &[ExpertLoad] {
         &self.load
     }
 
     /// Population standard deviation of a layer's load over its mean, on average over layers; 0 is an even spread.
     pub fn load_cv(&self) -> f64 {
-        self.mean_of_layers(|load, mean| {
-            let squares = load.iter().map(|&rows| (rows as f64 - mean).powi(2)).sum::<f64>();
-            (squares / load.len() as f64).sqrt() / mean
-        })
+        self.mean_of_layers(ExpertLoad::cv)
     }
 
     /// Largest load of a layer over its mean, on average over layers; 1 is an even spread.
     pub fn load_max_over_mean(&self) -> f64 {
-        self.mean_of_layers(|load, mean| load.iter().copied().max().unwrap_or(0) as f64 / mean)
+        self.mean_of_layers(ExpertLoad::max_over_mean)
     }
 
     /// Of the layers that had work.
-    fn mean_of_layers(&self, of: impl Fn(&[u64], f64) -> f64) -> f64 {
-        let worked = self.load.iter().filter(|load| load.iter().any(|&rows| rows > 0));
-        let (mut sum, mut count) = (0.0, 0.0);
-        for load in worked {
-            sum += of(load, load.iter().sum::<u64>() as f64 / load.len() as f64);
-            count += 1.0;
-        }
+    fn mean_of_layers(&self, of: impl Fn(&ExpertLoad) -> f64) -> f64 {
+        let worked = self.load.iter().filter(|load| load.counts().iter().any(|&rows| rows > 0));
+        let (sum, count) = worked.fold((0.0, 0.0), |(sum, count), load| (sum + of(load), count + 1.0));
         if count == 0.0 { 0.0 } else { sum / count }
     }
 }
@@ -133,8 +129,8 @@ impl Observer for RoutingCost<'_> {
         for expert in plan.active_experts() {
             self.distinct += 1;
             self.touched += self.bytes.at(layer, expert);
-            if let Some(load) = self.load.get_mut(layer).and_then(|load| load.get_mut(expert)) {
-                *load += plan.expert_rows(expert).len() as u64;
+            if let Some(load) = self.load.get_mut(layer) {
+                load.add_tokens(expert, plan.expert_rows(expert).len() as u64);
             }
         }
         Ok(())

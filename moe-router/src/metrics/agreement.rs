@@ -6,15 +6,59 @@ use super::Proportion;
 use crate::precise::{log_sum_exp, widened};
 use crate::present::present;
 
-/// How far a routing is from another of the same tokens: two routers, two engines, two checkpoints.
+/// How often the experts of the same tokens are the same, by whatever they were chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
-pub struct Agreement {
+pub struct ChoiceAgreement {
     /// The first choice is the same; two tokens without a choice agree.
     pub first: Proportion,
     /// The set of experts is the same, in whatever order. Its [complement](Self::flips) is the flip rate.
     pub set: Proportion,
     overlap: f64,
+}
+
+impl ChoiceAgreement {
+    /// Adds a token, by its experts in either routing, best first and each once; says whether the sets are the same.
+    pub fn add<E: PartialEq>(
+        &mut self,
+        a: impl Iterator<Item = E> + Clone,
+        b: impl Iterator<Item = E> + Clone,
+    ) -> bool {
+        let common = a.clone().filter(|e| b.clone().any(|other| other == *e)).count();
+        let either = a.clone().count() + b.clone().count() - common;
+        self.first.count(a.clone().next() == b.clone().next());
+        self.set.count(common == either);
+        self.overlap += if either == 0 { 1.0 } else { common as f64 / either as f64 };
+        common == either
+    }
+
+    /// Tokens that were compared.
+    pub fn tokens(&self) -> u64 {
+        self.first.trials
+    }
+
+    /// The flip rate: tokens whose set of experts differs.
+    pub fn flips(&self) -> Proportion {
+        self.set.complement()
+    }
+
+    /// The mean over tokens of the experts chosen by both over those chosen by either; 1 where none is chosen by either. 0 without
+    /// tokens.
+    pub fn overlap(&self) -> f64 {
+        self.mean(self.overlap)
+    }
+
+    fn mean(&self, sum: f64) -> f64 {
+        if self.tokens() == 0 { 0.0 } else { sum / self.tokens() as f64 }
+    }
+}
+
+/// How far a routing is from another of the same tokens: two routers, two engines, two checkpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Agreement {
+    /// Of what was chosen, refused or not.
+    pub choices: ChoiceAgreement,
     kl: f64,
     kl_over_chosen: f64,
 }
@@ -34,11 +78,7 @@ impl Agreement {
             x.extend(a.plan.requested(t));
             y.clear();
             y.extend(b.plan.requested(t));
-            let common = x.iter().filter(|e| y.contains(e)).count();
-            let either = x.len() + y.len() - common;
-            self.first.count(x.first() == y.first());
-            self.set.count(common == either);
-            self.overlap += if either == 0 { 1.0 } else { common as f64 / either as f64 };
+            self.choices.add(x.iter(), y.iter());
 
             let (row_a, row_b) = (a.logits.row(t), b.logits.row(t));
             self.kl += divergence(widened(row_a), widened(row_b));
@@ -50,29 +90,15 @@ impl Agreement {
         }
     }
 
-    /// The flip rate: tokens whose set of experts differs.
-    pub fn flips(&self) -> Proportion {
-        self.set.complement()
-    }
-
-    /// The mean over tokens of the experts chosen by both over those chosen by either; 1 where none is chosen by either.
-    pub fn overlap(&self) -> f64 {
-        self.mean(self.overlap)
-    }
-
     /// The mean over tokens of `Σ p ln(p / q)` over all experts, p the first routing's softmax and q the second's, in nats.
     pub fn kl(&self) -> f64 {
-        self.mean(self.kl)
+        self.choices.mean(self.kl)
     }
 
     /// The same with both softmaxes over the experts that the first routing chose for the token: how differently the two would
     /// weigh that choice. 0 for k = 1.
     pub fn kl_over_chosen(&self) -> f64 {
-        self.mean(self.kl_over_chosen)
-    }
-
-    fn mean(&self, sum: f64) -> f64 {
-        if self.first.trials == 0 { 0.0 } else { sum / self.first.trials as f64 }
+        self.choices.mean(self.kl_over_chosen)
     }
 }
 

@@ -30,12 +30,24 @@ impl CoActivation {
     #[track_caller]
     pub fn add(&mut self, routed: &Routed<'_>) {
         assert_eq!(routed.plan.experts(), self.counts.nrows(), "experts");
-        let requested = |t| routed.plan.requested(t);
+        let mut choices = Vec::new();
         for t in present(&routed.input(), 0..routed.plan.tokens()) {
-            self.tokens += 1;
-            for a in requested(t) {
-                requested(t).for_each(|b| self.counts[[a, b]] += 1);
-            }
+            choices.clear();
+            choices.extend(routed.plan.requested(t));
+            self.add_token(&choices);
+        }
+    }
+
+    /// Adds one token, by its different choices.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is no expert.
+    #[track_caller]
+    pub fn add_token(&mut self, choices: &[usize]) {
+        self.tokens += 1;
+        for &a in choices {
+            choices.iter().for_each(|&b| self.counts[[a, b]] += 1);
         }
     }
 

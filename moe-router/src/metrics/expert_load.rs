@@ -86,6 +86,16 @@ impl ExpertLoad {
         &self.counts
     }
 
+    /// Adds tokens of one expert.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such expert.
+    #[track_caller]
+    pub fn add_tokens(&mut self, expert: usize, tokens: u64) {
+        self.counts[expert] += tokens;
+    }
+
     fn total(&self) -> f64 {
         self.counts.iter().map(|&n| n as f64).sum()
     }
@@ -99,6 +109,16 @@ impl ExpertLoad {
                 most as f64 * self.counts.len() as f64 / total
             }
         }
+    }
+
+    /// Population standard deviation of the load over its mean: 0 is even, `√(E - 1)` one expert with all. 0 without load.
+    pub fn cv(&self) -> f64 {
+        let mean = self.total() / self.counts.len() as f64;
+        if mean.is_nan() || mean == 0.0 {
+            return 0.0;
+        }
+        let squares = self.counts.iter().map(|&n| (n as f64 - mean).powi(2)).sum::<f64>();
+        (squares / self.counts.len() as f64).sqrt() / mean
     }
 
     /// MaxVio, `max / mean - 1` (loss-free balancing, [2408.15664], section 4.1): 0 is even. 0 without load. Over one batch it is

@@ -47,7 +47,7 @@ mod proportion;
 mod temporal;
 mod transitions;
 
-pub use agreement::Agreement;
+pub use agreement::{Agreement, ChoiceAgreement};
 pub use capacity_sweep::{Dropped, capacity_sweep};
 pub use co_activation::CoActivation;
 pub use confidence::{Confidence, capacity_utilisation};

@@ -30,9 +30,19 @@ impl Transitions {
         assert_eq!((from.plan.experts(), to.plan.experts()), self.counts.dim(), "experts of two layers");
         for t in present(&from.input(), 0..from.plan.tokens()) {
             if let (Some(a), Some(b)) = (from.plan.requested(t).next(), to.plan.requested(t).next()) {
-                self.counts[[a, b]] += 1;
+                self.add_token(a, b);
             }
         }
+    }
+
+    /// Adds one token, by its first choice in either layer.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is no expert of its layer.
+    #[track_caller]
+    pub fn add_token(&mut self, from: usize, to: usize) {
+        self.counts[[from, to]] += 1;
     }
 
     /// The counts, `[from, to]`.

@@ -9,6 +9,7 @@ mod settings;
 mod strategies;
 
 use std::fmt;
+use std::path::Path;
 
 use moe_core::{Error, Result, Router};
 
@@ -21,14 +22,15 @@ use settings::{Settings, Value};
 /// ```text
 /// spec     = name [ "(" spec ")" ] [ ":" setting { "," setting } ]
 /// setting  = key "=" value
-/// value    = number | word | "[" [ number { "," number } ] "]"
+/// value    = number | word | "[" [ number { "," number } ] "]" | path
 /// ```
 ///
 /// Decorators have another router in brackets, at most 16 in each other. Spaces may stand between the parts. Names, settings,
 /// defaults and what they mean are the [catalogue](Self::catalogue)'s. A spec that was parsed has settings that the routers
 /// themselves accept, so that [`build`](Self::build) succeeds; whether they fit a layer (its number of experts, say) shows
 /// when it routes. A setting that would do nothing beside the others, such as `p` without `divide=norm`, is an error, unless it is
-/// as by default. Settings that cost time have a limit, so that a text from outside cannot keep a machine busy.
+/// as by default. A path stands between quotation marks where it has any of `( ) : , =`, and has none itself; only
+/// [`replay`](Self::trace) takes one. Settings that cost time have a limit, so that a text from outside cannot keep a machine busy.
 ///
 /// `Display` writes the canonical form: settings in the order of the catalogue, without those that are as by default. It
 /// parses back to an equal spec. With the feature `serde`, a spec is that string.
@@ -80,6 +82,16 @@ impl RouterSpec {
 
     fn build_around(&self, inner: Option<Box<dyn Router>>) -> Result<Box<dyn Router>> {
         (self.entry.build)(Settings { entry: self.entry, values: &self.values }, inner)
+    }
+
+    /// The [trace](crate::trace) that it, or a router in it, reads when it first routes: `replay` has one. Whoever takes specs from strangers asks
+    /// here.
+    pub fn trace(&self) -> Option<&Path> {
+        let own = self.values.iter().flatten().find_map(|value| match value {
+            Value::Path(path) => Some(Path::new(path)),
+            _ => None,
+        });
+        own.or_else(|| self.inner()?.trace())
     }
 
     /// Whether its paper takes the importance loss of the logits without noise: with `gaussian-noise` in it (V-MoE). All else is

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use moe_core::Error;
 
-use super::settings::{Settings, Value, one_of};
+use super::settings::{ENDS, Settings, Value, one_of};
 use super::{RouterEntry, RouterSpec, SpecError, catalogue};
 use crate::Dense;
 
@@ -34,7 +34,7 @@ impl<'t> Parser<'t> {
     fn spec(&mut self, depth: usize) -> Result<RouterSpec, SpecError> {
         self.spaces();
         let start = self.at;
-        let name = self.word("():,=");
+        let name = self.word();
         let Some(entry) = catalogue::entries().find(|entry| entry.name == name) else {
             let names: Vec<&str> = catalogue::entries().map(|entry| entry.name).collect();
             self.at = start;
@@ -112,7 +112,7 @@ impl<'t> Parser<'t> {
         given: &[Option<Range<usize>>],
     ) -> Result<(usize, Value), SpecError> {
         let start = self.at;
-        let name = self.word("():,=");
+        let name = self.word();
         let Some(i) = entry.settings.iter().position(|setting| setting.name == name) else {
             let names: Vec<&str> = entry.settings.iter().map(|setting| setting.name).collect();
             let expected =
@@ -130,13 +130,19 @@ impl<'t> Parser<'t> {
             return Err(self.unexpected("\"=\" and a value"));
         }
         self.spaces();
-        let text = match self.rest().find(']') {
-            Some(end) if self.rest().starts_with('[') => {
-                let text = &self.rest()[..=end];
-                self.at += text.len();
-                text
+        // A list and a path in quotation marks go on to their end; one that has none ends as a word does.
+        let rest = self.rest();
+        let end = match rest.chars().next() {
+            Some('[') => rest.find(']'),
+            Some('"') => rest[1..].find('"').map(|end| end + 1),
+            _ => None,
+        };
+        let text = match end {
+            Some(end) => {
+                self.at += end + 1;
+                &rest[..=end]
             }
-            _ => self.word("():,="),
+            None => self.word(),
         };
         match entry.settings[i].kind.parse(text) {
             Ok(value) => Ok((i, value)),
@@ -164,10 +170,10 @@ impl<'t> Parser<'t> {
         found
     }
 
-    /// Everything before one of these, without spaces at its end.
-    fn word(&mut self, ends: &str) -> &'t str {
+    /// Everything before what ends a word, without spaces at its end.
+    fn word(&mut self) -> &'t str {
         let rest = self.rest();
-        let word = rest[..rest.find(|c| ends.contains(c)).unwrap_or(rest.len())].trim_end();
+        let word = rest[..rest.find(ENDS).unwrap_or(rest.len())].trim_end();
         self.at += word.len();
         word
     }

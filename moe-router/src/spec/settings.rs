@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use super::RouterEntry;
 
+/// What ends a word.
+pub(super) const ENDS: [char; 5] = ['(', ')', ':', ',', '='];
+
 /// What a setting may be.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
@@ -22,6 +25,8 @@ pub(super) enum Kind {
     Singles,
     /// A list of whole numbers below 2³².
     Wholes,
+    /// The path of a file, bare or between quotation marks.
+    Path,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +37,7 @@ pub(super) enum Value {
     Word(&'static str),
     Singles(Vec<f32>),
     Wholes(Vec<u32>),
+    Path(String),
 }
 
 impl Kind {
@@ -54,6 +60,13 @@ impl Kind {
             }
             Self::Singles => list(text, "a number of f32", single).map(Value::Singles),
             Self::Wholes => list(text, "a whole number below 4294967296", whole).map(Value::Wholes),
+            Self::Path => match text.strip_prefix('"') {
+                Some(rest) => rest.strip_suffix('"'),
+                None => Some(text),
+            }
+            .filter(|path| !path.is_empty() && !path.contains(['"', '\0']))
+            .map(|path| Value::Path(path.to_owned()))
+            .ok_or_else(|| wrong("a path, in quotation marks where it has any of ( ) : , =")),
         }
     }
 
@@ -66,6 +79,7 @@ impl Kind {
             Self::Word(words) => words.join("|"),
             Self::Singles => "[numbers]".into(),
             Self::Wholes => "[whole numbers]".into(),
+            Self::Path => "path".into(),
         }
     }
 }
@@ -120,6 +134,10 @@ impl fmt::Display for Value {
             Self::Word(word) => f.write_str(word),
             Self::Singles(list_) => list(f, list_),
             Self::Wholes(list_) => list(f, list_),
+            Self::Path(path) if path.contains(ENDS) || path.trim() != path || path.starts_with('[') => {
+                write!(f, "\"{path}\"")
+            }
+            Self::Path(path) => f.write_str(path),
         }
     }
 }
@@ -203,6 +221,14 @@ impl Settings<'_> {
         match self.get(name) {
             Some(Value::Wholes(list)) => list,
             None => vec![],
+            other => self.mistaken(name, other),
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn path(&self, name: &str) -> String {
+        match self.get(name) {
+            Some(Value::Path(path)) => path,
             other => self.mistaken(name, other),
         }
     }

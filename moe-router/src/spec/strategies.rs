@@ -4,6 +4,7 @@ use super::RouterEntry;
 use super::catalogue::{self, K, LEAST, MULTIPLE, PLACES, ROUNDING, Setting};
 use super::scored::{self, SCORES};
 use super::settings::Kind;
+use crate::trace::{ReplayFile, ReplayWeights};
 use crate::{
     AdaptiveK, Base, Capacity, CappedExpertChoice, Dense, ExpertChoice, ExpertThreshold, GumbelSecond, Hash,
     Normalization, RandomChoice, Relu, Sinkhorn, SparseMixer, TopK, TopP,
@@ -253,5 +254,31 @@ pub(super) const ENTRIES: &[RouterEntry] = &[
         example: "sinkhorn:k=1",
         settings: &[K, Setting::or("iterations", ITERATIONS, "100", "at most; 0 leaves the plain k best")],
         build: |s, _| Ok(Box::new(Sinkhorn::new(s.whole("k"))?.iterations(s.whole("iterations")))),
+    },
+    RouterEntry {
+        name: "replay",
+        about: "the experts that a route trace has for the token's layer, sequence and position",
+        paper: "2510.11370 (R3), with live weights",
+        locality: "token",
+        may_drop: true,
+        decorates: false,
+        constructor: "trace::ReplayFile::new(path, weights)",
+        example: "replay:trace=book.trace",
+        settings: &[
+            Setting::required("trace", Kind::Path, "the trace's file, read when it first routes"),
+            Setting::or(
+                "weights",
+                Kind::Word(&["recorded", "live"]),
+                "recorded",
+                "those of the trace, or softmax over the logits at hand of the recorded experts",
+            ),
+        ],
+        build: |s, _| {
+            let weights = match s.word("weights") {
+                "live" => ReplayWeights::Live,
+                _ => ReplayWeights::Recorded,
+            };
+            Ok(Box::new(ReplayFile::new(s.path("trace"), weights)))
+        },
     },
 ];

@@ -4,7 +4,8 @@ use std::io::Read;
 
 use moe_core::memory;
 
-use super::{TokenRoute, TraceError, TraceReader};
+use super::{Pair, TokenRoute, TraceError, TraceReader};
+use crate::metrics::ChoiceAgreement;
 
 /// A token in a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,16 +24,10 @@ pub struct TokenPlace {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct LayerAgreement {
-    /// Tokens that both have.
-    pub tokens: u64,
-    /// Those whose kept experts are the same, in whatever order.
-    pub same_experts: u64,
-    /// Those whose best expert is the same.
-    pub same_first: u64,
-    /// Those with the same pairs, kept and refused, in the same order; weights may differ.
+    /// Of the kept experts of the tokens that both have.
+    pub choices: ChoiceAgreement,
+    /// Tokens with the same pairs, kept and refused, in the same order; weights may differ.
     pub same_pairs: u64,
-    /// Sum over tokens of the experts in both over the experts in either; 1 for a token that has none in both.
-    pub overlap: f64,
     /// Largest difference of the combination weights of an expert that both have.
     pub weight_difference: f32,
     /// The first token with other experts.
@@ -101,26 +96,18 @@ impl TraceDiff {
         }
         let layer = &mut self.layers[usize::from(a.layer)];
         let weight_in_b = |expert| b.kept.iter().find(|pair| pair.expert == expert).map(|pair| pair.weight);
-        let mut both = 0;
         for pair in &a.kept {
             if let Some(weight) = weight_in_b(pair.expert) {
-                both += 1;
                 layer.weight_difference = layer.weight_difference.max((pair.weight - weight).abs());
             }
         }
-        let either = a.kept.len() + b.kept.len() - both;
-        let same = both == either;
-        let choices = |route: &TokenRoute| {
-            let of =
-                |pairs: &[super::Pair]| pairs.iter().map(|pair| (pair.expert, pair.rank)).collect::<Vec<_>>();
-            (of(&route.kept), of(&route.refused))
+        let same = layer.choices.add(a.experts(), b.experts());
+        let same_pairs = |a: &[Pair], b: &[Pair]| {
+            let of = |pair: &Pair| (pair.expert, pair.rank);
+            a.iter().map(of).eq(b.iter().map(of))
         };
-        layer.tokens += 1;
-        layer.same_experts += u64::from(same);
-        layer.same_first +=
-            u64::from(a.kept.first().map(|pair| pair.expert) == b.kept.first().map(|pair| pair.expert));
-        layer.same_pairs += u64::from(choices(a) == choices(b));
-        layer.overlap += if either == 0 { 1.0 } else { both as f64 / either as f64 };
+        let same_choices = same_pairs(&a.kept, &b.kept) && same_pairs(&a.refused, &b.refused);
+        layer.same_pairs += u64::from(same_choices);
         if !same {
             layer.first_difference.get_or_insert(place(a));
             self.first_difference.get_or_insert(place(a));

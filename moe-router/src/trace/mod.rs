@@ -34,6 +34,7 @@ mod header;
 mod reader;
 mod record;
 mod replay;
+mod replay_file;
 mod stats;
 mod writer;
 
@@ -43,5 +44,6 @@ pub use header::TraceHeader;
 pub use reader::{TokenRoute, TraceReader};
 pub use record::{Pair, Phase};
 pub use replay::{Replay, ReplayWeights};
+pub use replay_file::ReplayFile;
 pub use stats::{LayerTrace, TraceStats};
 pub use writer::TraceWriter;

@@ -31,6 +31,13 @@ pub struct TokenRoute {
     pub offset: u64,
 }
 
+impl TokenRoute {
+    /// The experts that worked on the token, best first.
+    pub fn experts(&self) -> impl Iterator<Item = usize> + Clone {
+        self.kept.iter().map(|pair| usize::from(pair.expert))
+    }
+}
+
 /// Reads a trace, token by token and layer by layer, in constant memory. Nothing is given of a stretch of 1,024 records whose sum is not right.
 #[derive(Debug)]
 pub struct TraceReader<R> {

@@ -5,6 +5,7 @@ use std::io::Read;
 use moe_core::memory;
 
 use super::{Phase, TokenRoute, TraceError, TraceReader};
+use crate::metrics::ExpertLoad;
 
 /// Counts of a trace, added up while it is read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -25,7 +26,7 @@ pub struct TraceStats {
 #[non_exhaustive]
 pub struct LayerTrace {
     /// Kept pairs of each expert, `[E]`.
-    pub load: Vec<u64>,
+    pub load: ExpertLoad,
     /// Sum of their combination weights, `[E]`.
     pub importance: Vec<f64>,
     /// Tokens routed.
@@ -53,8 +54,9 @@ impl TraceStats {
         let mut stats = Self::default();
         for &experts in &reader.header().experts {
             let experts = usize::from(experts);
-            let mut layer = LayerTrace::default();
-            memory::refill(&mut layer.load, experts, 0, "load")?;
+            let (mut layer, mut load) = (LayerTrace::default(), Vec::new());
+            memory::refill(&mut load, experts, 0, "load")?;
+            layer.load = ExpertLoad::from_counts(load);
             memory::refill(&mut layer.importance, experts, 0.0, "importance")?;
             memory::refill(&mut layer.seen, experts, false, "experts of a pass")?;
             stats.layers.push(layer);
@@ -83,7 +85,7 @@ impl LayerTrace {
         self.refused += route.refused.len() as u64;
         for pair in &route.kept {
             let expert = usize::from(pair.expert);
-            self.load[expert] += 1;
+            self.load.add_tokens(expert, 1);
             self.importance[expert] += f64::from(pair.weight);
             self.rerouted += u64::from(pair.requested != pair.expert);
             self.distinct += u64::from(!std::mem::replace(&mut self.seen[expert], true));
@@ -92,7 +94,7 @@ impl LayerTrace {
 
     /// Kept pairs.
     pub fn pairs(&self) -> u64 {
-        self.load.iter().sum()
+        self.load.counts().iter().sum()
     }
 
     /// Share of the pairs asked for that were refused; 0 where none was asked for.
@@ -106,22 +108,5 @@ impl LayerTrace {
     /// Distinct experts of a pass, on average.
     pub fn distinct_experts(&self) -> f64 {
         self.distinct as f64 / self.steps as f64
-    }
-
-    /// Largest load over the mean; 1 is an even spread, 0 no load.
-    pub fn max_over_mean(&self) -> f64 {
-        let pairs = self.pairs();
-        let most = self.load.iter().copied().max().unwrap_or(0);
-        if pairs == 0 { 0.0 } else { most as f64 * self.load.len() as f64 / pairs as f64 }
-    }
-
-    /// Population standard deviation of the load over its mean; 0 is an even spread, and no load.
-    pub fn cv(&self) -> f64 {
-        let mean = self.pairs() as f64 / self.load.len() as f64;
-        if mean == 0.0 {
-            return 0.0;
-        }
-        let squares = self.load.iter().map(|&load| (load as f64 - mean).powi(2)).sum::<f64>();
-        (squares / self.load.len() as f64).sqrt() / mean
     }
 }

@@ -103,11 +103,11 @@ proptest! {
     #[test]
     fn a_routing_agrees_with_itself(batch in batches()) {
         let same = agreement(&batch, &batch);
-        prop_assert_eq!(same.first.trials as usize, batch.present());
-        prop_assert_eq!(same.first.hits, same.first.trials);
-        prop_assert_eq!(same.flips().hits, 0);
+        prop_assert_eq!(same.choices.first.trials as usize, batch.present());
+        prop_assert_eq!(same.choices.first.hits, same.choices.first.trials);
+        prop_assert_eq!(same.choices.flips().hits, 0);
         prop_assert_eq!((same.kl(), same.kl_over_chosen()), (0.0, 0.0));
-        prop_assert!(batch.present() == 0 || same.overlap() == 1.0);
+        prop_assert!(batch.present() == 0 || same.choices.overlap() == 1.0);
     }
 
     #[test]
@@ -117,9 +117,9 @@ proptest! {
         let other = batch.renamed(&names);
         let (there, back) = (agreement(&batch, &other), agreement(&other, &batch));
         prop_assert!(there.kl() >= 0.0 && there.kl_over_chosen() >= 0.0);
-        prop_assert!((0.0..=1.0).contains(&there.overlap()));
-        prop_assert_eq!((there.first, there.set), (back.first, back.set));
-        prop_assert!(there.set.rate() <= there.overlap() + ROUNDING);
+        prop_assert!((0.0..=1.0).contains(&there.choices.overlap()));
+        prop_assert_eq!((there.choices.first, there.choices.set), (back.choices.first, back.choices.set));
+        prop_assert!(there.choices.set.rate() <= there.choices.overlap() + ROUNDING);
         // Order does not matter.
         let reversed = agreement(&batch.reversed(), &other.reversed());
         prop_assert!((there.kl() - reversed.kl()).abs() < ROUNDING);

@@ -97,10 +97,10 @@ fn agreement() {
     let b = Batch::plain(array![[0.0, 0.0, 0.0], [four, 0.0, 0.0]], &[&[2, 0], &[2, 0]]);
     let mut agreement = Agreement::default();
     agreement.add(&a.routed(&a.plan()), &b.routed(&b.plan()));
-    assert_eq!(agreement.first, of(0, 2));
-    assert_eq!(agreement.set, of(1, 2));
-    assert_eq!(agreement.flips(), of(1, 2));
-    near(agreement.overlap(), (1.0 / 3.0 + 1.0) / 2.0);
+    assert_eq!(agreement.choices.first, of(0, 2));
+    assert_eq!(agreement.choices.set, of(1, 2));
+    assert_eq!(agreement.choices.flips(), of(1, 2));
+    near(agreement.choices.overlap(), (1.0 / 3.0 + 1.0) / 2.0);
     // ½ ln (½ · 3) + 2 · ¼ ln (¼ · 3) over all; over {0, 1}: (⅔, ⅓) against (½, ½).
     near(agreement.kl(), 0.25 * (1.5f64.ln() + 0.75f64.ln()));
     near(agreement.kl_over_chosen(), (2.0 / 3.0 * (4f64 / 3.0).ln() + (2f64 / 3.0).ln() / 3.0) / 2.0);
@@ -109,8 +109,8 @@ fn agreement() {
     let (less, more) = (chosen(&[&[0], &[1, 2]], 3), chosen(&[&[0, 1], &[1]], 3));
     let mut agreement = Agreement::default();
     agreement.add(&less.routed(&less.plan()), &more.routed(&more.plan()));
-    assert_eq!((agreement.first, agreement.set), (of(2, 2), of(0, 2)));
-    near(agreement.overlap(), 0.5);
+    assert_eq!((agreement.choices.first, agreement.choices.set), (of(2, 2), of(0, 2)));
+    near(agreement.choices.overlap(), 0.5);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
 use moe_core::expert_cache::CachePolicy;
+use moe_router::Capacity;
 use moe_router::trace::ReplayWeights;
 
 use super::sampling::whole;
@@ -145,8 +146,10 @@ impl From<WeightsOf> for ReplayWeights {
 /// expert that a pass uses in a layer is requested once. The bound is Belady's: what no policy can pass, where experts are of one size.
 ///
 /// With --json: {"caches": [{"policy", "resident", "bytes", "requests", "hits", "hit_rate", "bytes_read", "share_of_bound"}],
-/// "placements": [{"placement", "ranks", "tokens", "rows_sent", "rows_returned", "imbalance"}]}. A token's home is its sequence modulo the
-/// ranks; its hidden row is sent once to each other rank that has one of its experts, and a row comes home for each of them.
+/// "placements": [{"placement", "ranks", "tokens", "rows_sent", "rows_returned", "imbalance"}], "capacities": [{"factor", "requested",
+/// "dropped", "drop_rate", "tokens_without"}]}. A token's home is its sequence modulo the
+/// ranks; its hidden row is sent once to each other rank that has one of its experts, and a row comes home for each of them. A capacity
+/// is that of "capped": factor times choices over experts, rounded up, for each sequence of a pass in a layer by itself.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Simulate {
     /// The trace
@@ -164,7 +167,15 @@ pub(crate) struct Simulate {
     /// Ranks that the experts are placed on, by blocks, round-robin and by the trace's load
     #[arg(long, value_name = "N", value_parser = one_or_more)]
     pub(crate) ranks: Option<NonZeroUsize>,
+    /// Capacity factors; how many of the choices each would turn away
+    #[arg(long, value_name = "F,F,...", value_delimiter = ',', value_parser = factor)]
+    pub(crate) capacity: Vec<f64>,
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|&factor| Capacity::factor_of_choices(factor).check().is_ok());
+    factor.ok_or_else(|| "expected a number above 0".to_owned())
 }

@@ -17,9 +17,9 @@ pub(super) fn stats(args: &args::Stats) -> Result<()> {
     if args.json {
         let layer = |layer: &LayerTrace| {
             json!({
-                "experts": layer.load.len(), "tokens": layer.tokens, "pairs": layer.pairs(), "refused": layer.refused,
-                "rerouted": layer.rerouted, "drop_rate": layer.drop_rate(), "load": layer.load,
-                "importance": layer.importance, "cv": layer.cv(), "max_over_mean": layer.max_over_mean(),
+                "experts": layer.load.counts().len(), "tokens": layer.tokens, "pairs": layer.pairs(), "refused": layer.refused,
+                "rerouted": layer.rerouted, "drop_rate": layer.drop_rate(), "load": layer.load.counts(),
+                "importance": layer.importance, "cv": layer.load.cv(), "max_over_mean": layer.load.max_over_mean(),
                 "distinct_experts_per_pass": layer.distinct_experts(),
             })
         };
@@ -47,13 +47,13 @@ pub(super) fn stats(args: &args::Stats) -> Result<()> {
     let _ = writeln!(text, "layer  experts/token  dropped    CV   max  distinct  load");
     for (n, layer) in stats.layers.iter().enumerate() {
         let per_token = layer.pairs() as f64 / layer.tokens as f64;
-        let load: Vec<_> = layer.load.iter().map(u64::to_string).collect();
+        let load: Vec<_> = layer.load.counts().iter().map(u64::to_string).collect();
         let _ = writeln!(
             text,
             "{n:>5}  {per_token:>13.2}  {:>6.1}%  {:>4.2}  {:>4.2}  {:>8.2}  {}",
             100.0 * layer.drop_rate(),
-            layer.cv(),
-            layer.max_over_mean(),
+            layer.load.cv(),
+            layer.load.max_over_mean(),
             layer.distinct_experts(),
             load.join(" ")
         );
@@ -79,8 +79,8 @@ pub(super) fn diff(args: &args::Diff) -> Result<()> {
     if args.json {
         let layer = |layer: &LayerAgreement| {
             json!({
-                "tokens": layer.tokens, "same_experts": layer.same_experts, "same_first": layer.same_first,
-                "same_pairs": layer.same_pairs, "overlap": layer.overlap / layer.tokens as f64,
+                "tokens": layer.choices.tokens(), "same_experts": layer.choices.set.hits,
+                "same_first": layer.choices.first.hits, "same_pairs": layer.same_pairs, "overlap": layer.choices.overlap(),
                 "weight_difference": layer.weight_difference, "first_difference": place(layer.first_difference),
             })
         };
@@ -98,14 +98,14 @@ pub(super) fn diff(args: &args::Diff) -> Result<()> {
     };
     let _ = writeln!(text, "layer   tokens  same experts  same first  overlap  weights within");
     for (n, layer) in diff.layers.iter().enumerate() {
-        let share = |count: u64| 100.0 * count as f64 / layer.tokens as f64;
+        let choices = &layer.choices;
         let _ = writeln!(
             text,
             "{n:>5} {:>8}  {:>11.2}%  {:>9.2}%  {:>7.4}  {:>14.2e}",
-            layer.tokens,
-            share(layer.same_experts),
-            share(layer.same_first),
-            layer.overlap / layer.tokens as f64,
+            choices.tokens(),
+            100.0 * choices.set.rate(),
+            100.0 * choices.first.rate(),
+            choices.overlap(),
             layer.weight_difference
         );
     }

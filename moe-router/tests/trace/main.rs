@@ -1,12 +1,14 @@
 //! Route traces: what is written is what is read, whatever was damaged is refused, and routing by a trace is routing as recorded.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod replay;
+
 use moe_core::numerics::uniform;
 use moe_core::{Assignments, RouteInput, Router, RoutingPlan, TokenContext};
 use moe_router::RouterSpec;
 use moe_router::trace::{
-    Pair, Phase, Replay, ReplayWeights, TokenPlace, TokenRoute, TraceDiff, TraceError, TraceHeader,
-    TraceReader, TraceStats, TraceWriter,
+    Pair, Phase, TokenPlace, TokenRoute, TraceDiff, TraceError, TraceHeader, TraceReader, TraceStats,
+    TraceWriter,
 };
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -165,49 +167,6 @@ proptest! {
     }
 
     #[test]
-    fn routing_by_a_trace_is_routing_as_recorded(passes in passes(), spec in 0..SPECS.len()) {
-        let own = router(SPECS[spec]);
-        let (bytes, _) = record(&*own, &passes).unwrap();
-        let recorded = Replay::read(&bytes[..], ReplayWeights::Recorded).unwrap();
-        let live = Replay::read(&bytes[..], ReplayWeights::Live).unwrap();
-        for pass in &passes {
-            let batch = Batch::new(pass);
-            for layer in 0..EXPERTS.len() {
-                let plan = route(&*own, &batch, layer).unwrap();
-                let again = route(&recorded, &batch, layer).unwrap();
-                let pairs = |plan: &RoutingPlan| {
-                    let of_token = |t| plan.choices(t).map(|c| (c.expert, c.rank, c.weight.to_bits())).collect::<Vec<_>>();
-                    (0..plan.tokens()).map(of_token).collect::<Vec<_>>()
-                };
-                prop_assert_eq!(pairs(&again), pairs(&plan));
-                prop_assert_eq!(again.refused().len(), plan.refused().len());
-                // Token by token, as a session decodes.
-                if let [(id, first, count)] = pass[..] {
-                    for p in first..first + count {
-                        let one = Batch::new(&vec![(id, p, 1)]);
-                        let found = route(&recorded, &one, layer).unwrap();
-                        prop_assert_eq!(&pairs(&found)[0], &pairs(&plan)[p - first]);
-                    }
-                }
-                if spec == 0 {
-                    let found = route(&live, &batch, layer).unwrap();
-                    prop_assert_eq!(pairs(&found), pairs(&plan), "softmax over the same logits");
-                }
-            }
-        }
-        // Another text of the same length is not what was recorded.
-        let (id, first, count) = passes[0][0];
-        let mut other = Batch::new(&vec![(id, first, count)]);
-        other.tokens[count - 1] += 1;
-        let error = route(&recorded, &other, 1).unwrap_err().to_string();
-        prop_assert!(error.contains("as it was recorded, found token "), "{}", error);
-        // What was never recorded is no guess.
-        let later = Batch::new(&vec![(3, 5000, 1)]);
-        let error = route(&recorded, &later, 0).unwrap_err().to_string();
-        prop_assert!(error.contains("expected position 5000 of sequence 3 in layer 0, found no such token"), "{}", error);
-    }
-
-    #[test]
     fn bytes_that_are_no_trace(bytes in prop::collection::vec(any::<u8>(), 0..300), head in any::<bool>()) {
         let text = b"mixtral-route-trace 1 64\nexperts=4\n";
         let bytes = if head { [&text[..], &vec![b' '; 64 - text.len()], &bytes].concat() } else { bytes };
@@ -313,9 +272,9 @@ fn a_planted_flip_is_found() {
         assert_eq!(diff.first_difference, Some(expected));
         for (n, layer) in diff.layers.iter().enumerate() {
             let differs = u64::from(n == usize::from(expected.layer));
-            assert_eq!((layer.tokens, layer.same_experts), (61, 61 - differs));
+            assert_eq!((layer.choices.tokens(), layer.choices.set.hits), (61, 61 - differs));
             assert_eq!(layer.first_difference, Some(expected).filter(|_| differs == 1));
-            assert!(layer.overlap <= 61.0 && layer.overlap >= 60.0);
+            assert!((60.0 / 61.0..=1.0).contains(&layer.choices.overlap()));
         }
     }
     // Traces of other tokens are no pair.
@@ -344,7 +303,7 @@ fn counts() {
         let routes: Vec<_> = expected.iter().filter(|route| usize::from(route.layer) == n).collect();
         let pairs =
             |e: usize| routes.iter().flat_map(|r| &r.kept).filter(move |pair| usize::from(pair.expert) == e);
-        for (e, &load) in layer.load.iter().enumerate() {
+        for (e, &load) in layer.load.counts().iter().enumerate() {
             assert_eq!(load, pairs(e).count() as u64);
             assert_eq!(layer.importance[e], pairs(e).map(|pair| f64::from(pair.weight)).sum::<f64>());
         }
