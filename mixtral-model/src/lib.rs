@@ -36,6 +36,7 @@ pub mod config;
 pub mod convert;
 mod dump;
 mod error;
+mod gates;
 mod generate;
 mod generation;
 mod gguf;

@@ -37,7 +37,7 @@ impl MoeLayer {
     ///
     /// If gate and bank disagree on the number of experts or the width of a hidden state.
     pub fn new(gate: Box<dyn Gate>, router: Box<dyn Router>, bank: Box<dyn Experts>) -> Result<Self> {
-        Error::check_shape("gate weight", &[bank.experts(), bank.dim()], &[gate.experts(), gate.dim()])?;
+        check_gate(&*gate, &*bank)?;
         Ok(Self { index: 0, gate, router, bank, apply_weights: ApplyWeights::default() })
     }
 
@@ -62,6 +62,16 @@ impl MoeLayer {
     pub fn replace_router(&mut self, router: Box<dyn Router>) -> Result<Box<dyn Router>> {
         self.check_router(&*router)?;
         Ok(std::mem::replace(&mut self.router, router))
+    }
+
+    /// Puts another gate in the place of the layer's own, which is given back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] if it is of another number of experts or another width; the layer then keeps its own.
+    pub fn replace_gate(&mut self, gate: Box<dyn Gate>) -> Result<Box<dyn Gate>> {
+        check_gate(&*gate, &*self.bank)?;
+        Ok(std::mem::replace(&mut self.gate, gate))
     }
 
     /// Has a router route a batch of no tokens, which shows whether it can do with the layer's number of experts.
@@ -266,6 +276,11 @@ impl MoeLayer {
             }
         }
     }
+}
+
+/// Whether a gate is of as many experts as a bank, and of the same width.
+fn check_gate(gate: &dyn Gate, bank: &dyn Experts) -> Result<()> {
+    Error::check_shape("gate weight", &[bank.experts(), bank.dim()], &[gate.experts(), gate.dim()])
 }
 
 impl std::fmt::Debug for MoeLayer {

@@ -4,14 +4,15 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{
-    Access, ChatFormat, Compute, Embedded, LayerRouters, Model, Session, SessionOptions, Source, Template,
-    Tokenizer,
+    Access, ChatFormat, Checkpoint, Compute, Embedded, LayerRouters, Model, Session, SessionOptions, Source,
+    Template, Tokenizer,
 };
 
 use moe_core::Locality;
 
 use crate::args::{self, FormatName, RouterArgs, Running};
 use crate::failure::{Result, warn};
+use crate::summary::aside;
 
 /// A tiny Mixtral, trained for demonstration.
 const DEMO: Embedded = Embedded {
@@ -74,9 +75,19 @@ impl Running {
         self.cache.context.map_or(model.config().max_positions, NonZeroUsize::get)
     }
 
-    /// Loads the model, and gives it other routers.
+    /// Loads the model, and gives it other gates and routers.
     pub(crate) fn load_with(&self, source: &Source, router: &RouterArgs) -> Result<Model> {
         let mut model = self.load(source)?;
+        if let Some(path) = &router.gates {
+            let gates = Checkpoint::open_path(path, Access::Map)?;
+            let replaced = model.load_gates(&gates)?;
+            aside(&format!(
+                "gates of {} of {} layers from {}",
+                replaced.len(),
+                model.config().layers,
+                path.display()
+            ));
+        }
         if let Some(text) = &router.router {
             let routers = LayerRouters::parse(&model, text)?;
             model.set_routers(&routers)?;

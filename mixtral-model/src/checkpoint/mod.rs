@@ -17,6 +17,7 @@ mod verify;
 
 use std::collections::HashMap;
 use std::fs;
+use std::io::Read as _;
 use std::iter;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use moe_kernels::WeightFormat;
 
+use crate::input::open_regular;
 use crate::layout::{Layout, Spelling};
 use crate::{Error, Result, gguf};
 pub use digest::Digest;
@@ -154,6 +156,26 @@ impl Checkpoint {
         let others = gguf::parts(path)?.others.into_iter().map(|(part, _)| part);
         let files = iter::once(path.to_path_buf()).chain(others).map(open);
         Self::from_files(path, files.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Opens a single safetensors or GGUF file, which its first bytes tell apart; a directory as [`open`](Self::open) does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open) and [`open_gguf`](Self::open_gguf).
+    pub fn open_path(path: &Path, access: Access) -> Result<Self> {
+        if path.is_dir() {
+            return Self::open(path, access);
+        }
+        let (mut file, mut magic) = (open_regular(path)?.0, [0; gguf::MAGIC.len()]);
+        let is_gguf = file.read_exact(&mut magic).is_ok() && magic == *gguf::MAGIC;
+        match is_gguf {
+            true => Self::open_gguf(path, access),
+            false => Self::from_files(
+                path,
+                [WeightFile::open(path.to_path_buf(), Container::Safetensors, access)?],
+            ),
+        }
     }
 
     /// The same of a single safetensors or GGUF file in memory; `name` is what errors and entries call it.
