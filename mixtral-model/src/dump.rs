@@ -25,6 +25,13 @@ impl Choices {
         Self::default()
     }
 
+    /// Forgets all tokens, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.experts.clear();
+        self.weights.clear();
+        self.ends.clear();
+    }
+
     /// Appends the tokens of a plan.
     pub fn extend(&mut self, plan: &RoutingPlan) {
         for t in 0..plan.tokens() {

@@ -21,7 +21,7 @@ use moe_router::RouterSpec;
 pub(crate) use bench::{Bench, LayerShape};
 pub(crate) use chat::{Chat, FormatArgs, FormatName};
 pub(crate) use convert::{Convert, Quantize};
-pub(crate) use lab::{Ablate, Compare, Lab, LabCommand, Regret};
+pub(crate) use lab::{Ablate, Compare, Lab, LabCommand, Regret, Report};
 pub(crate) use manual::{Completions, Man};
 pub(crate) use model::{Access, Cache, Machine, Running, Source, Threads};
 pub(crate) use perplexity::Perplexity;

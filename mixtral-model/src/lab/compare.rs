@@ -3,15 +3,16 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use moe_core::{Locality, memory};
+use moe_core::{Locality, Routed, memory};
+use moe_router::metrics::ChoiceAgreement;
 
 use super::divergence::{Difference, log_probabilities};
 use super::interval::BlockMean;
 use super::window::{Predicted, Reading};
-use super::{ExpertBytes, RoutingCost};
+use super::{ExpertBytes, RoutingCost, RoutingMap};
 use crate::{
-    Error, LayerRouters, Model, Observer, PerplexityOptions, Result, Session, SessionOptions, TextWindow,
-    Workspace,
+    Choices, Error, LayerRouters, Model, Observed, Observer, PerplexityOptions, Result, Session,
+    SessionOptions, TextWindow, Workspace,
 };
 
 /// What a text came to under one way of routing.
@@ -30,6 +31,8 @@ pub struct Routing<'a> {
     pub kl: BlockMean,
     /// 1 for each predicted token whose most likely one is the baseline's, else 0.
     pub same_top: BlockMean,
+    /// How often each layer gave a token the experts that it has in the baseline, by layer.
+    pub agreement: Vec<ChoiceAgreement>,
     /// What routing cost.
     pub cost: RoutingCost<'a>,
     /// Tokens that went through the model.
@@ -46,6 +49,8 @@ pub struct Comparison<'a> {
     pub routings: Vec<Routing<'a>>,
     /// Windows that all of them have read.
     pub windows: usize,
+    /// Where the tokens of these windows went under the model's own routing, if that was asked for.
+    pub map: Option<RoutingMap>,
     /// Whether the observer or the caller ended it: the numbers are those of the windows that all have read.
     pub stopped: bool,
 }
@@ -58,12 +63,19 @@ pub struct CompareOptions {
     pub windows: PerplexityOptions,
     /// Of the sessions; their identity is the number of the window.
     pub session: SessionOptions,
+    /// Whether a [map](Comparison::map) is made, and how many tokens it keeps one by one.
+    pub mapped: Option<usize>,
 }
 
 impl CompareOptions {
     /// These windows, in sessions as they are by default.
     pub fn new(windows: PerplexityOptions) -> Self {
-        Self { windows, session: SessionOptions::default() }
+        Self { windows, session: SessionOptions::default(), mapped: None }
+    }
+
+    /// The same with a map of the model's own routing, which keeps so many tokens one by one.
+    pub fn with_map(self, tokens: usize) -> Self {
+        Self { mapped: Some(tokens), ..self }
     }
 
     /// The same in other sessions.
@@ -116,6 +128,7 @@ pub(super) fn compare_with<'a>(
         nll_difference: BlockMean::new(),
         kl: BlockMean::new(),
         same_top: BlockMean::new(),
+        agreement: vec![ChoiceAgreement::default(); model.config().layers],
         cost: RoutingCost::new(model, bytes),
         tokens: 0,
         time: Duration::ZERO,
@@ -125,13 +138,15 @@ pub(super) fn compare_with<'a>(
     let locality = baseline.map_or_else(|| model.locality(), |routers| routers.locality(model));
     let mut routings = vec![begin("", locality)];
     routings.extend(others.iter().map(|(name, routers)| begin(name, routers.locality(model))));
-    let mut comparison = Comparison { routings, windows: 0, stopped: false };
+    let map = options.mapped.map(|tokens| RoutingMap::of(model, tokens)).transpose()?;
+    let mut comparison = Comparison { routings, windows: 0, map, stopped: false };
     let (mut workspace, mut logits) = (Workspace::new(), Vec::new());
+    let (mut choices, mut of_baseline) = (Chosen::new(model), Chosen::new(model));
     let windows = options.windows.windows(ids.len()).count();
     for (n, window) in options.windows.windows(ids.len()).enumerate() {
         session.set_sequence_id(n as u64);
         // What an unfinished window has added is taken back.
-        let before = comparison.routings.clone();
+        let before = (comparison.routings.clone(), comparison.map.clone());
         let mut wishes_end = false;
         for (way, routers) in ways.iter().enumerate() {
             let routing = &mut comparison.routings[way];
@@ -143,14 +158,23 @@ pub(super) fn compare_with<'a>(
                 uncut: routing.locality != Locality::Token,
             };
             let room = &mut Room { session: &mut session, workspace: &mut workspace, baseline: &mut logits };
-            let read = read_window(model, reading, &window, way == 0, room, routing, observer);
+            choices.clear();
+            let map = comparison.map.as_mut().filter(|_| way == 0);
+            let watching = &mut (&mut choices, (map, &mut *observer));
+            let read = read_window(model, reading, &window, way == 0, room, routing, watching);
             let stopped = matches!(read, Err(Error::Stopped));
             if !stopped {
                 read?;
+                if way == 0 {
+                    std::mem::swap(&mut of_baseline, &mut choices);
+                }
+                let found = if way == 0 { &of_baseline } else { &choices };
+                of_baseline.compare(found, &mut routing.agreement);
                 wishes_end = done([windows, n], way).is_break();
             }
             if stopped || wishes_end && way + 1 < ways.len() {
-                return Ok(Comparison { routings: before, stopped: true, ..comparison });
+                let (routings, map) = before;
+                return Ok(Comparison { routings, map, stopped: true, ..comparison });
             }
         }
         comparison.windows = n + 1;
@@ -159,6 +183,36 @@ pub(super) fn compare_with<'a>(
         }
     }
     Ok(comparison)
+}
+
+/// The experts that every layer gave to the tokens of a window.
+struct Chosen(Vec<Choices>);
+
+impl Chosen {
+    fn new(model: &Model) -> Self {
+        Self(vec![Choices::new(); model.config().layers])
+    }
+
+    fn clear(&mut self) {
+        self.0.iter_mut().for_each(Choices::clear);
+    }
+
+    fn compare(&self, other: &Self, agreement: &mut [ChoiceAgreement]) {
+        for ((one, other), agreement) in self.0.iter().zip(&other.0).zip(agreement) {
+            for t in 0..one.tokens() {
+                agreement.add(one.experts(t).iter(), other.experts(t).iter());
+            }
+        }
+    }
+}
+
+impl Observer for Chosen {
+    fn routed(&mut self, routed: &Routed<'_>) -> Observed {
+        if let Some(layer) = self.0.get_mut(routed.layer) {
+            layer.extend(routed.plan);
+        }
+        Ok(())
+    }
 }
 
 /// What all passes share.

@@ -5,6 +5,7 @@
 //! - [`Divergence`] sums up how far predictions are from a baseline's; [`LogitsWriter`] and [`LogitsFile`] keep one in the file format
 //!   of llama-perplexity.
 //! - [`TraceRecorder`] writes what routers do to a [trace](moe_router::trace), by which a model can be routed again.
+//! - [`RoutingMap`] adds up where tokens went, and [`picture`] draws that and what a comparison found.
 //! - [`BlockMean`] says how sure a mean over a text is.
 
 mod ablate;
@@ -14,6 +15,8 @@ mod divergence;
 mod engines;
 mod interval;
 mod logits_file;
+mod map;
+pub mod picture;
 mod record;
 mod regret;
 mod window;
@@ -25,6 +28,7 @@ pub use divergence::{Difference, Divergence, Estimate, Percentiles};
 pub use engines::{against, save_logits};
 pub use interval::BlockMean;
 pub use logits_file::{LogitsFile, LogitsWriter};
+pub use map::{LayerMap, MappedToken, RoutingMap};
 pub use record::{NewTrace, TraceRecorder, record_trace, trace_header};
 pub use regret::{Counterfactual, MOST_SETS, RegretOptions, TokenRegret, regret};
 pub(crate) use window::{Predicted, Reading};

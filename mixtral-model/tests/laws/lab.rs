@@ -259,7 +259,7 @@ fn a_recorded_run_is_replayed_to_the_bit() {
                 let diff = TraceDiff::read(one, two).unwrap();
                 assert_eq!(diff.first_difference, None, "{spec}");
                 assert!(
-                    diff.layers.iter().all(|layer| layer.tokens == layer.same_pairs && layer.tokens == 117)
+                    diff.layers.iter().all(|layer| (layer.choices.tokens(), layer.same_pairs) == (117, 117))
                 );
             }
             let stats = TraceStats::read(&mut TraceReader::new(&file[..]).unwrap()).unwrap();

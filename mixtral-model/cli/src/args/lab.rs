@@ -21,6 +21,7 @@ pub(crate) enum LabCommand {
     Compare(Compare),
     Ablate(Ablate),
     Regret(Regret),
+    Report(Report),
 }
 
 impl Lab {
@@ -29,6 +30,7 @@ impl Lab {
             LabCommand::Compare(args) => &args.running,
             LabCommand::Ablate(args) => &args.running,
             LabCommand::Regret(args) => &args.running,
+            LabCommand::Report(args) => &args.running,
         }
     }
 }
@@ -144,6 +146,39 @@ pub(crate) struct Regret {
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) running: Running,
+}
+
+/// Read a text under several routers, and write a page with pictures of what came of it.
+///
+/// DIR gets index.html, which needs no other file, and its pictures as SVG files: the load of every expert, which experts work together,
+/// where tokens go from layer to layer, the text in the colours of its experts, perplexity against experts a token, and how far every
+/// router agrees with the model's own layer by layer. What is in DIR under these names is replaced. The same model, text and options
+/// give the same bytes.
+///
+/// Routers are the model's own; as many experts a token as fit between one and all, by top-k; and those of --router. Ctrl-C ends it: of
+/// what all routers have read by then the page is written and marked; the exit status is then 130.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Report {
+    /// The text, taken byte for byte; standard input if it is "-", or absent while standard input is no terminal
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// The directory to write to; it is made if it is not there
+    #[arg(long, short, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Another router, as `compare` takes it; again for more
+    #[arg(long = "router", value_name = "SPEC")]
+    pub(crate) routers: Vec<String>,
+    /// Tokens of a window, at least 2 [default: 512, or the context if that is less]
+    #[arg(long, value_name = "N", value_parser = one_or_more)]
+    pub(crate) window: Option<NonZeroUsize>,
+    /// Tokens of the text that are shown in the colours of their experts
+    #[arg(long, value_name = "N", default_value_t = 160, value_parser = whole::<usize>)]
+    pub(crate) shown: usize,
+    /// Seed of what routers draw
+    #[arg(long, short, value_name = "N", default_value_t, allow_negative_numbers = true, value_parser = whole::<u64>)]
+    pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) running: Running,
 }

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use mixtral_model::lab::{CompareOptions, ExpertBytes, compare};
 use mixtral_model::{Access, LayerRouters, PerplexityOptions};
 
-use super::report::Report;
+use super::table::Table;
 use super::{Subject, WINDOW};
 use crate::args::Compare;
 use crate::failure::{Failure, Result};
@@ -33,16 +33,16 @@ pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
     let found =
         interrupt.during(|| compare(&model, &ids, &options, &routers, &bytes, &mut observer, go_on))?;
     drop(observer);
-    let report = Report::new(&found, ids.len(), &windows);
+    let table = Table::new(&found, ids.len(), &windows);
     let text = match (args.json, args.csv) {
-        (true, _) => report.json()?,
-        (_, true) => report.csv(),
-        _ => report.table(),
+        (true, _) => table.json()?,
+        (_, true) => table.csv(),
+        _ => table.text(),
     };
     Output::new().text(&text)?;
     write_products(&model);
     if found.stopped {
-        aside(&format!("interrupted after {} of {} windows", report.windows_read, report.windows));
+        aside(&format!("interrupted after {} of {} windows", table.windows_read, table.windows));
         return Err(Failure::Interrupted);
     }
     Ok(())

@@ -2,8 +2,10 @@
 
 mod ablate;
 mod compare;
+mod page;
 mod regret;
 mod report;
+mod table;
 
 use std::path::Path;
 
@@ -23,6 +25,7 @@ pub(crate) fn run(args: &Lab, interrupt: &Interrupt) -> Result<()> {
         LabCommand::Compare(args) => compare::run(args, interrupt),
         LabCommand::Ablate(args) => ablate::run(args, interrupt),
         LabCommand::Regret(args) => regret::run(args, interrupt),
+        LabCommand::Report(args) => report::run(args, interrupt),
     }
 }
 

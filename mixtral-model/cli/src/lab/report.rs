@@ -1,257 +1,120 @@
-//! A comparison as a table, JSON or comma-separated values.
+//! `mixtral lab report`.
 
-use std::fmt::Write as _;
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::Path;
 
-use mixtral_model::PerplexityOptions;
-use mixtral_model::lab::{BlockMean, Comparison, Routing};
-use moe_core::Locality;
-use serde::Serialize;
+use mixtral_model::lab::{CompareOptions, ExpertBytes, MappedToken, RoutingMap, compare, picture};
+use mixtral_model::{Access, Error, LayerRouters, Model, PerplexityOptions, Tokenizer};
 
-use crate::failure::Result;
+use super::page::{Page, Picture};
+use super::table::Table;
+use super::{Subject, WINDOW};
+use crate::args::Report;
+use crate::failure::{Failure, Result};
+use crate::interrupt::Interrupt;
+use crate::load;
+use crate::progress::Progress;
+use crate::summary::aside;
 
-#[derive(Serialize)]
-pub(super) struct Report {
-    tokens: usize,
-    window: usize,
-    stride: usize,
-    chunk: usize,
-    pub(super) windows: usize,
-    pub(super) windows_read: usize,
-    predicted_tokens: usize,
-    interrupted: bool,
-    routers: Vec<Row>,
+pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
+    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref())?;
+    let tokenizer = load::tokenizer(&source, &model)?;
+    let checkpoint = source.checkpoint(Access::Map)?;
+    let bytes = ExpertBytes::of(&checkpoint, model.config())?;
+    let specs = numbers_of_experts(&model).into_iter().map(|k| format!("top-k:k={k}"));
+    let specs = specs.chain(args.routers.iter().cloned());
+    let routers = specs.map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, &spec)?)));
+    let routers = routers.collect::<Result<Vec<_>>>()?;
+    let window = args.window.map_or(WINDOW.min(args.running.context(&model)), NonZeroUsize::get);
+    let windows = PerplexityOptions::new(window).with_chunk(window);
+    let session = args.running.session_options().with_seed(args.seed);
+    let options = CompareOptions::new(windows).with_session(session).with_map(args.shown);
+    // What cannot be written is not computed.
+    fs::create_dir_all(&args.out).map_err(failed(&args.out))?;
+
+    let read = windows.tokens_read(ids.len());
+    let mut observer = (interrupt.clone(), Progress::new(&model, read * (1 + routers.len())));
+    let go_on = |_, _| interrupt.go_on();
+    let found =
+        interrupt.during(|| compare(&model, &ids, &options, &routers, &bytes, &mut observer, go_on))?;
+    drop(observer);
+    let mut pictures = Vec::new();
+    let mut draw = |file, caption, svg| pictures.push(Picture { file, caption, svg });
+    draw("perplexity.svg", PERPLEXITY, picture::perplexity_by_experts(&found));
+    if let Some(map) = &found.map {
+        draw("load.svg", LOAD, picture::load(map));
+        let texts = texts(map, &tokenizer)?;
+        draw("text.svg", TEXT, picture::routed_text(map, &texts));
+        draw("transitions.svg", TRANSITIONS, picture::transitions(map));
+        draw("together.svg", TOGETHER, picture::co_activation(map));
+    }
+    draw("agreement.svg", AGREEMENT, picture::agreement_by_depth(&found));
+    let page = Page {
+        model: args
+            .running
+            .model
+            .model
+            .as_ref()
+            .map_or("built-in demo".to_owned(), |m| m.display().to_string()),
+        digest: checkpoint.digest()?.to_string(),
+        text: args.text.as_ref().map_or("standard input".to_owned(), |text| text.display().to_string()),
+        command: std::env::args().skip(1).collect(),
+        table: &Table::new(&found, ids.len(), &windows),
+        pictures: &pictures,
+    };
+    for Picture { file, svg, .. } in &pictures {
+        write(&args.out.join(file), svg)?;
+    }
+    let index = args.out.join("index.html");
+    write(&index, &page.html()?)?;
+    aside(&format!("{}, and {} pictures", index.display(), pictures.len()));
+    if found.stopped {
+        aside(&format!("interrupted: of {} windows", found.windows));
+        return Err(Failure::Interrupted);
+    }
+    Ok(())
 }
 
-#[derive(Serialize)]
-struct Row {
-    /// None is the model's own.
-    router: Option<String>,
-    locality: &'static str,
-    note: Option<&'static str>,
-    perplexity: f64,
-    perplexity_low: Option<f64>,
-    perplexity_high: Option<f64>,
-    nll: f64,
-    nll_difference: f64,
-    nll_difference_half_width: Option<f64>,
-    kl: f64,
-    same_top: f64,
-    drop_rate: f64,
-    experts_per_token: f64,
-    load_cv: f64,
-    load_max_over_mean: f64,
-    distinct_experts_per_pass: f64,
-    expert_bytes_per_pass: f64,
-    tokens_per_second: f64,
+const PERPLEXITY: &str = "What fewer and more experts a token do to the model's predictions, and what other routers do with as many. Intervals that \
+    overlap do not show that two routers are alike: the table has the difference of each to the model's own on the same tokens.";
+const LOAD: &str = "Even routing would give every expert of a layer the same share. Shares of a layer sum to the experts a token.";
+const TEXT: &str = "The beginning of the text. Numbers are the token's experts, best first; colours are those of the best one.";
+const TRANSITIONS: &str =
+    "Rows sum to 100 %. A row with one dark cell is an expert whose tokens stay together in the next layer.";
+const TOGETHER: &str = "The diagonal is left out: an expert is always with itself. A dark cell is a pair that often shares a token.";
+const AGREEMENT: &str = "Routing one layer otherwise changes what the next one's router sees. Where a line falls, tokens have gone elsewhere.";
+
+/// Experts a token that are tried: few of them one by one, many by halves of octaves, but for what the model has itself.
+fn numbers_of_experts(model: &Model) -> Vec<usize> {
+    let config = model.config();
+    let least = (0..config.layers).map(|n| config.experts.of(n)).min().unwrap_or(0);
+    let steps = std::iter::successors(Some(1), |k: &usize| k.checked_mul(2));
+    let steps = steps.flat_map(|k| [k, k + k / 2]).take_while(|&k| k <= least);
+    let mut all: Vec<_> = steps.filter(|&k| k != config.experts_per_token).collect();
+    all.dedup();
+    all
 }
 
-impl Report {
-    pub(super) fn new(found: &Comparison<'_>, tokens: usize, options: &PerplexityOptions) -> Self {
-        let mut windows = options.windows(tokens);
-        let read = windows.by_ref().take(found.windows).map(|window| window.scored.len()).sum();
-        Self {
-            tokens,
-            window: options.window,
-            stride: options.stride,
-            chunk: options.chunk,
-            windows: found.windows + windows.count(),
-            windows_read: found.windows,
-            predicted_tokens: read,
-            interrupted: found.stopped,
-            routers: found.routings.iter().enumerate().map(|(n, routing)| Row::new(n, routing)).collect(),
+/// The texts of the tokens of a map, each sequence by itself; where a token has none, its name.
+fn texts(map: &RoutingMap, tokenizer: &Tokenizer) -> Result<Vec<String>> {
+    let (mut texts, mut sequence) = (Vec::new(), None);
+    let mut decoder = tokenizer.decoder();
+    for MappedToken { id, place, .. } in &map.tokens {
+        if sequence.replace(place[0]) != Some(place[0]) {
+            decoder = tokenizer.decoder();
         }
+        let id = id.unwrap_or_default();
+        let text = decoder.push(id);
+        texts.push(if text.is_empty() { tokenizer.piece(id).unwrap_or("?").to_owned() } else { text });
     }
-
-    pub(super) fn json(&self) -> Result<String> {
-        Ok(serde_json::to_string(self).map_err(std::io::Error::other)? + "\n")
-    }
-
-    pub(super) fn csv(&self) -> String {
-        let mut text = Row::NAMES.join(",") + "\n";
-        for row in &self.routers {
-            text += &(row.fields().join(",") + "\n");
-        }
-        text
-    }
-
-    pub(super) fn table(&self) -> String {
-        const HEADS: [&str; 14] = [
-            "perplexity",
-            "+-",
-            "nats",
-            "+-",
-            "KL",
-            "same top",
-            "dropped",
-            "experts",
-            "CV",
-            "max",
-            "distinct",
-            "MB",
-            "tokens/s",
-            "causal",
-        ];
-        let mut lines = vec![HEADS.map(str::to_owned).to_vec()];
-        lines[0].insert(0, "router".to_owned());
-        lines.extend(self.routers.iter().map(Row::cells));
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<_> = (0..lines[0].len()).map(width).collect();
-        let mut text = format!(
-            "{} of {} tokens predicted in {} of {} windows of {}\n",
-            self.predicted_tokens, self.tokens, self.windows_read, self.windows, self.window
-        );
-        for line in &lines {
-            let mut out = format!("{:<1$}", line[0], widths[0]);
-            for (cell, width) in line.iter().zip(&widths).skip(1) {
-                // Writing to a string cannot fail.
-                let _ = write!(out, "  {cell:>width$}");
-            }
-            text += out.trim_end();
-            text.push('\n');
-        }
-        let mut notes: Vec<_> =
-            self.routers.iter().filter_map(|row| row.note.map(|note| (row.name(), note))).collect();
-        notes.dedup_by_key(|(_, note)| *note);
-        for (name, note) in notes {
-            let _ = writeln!(text, "{name}: {note}");
-        }
-        if self.interrupted {
-            text.push_str("interrupted: of the windows above only\n");
-        }
-        text
-    }
+    Ok(texts)
 }
 
-impl Row {
-    const NAMES: [&'static str; 18] = [
-        "router",
-        "locality",
-        "note",
-        "perplexity",
-        "perplexity_low",
-        "perplexity_high",
-        "nll",
-        "nll_difference",
-        "nll_difference_half_width",
-        "kl",
-        "same_top",
-        "drop_rate",
-        "experts_per_token",
-        "load_cv",
-        "load_max_over_mean",
-        "distinct_experts_per_pass",
-        "expert_bytes_per_pass",
-        "tokens_per_second",
-    ];
-
-    fn new(n: usize, routing: &Routing<'_>) -> Self {
-        let Routing { name, locality, nll, nll_difference, kl, same_top, cost, tokens, time, .. } = routing;
-        let mean = nll.mean();
-        let (locality, note) = verdict(*locality);
-        let bound = |sign: f64| nll.half_width().map(|half| (mean + sign * half).exp());
-        Self {
-            router: (n > 0).then(|| name.clone()),
-            locality,
-            note,
-            perplexity: mean.exp(),
-            perplexity_low: bound(-1.0),
-            perplexity_high: bound(1.0),
-            nll: mean,
-            nll_difference: nll_difference.mean(),
-            nll_difference_half_width: nll_difference.half_width(),
-            kl: kl.mean(),
-            same_top: BlockMean::mean(same_top),
-            drop_rate: cost.drop_rate(),
-            experts_per_token: cost.experts_per_token(),
-            load_cv: cost.load_cv(),
-            load_max_over_mean: cost.load_max_over_mean(),
-            distinct_experts_per_pass: cost.distinct_experts(),
-            expert_bytes_per_pass: cost.bytes_per_pass(),
-            tokens_per_second: *tokens as f64 / time.as_secs_f64(),
-        }
-    }
-
-    fn name(&self) -> &str {
-        self.router.as_deref().unwrap_or("the model's own")
-    }
-
-    /// Cells of the table.
-    fn cells(&self) -> Vec<String> {
-        let half = self.perplexity_high.zip(self.perplexity_low).map(|(high, low)| (high - low) / 2.0);
-        let difference = |value: f64| match self.nll_difference_half_width {
-            Some(half) if value != 0.0 && value.abs() <= half => format!("{value:+.4}~"),
-            _ => format!("{value:+.4}"),
-        };
-        let or_dash =
-            |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
-        let per_second = self.tokens_per_second;
-        let digits = if per_second < 10.0 { 2 } else { 0 };
-        vec![
-            self.name().to_owned(),
-            format!("{:.3}", self.perplexity),
-            or_dash(half, 3),
-            difference(self.nll_difference),
-            or_dash(self.nll_difference_half_width, 4),
-            format!("{:.4}", self.kl),
-            format!("{:.1}%", 100.0 * self.same_top),
-            format!("{:.1}%", 100.0 * self.drop_rate),
-            format!("{:.2}", self.experts_per_token),
-            format!("{:.2}", self.load_cv),
-            format!("{:.2}", self.load_max_over_mean),
-            format!("{:.2}", self.distinct_experts_per_pass),
-            format!("{:.1}", self.expert_bytes_per_pass / 1e6),
-            format!("{per_second:.digits$}"),
-            match self.locality {
-                "token" => "yes".to_owned(),
-                "causal" => "call".to_owned(),
-                _ => "no".to_owned(),
-            },
-        ]
-    }
-
-    /// Fields of comma-separated values.
-    fn fields(&self) -> Vec<String> {
-        let number = |value: f64| if value.is_finite() { value.to_string() } else { String::new() };
-        let perhaps = |value: Option<f64>| value.map_or_else(String::new, number);
-        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-        vec![
-            quoted(self.router.as_deref().unwrap_or_default()),
-            self.locality.to_owned(),
-            quoted(self.note.unwrap_or_default()),
-            number(self.perplexity),
-            perhaps(self.perplexity_low),
-            perhaps(self.perplexity_high),
-            number(self.nll),
-            number(self.nll_difference),
-            perhaps(self.nll_difference_half_width),
-            number(self.kl),
-            number(self.same_top),
-            number(self.drop_rate),
-            number(self.experts_per_token),
-            number(self.load_cv),
-            number(self.load_max_over_mean),
-            number(self.distinct_experts_per_pass),
-            number(self.expert_bytes_per_pass),
-            number(self.tokens_per_second),
-        ]
-    }
+fn write(path: &Path, text: &str) -> Result<()> {
+    Ok(fs::write(path, text).map_err(failed(path))?)
 }
 
-/// What a locality is called, and what it means for the figures.
-fn verdict(locality: Locality) -> (&'static str, Option<&'static str>) {
-    match locality {
-        Locality::Token => ("token", None),
-        Locality::Causal => (
-            "causal",
-            Some(
-                "a token's experts depend on earlier tokens of the pass: the figure is that of windows read at once, not of text that is generated",
-            ),
-        ),
-        Locality::Batch => (
-            "batch",
-            Some(
-                "not causal: a token's experts depend on later tokens of the window too, the one that is predicted among them, so that the figure is no measure of what could be generated",
-            ),
-        ),
-    }
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+    |source| Error::Io { path: path.to_path_buf(), source }
 }

@@ -303,6 +303,19 @@ fn traces() {
     assert_eq!(simulated["placements"].as_array().unwrap().len(), 3);
     let table = output("trace simulate {} --cache 8,16 --policy lru", &[&path("decoded")]);
     assert_eq!(table.lines().count(), 3, "{table}");
+    // What a capacity would turn away is what it turns away.
+    let swept = parse(&output("trace simulate {} --capacity 0.5,8 --json", &[&path("own")]));
+    record("capped", " --router capped(top-k:k=2):factor=0.5");
+    let capped = parse(&output("trace stats {} --json", &[&path("capped")]));
+    assert_eq!(swept["capacities"][1]["dropped"], 0);
+    assert_eq!(swept["capacities"][0]["requested"], 2 * 4 * tokens);
+    let first = &capped["layers"][0];
+    assert!(
+        first["refused"].as_u64().unwrap() > 0
+            && swept["capacities"][0]["dropped"].as_u64() > first["refused"].as_u64()
+    );
+    let none = run("trace simulate {} --capacity 0", &[&path("own")]);
+    assert!(none.err.contains("expected a number above 0"), "{}", none.err);
 
     let mut bytes = fs::read(path("own")).unwrap();
     let middle = bytes.len() / 2;
