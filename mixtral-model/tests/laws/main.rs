@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod circumstances;
+mod gates;
 mod lab;
 mod layouts;
 mod perplexity;
+mod pictures;
 mod routers;
 mod sampling;
 mod sessions;

@@ -31,6 +31,8 @@ pub struct Axis {
     pub includes: Option<f64>,
     /// Whether it is of whole numbers, so that none lies between them.
     pub is_whole: bool,
+    /// Where its numbers stand; at round ones if there are none here.
+    pub marks: Vec<f64>,
 }
 
 /// Points of a [`Chart`] of one colour.
@@ -69,13 +71,13 @@ impl Chart {
         let x = Scale::new(&self.x, points().map(|point| point.x), [LEFT + 14.0, WIDTH - 24.0]);
         let ends = |point: &Point| point.interval.into_iter().flatten().chain([point.y]).collect::<Vec<_>>();
         let y = Scale::new(&self.y, points().flat_map(ends), [BASE, TOP]);
-        for (tick, text) in y.ticks() {
+        for (tick, text) in y.ticks(&self.y.marks) {
             let at = y.at(tick);
             svg.rule([LEFT, at], [WIDTH - 10.0, at], "rule");
             svg.text([LEFT - 8.0, at + 4.0], Anchor::End, "dim", &text);
         }
         svg.rule([LEFT, BASE], [WIDTH - 10.0, BASE], "axis");
-        for (tick, text) in x.ticks() {
+        for (tick, text) in x.ticks(&self.x.marks) {
             svg.rule([x.at(tick), BASE], [x.at(tick), BASE + 4.0], "axis");
             svg.text([x.at(tick), BASE + 18.0], Anchor::Middle, "dim", &text);
         }
@@ -145,10 +147,12 @@ impl Scale {
         self.pixels[0] + (self.pixels[1] - self.pixels[0]) * share
     }
 
-    /// Round numbers inside, with their texts.
-    fn ticks(&self) -> Vec<(f64, String)> {
+    /// The marks or round numbers inside, with their texts.
+    fn ticks(&self, marks: &[f64]) -> Vec<(f64, String)> {
         let inside = |tick: &f64| (self.low..=self.high).contains(tick);
-        let ticks: Vec<f64> = if self.is_logarithmic && self.high / self.low > 2.5 {
+        let ticks: Vec<f64> = if !marks.is_empty() {
+            marks.iter().copied().filter(inside).collect()
+        } else if self.is_logarithmic && self.high / self.low > 2.5 {
             let decades =
                 libm::floor(libm::log10(self.low)) as i32..=libm::ceil(libm::log10(self.high)) as i32;
             // A few of each decade, or the decades alone where there are many.
@@ -206,7 +210,7 @@ mod tests {
     fn ticks_are_round() {
         let texts = |low, high, is_logarithmic, is_whole| {
             let scale = Scale { is_logarithmic, is_whole, low, high, pixels: [0.0, 1.0] };
-            scale.ticks().into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+            scale.ticks(&[]).into_iter().map(|(_, text)| text).collect::<Vec<_>>()
         };
         assert_eq!(texts(0.0, 1.0, false, false), ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]);
         assert_eq!(texts(0.0, 3.0, false, true), ["0", "1", "2", "3"]);

@@ -28,7 +28,8 @@ pub fn routed_text<S: AsRef<str>>(map: &RoutingMap, texts: impl IntoIterator<Ite
         // Room for the numbers of two experts.
         let least = if numbered { 3.2 } else { 2.0 };
         let width = CHARACTER * (shown.chars().count() as f64).max(least);
-        if x + width > WIDTH - 10.0 || sequence.replace(token.place[0]) != Some(token.place[0]) {
+        let is_same = sequence.replace(token.place[0]) == Some(token.place[0]);
+        if !is_same || x + width > WIDTH - 10.0 {
             (x, top) = (LEFT, top + line_height);
             for layer in (0..layers).step_by(if numbered { 1 } else { 4 }) {
                 let y = top + 20.0 + (layer as f64 + 0.5) * block + 4.0;
