@@ -4,7 +4,7 @@ use std::io::Read;
 
 use moe_core::memory;
 
-use super::{Pair, TokenRoute, TraceError, TraceReader};
+use super::{Pair, TokenRoute, TraceError, TraceReader, TraceWeights};
 use crate::metrics::ChoiceAgreement;
 
 /// A token in a layer.
@@ -28,7 +28,7 @@ pub struct LayerAgreement {
     pub choices: ChoiceAgreement,
     /// Tokens with the same pairs, kept and refused, in the same order; weights may differ.
     pub same_pairs: u64,
-    /// Largest difference of the combination weights of an expert that both have.
+    /// Largest difference of the combination weights of an expert that both have; 0 where either trace has no weights.
     pub weight_difference: f32,
     /// The first token with other experts.
     pub first_difference: Option<TokenPlace>,
@@ -60,6 +60,8 @@ impl TraceDiff {
                 format!("{others:?}"),
             ));
         }
+        let weighed =
+            [a.header(), b.header()].iter().all(|header| header.weights == TraceWeights::Combination);
         let mut diff = Self::default();
         memory::refill(&mut diff.layers, experts.len(), LayerAgreement::default(), "layers of a trace")?;
         let (mut one, mut other) = (TokenRoute::default(), TokenRoute::default());
@@ -67,7 +69,7 @@ impl TraceDiff {
             let there = (a.next(&mut one)?, b.next(&mut other)?);
             match there {
                 (false, false) => return Ok(diff),
-                (true, true) => diff.add(&one, &other)?,
+                (true, true) => diff.add(&one, &other, weighed)?,
                 (more, _) => {
                     let route = if more { &one } else { &other };
                     let found = if more { "only in the first" } else { "only in the second" };
@@ -79,7 +81,7 @@ impl TraceDiff {
         }
     }
 
-    fn add(&mut self, a: &TokenRoute, b: &TokenRoute) -> Result<(), TraceError> {
+    fn add(&mut self, a: &TokenRoute, b: &TokenRoute, weighed: bool) -> Result<(), TraceError> {
         let place = |route: &TokenRoute| {
             let TokenRoute { step, layer, sequence, position, .. } = *route;
             TokenPlace { step, layer, sequence, position }
@@ -97,7 +99,7 @@ impl TraceDiff {
         let layer = &mut self.layers[usize::from(a.layer)];
         let weight_in_b = |expert| b.kept.iter().find(|pair| pair.expert == expert).map(|pair| pair.weight);
         for pair in &a.kept {
-            if let Some(weight) = weight_in_b(pair.expert) {
+            if let Some(weight) = weight_in_b(pair.expert).filter(|_| weighed) {
                 layer.weight_difference = layer.weight_difference.max((pair.weight - weight).abs());
             }
         }

@@ -10,13 +10,36 @@ const MAGIC: &str = "mixtral-route-trace 1 ";
 /// Bytes of a header, at most.
 const MOST: usize = 1 << 20;
 
+/// What the weights of a trace are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TraceWeights {
+    /// Combination weights: what the outputs of experts were multiplied with.
+    #[default]
+    Combination,
+    /// There are none, as in a trace that was made of a list of experts: all are 0.
+    None,
+}
+
+impl TraceWeights {
+    /// As the header has it.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Combination => "combination",
+            Self::None => "none",
+        }
+    }
+}
+
 /// What a trace says of itself: layers are numbered from 0, experts are those of the router's logits, weights are combination weights in
-/// f32, after capacity; what capacity or a mask refused is recorded too.
+/// f32 unless there are none, after capacity; what capacity or a mask refused is recorded too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TraceHeader {
     /// Number of experts of each layer.
     pub experts: Vec<u16>,
+    /// What the weights are.
+    pub weights: TraceWeights,
     /// Name of the model.
     pub model: Option<String>,
     /// Digest of its checkpoint.
@@ -48,8 +71,11 @@ impl TraceHeader {
         check_experts(&self.experts)
             .map_err(|(expected, found)| TraceError::unfit("experts", expected, found))?;
         let experts: Vec<_> = self.experts.iter().map(u16::to_string).collect();
-        let mut lines =
-            format!("experts={}\nweights=combination\ncapacity=after\nids=logical\n", experts.join(","));
+        let mut lines = format!(
+            "experts={}\nweights={}\ncapacity=after\nids=logical\n",
+            experts.join(","),
+            self.weights.key()
+        );
         for (key, text) in self.clone().texts() {
             if let Some(text) = text {
                 // A line each.
@@ -99,11 +125,16 @@ impl TraceHeader {
             let Some((key, value)) = line.split_once('=') else {
                 return Err(TraceError::damaged(offset, "lines of key=value", line));
             };
-            let known = [("weights", "combination"), ("capacity", "after"), ("ids", "logical")];
+            let known = [("capacity", "after"), ("ids", "logical")];
             if let Some((_, only)) = known.into_iter().find(|(name, _)| *name == key) {
                 if value != only {
                     return Err(TraceError::damaged(offset, format!("{key}={only}"), line));
                 }
+            } else if key == "weights" {
+                let known = [TraceWeights::Combination, TraceWeights::None];
+                header.weights = known.into_iter().find(|known| known.key() == value).ok_or_else(|| {
+                    TraceError::damaged(offset, "weights=combination or weights=none", line)
+                })?;
             } else if key == "experts" {
                 let list = value.split(',').map(|count| count.parse::<u16>().ok().filter(|&count| count > 0));
                 let list = if value.is_empty() { Some(Vec::new()) } else { list.collect::<Option<Vec<_>>>() };

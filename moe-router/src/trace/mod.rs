@@ -12,7 +12,7 @@
 //! | 4 to 7 | u32 | `sequence` | identity of the sequence |
 //! | 8 to 11 | u32 | `position` | of the token in its sequence, from 0 |
 //! | 12 to 15 | u32 | `token` | its id, or 2³² - 1 where nobody said |
-//! | 16 to 19 | f32 | `weight` | combination weight; 0 where the pair was refused |
+//! | 16 to 19 | f32 | `weight` | combination weight; 0 where the pair was refused, or the header says `weights=none` |
 //! | 20 to 21 | u16 | `layer` | from 0 |
 //! | 22 to 23 | u16 | `expert` | logical id, that of the router's logits, from 0 |
 //! | 24 to 25 | u16 | `requested` | the expert that was asked for, another one where the pair was rerouted |
@@ -40,7 +40,7 @@ mod writer;
 
 pub use diff::{LayerAgreement, TokenPlace, TraceDiff};
 pub use error::TraceError;
-pub use header::TraceHeader;
+pub use header::{TraceHeader, TraceWeights};
 pub use reader::{TokenRoute, TraceReader};
 pub use record::{Pair, Phase};
 pub use replay::{Replay, ReplayWeights};

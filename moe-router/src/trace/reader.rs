@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use moe_core::memory;
 
 use super::record::{BYTES, CHECKED, Kind, NO_EXPERT, NO_ID, Record};
-use super::{Pair, Phase, TraceError, TraceHeader};
+use super::{Pair, Phase, TraceError, TraceHeader, TraceWeights};
 
 /// What a layer's router did with a token.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -256,10 +256,11 @@ impl<R: Read> TraceReader<R> {
                 found,
             ));
         }
-        if !pair.weight.is_finite() || kind != Kind::Kept && pair.weight.to_bits() != 0 {
+        let weighed = kind == Kind::Kept && self.header.weights == TraceWeights::Combination;
+        if !pair.weight.is_finite() || !weighed && pair.weight.to_bits() != 0 {
             return Err(TraceError::damaged(
                 offset,
-                "a finite weight, 0 where the pair was refused",
+                "a finite weight, 0 where the pair was refused or the header says that there are none",
                 pair.weight,
             ));
         }

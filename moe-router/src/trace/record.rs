@@ -40,7 +40,7 @@ pub struct Pair {
     pub requested: u16,
     /// How many choices of the token came before.
     pub rank: u16,
-    /// Combination weight; 0 where the pair was refused.
+    /// Combination weight; 0 where the pair was refused, or the trace has none.
     pub weight: f32,
 }
 

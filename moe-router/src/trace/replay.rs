@@ -4,7 +4,7 @@ use std::io::Read;
 
 use moe_core::{Assignments, Error, Locality, Result as CoreResult, RouteInput, Router, memory, numerics};
 
-use super::{Pair, TokenRoute, TraceError, TraceHeader, TraceReader};
+use super::{Pair, TokenRoute, TraceError, TraceHeader, TraceReader, TraceWeights};
 
 /// Where a replay's weights come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,9 +48,17 @@ impl Replay {
     ///
     /// # Errors
     ///
-    /// Those of [`TraceReader`]; [`TraceError::Damaged`] where a token of a sequence is there twice; [`TraceError::OutOfMemory`].
+    /// Those of [`TraceReader`]; [`TraceError::Unfit`] for recorded weights of a trace that has none; [`TraceError::Damaged`] where a token
+    /// of a sequence is there twice; [`TraceError::OutOfMemory`].
     pub fn read(source: impl Read, weights: ReplayWeights) -> Result<Self, TraceError> {
         let mut reader = TraceReader::new(source)?;
+        if weights == ReplayWeights::Recorded && reader.header().weights == TraceWeights::None {
+            return Err(TraceError::unfit(
+                "weights to replay",
+                "those of the logits at hand",
+                "weights=none",
+            ));
+        }
         let (mut tokens, mut pairs) = (Vec::new(), Vec::<(Pair, bool)>::new());
         let mut route = TokenRoute::default();
         while reader.next(&mut route)? {
