@@ -6,6 +6,8 @@ use moe_core::{BoxError, OutOfMemory};
 use moe_router::SpecError;
 use moe_router::trace::TraceError;
 
+use crate::lab::exchange::ExchangeError;
+
 /// Shorthand for this crate's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -76,6 +78,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: TraceError,
+    },
+    /// A route trace cannot be turned into another format, or a foreign one not into a trace.
+    #[error("{}: {source}", path.display())]
+    Exchange {
+        /// The file that is read.
+        path: PathBuf,
+        /// What is wrong.
+        source: ExchangeError,
     },
     /// A text is no router.
     #[error(transparent)]

@@ -28,7 +28,7 @@ pub(crate) use perplexity::Perplexity;
 pub(crate) use router::RouterArgs;
 use sampling::whole;
 pub(crate) use sampling::{SamplingArgs, StopArgs};
-pub(crate) use trace::{Diff, Record, Replay, Simulate, Stats, Trace, TraceCommand};
+pub(crate) use trace::{Diff, Record, Replay, Simulate, Stats, Trace, TraceCommand, TraceConvert};
 
 /// Run a Mixtral model on the CPU.
 ///

@@ -5,6 +5,7 @@
 //! - [`Divergence`] sums up how far predictions are from a baseline's; [`LogitsWriter`] and [`LogitsFile`] keep one in the file format
 //!   of llama-perplexity.
 //! - [`TraceRecorder`] writes what routers do to a [trace](moe_router::trace), by which a model can be routed again.
+//! - [`exchange`] turns traces into the formats of other projects, and back.
 //! - [`RoutingMap`] adds up where tokens went, and [`picture`] draws that and what a comparison found.
 //! - [`BlockMean`] says how sure a mean over a text is.
 
@@ -13,6 +14,7 @@ mod compare;
 mod cost;
 mod divergence;
 mod engines;
+pub mod exchange;
 mod interval;
 mod logits_file;
 mod map;

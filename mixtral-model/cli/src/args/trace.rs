@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Subcommand, ValueEnum};
+use mixtral_model::lab::exchange::TraceFormat;
 use moe_core::expert_cache::CachePolicy;
 use moe_router::Capacity;
 use moe_router::trace::ReplayWeights;
@@ -26,6 +27,7 @@ pub(crate) enum TraceCommand {
     Stats(Stats),
     Diff(Diff),
     Replay(Replay),
+    Convert(TraceConvert),
     Simulate(Simulate),
 }
 
@@ -34,7 +36,10 @@ impl Trace {
         match &self.command {
             TraceCommand::Record(args) => Some(&args.running),
             TraceCommand::Replay(args) => Some(&args.running),
-            TraceCommand::Stats(_) | TraceCommand::Diff(_) | TraceCommand::Simulate(_) => None,
+            TraceCommand::Stats(_)
+            | TraceCommand::Diff(_)
+            | TraceCommand::Convert(_)
+            | TraceCommand::Simulate(_) => None,
         }
     }
 }
@@ -138,6 +143,46 @@ impl From<WeightsOf> for ReplayWeights {
             WeightsOf::Live => Self::Live,
         }
     }
+}
+
+/// Turn a trace into the format of another project, or one of theirs into a trace.
+///
+/// What gets lost on the way is told. What a foreign file does not say is asked for: --experts mostly. --list shows the formats.
+#[derive(Debug, clap::Args)]
+pub(crate) struct TraceConvert {
+    /// The file to read
+    #[arg(value_name = "FILE", required_unless_present = "list")]
+    pub(crate) file: Option<PathBuf>,
+    /// The file to write
+    #[arg(long, short, value_name = "FILE", required_unless_present = "list")]
+    pub(crate) out: Option<PathBuf>,
+    /// The format of FILE, which becomes a trace
+    #[arg(long, value_name = "FORMAT", required_unless_present_any = ["list", "to"])]
+    pub(crate) from: Option<TraceFormat>,
+    /// The format that FILE, a trace, is turned into
+    #[arg(long, value_name = "FORMAT", conflicts_with = "from")]
+    pub(crate) to: Option<TraceFormat>,
+    /// Experts of each layer, or one number for all layers, where FILE does not say it
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "from", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) experts: Vec<u16>,
+    /// Layers, where FILE does not say it
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) layers: Option<u16>,
+    /// Experts of a token in a layer, where FILE does not say it
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) choices: Option<u16>,
+    /// Tokens of the prompt, which one pass read, where FILE does not say it
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) prompt: Option<u32>,
+    /// The sequence to write, for formats that hold one; or the identity of the one that is read [default of the latter: 0]
+    #[arg(long, value_name = "N")]
+    pub(crate) sequence: Option<u32>,
+    /// Name of the model that made FILE, for the trace
+    #[arg(long, value_name = "NAME", requires = "from")]
+    pub(crate) model: Option<String>,
+    /// List the formats, what each does not carry, and what is to be given
+    #[arg(long, exclusive = true)]
+    pub(crate) list: bool,
 }
 
 /// Try what a cache of experts, or a placement over ranks, would have made of a trace.

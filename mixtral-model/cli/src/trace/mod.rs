@@ -1,5 +1,6 @@
 //! `mixtral trace`.
 
+mod convert;
 mod simulate;
 mod tell;
 
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &Trace, interrupt: &Interrupt) -> Result<()> {
         TraceCommand::Stats(args) => tell::stats(args),
         TraceCommand::Diff(args) => tell::diff(args),
         TraceCommand::Replay(args) => replay(args, interrupt),
+        TraceCommand::Convert(args) => convert::run(args, interrupt),
         TraceCommand::Simulate(args) => simulate::run(args),
     }
 }

@@ -1,4 +1,4 @@
-//! `mixtral lab`, `mixtral trace`, and `--router` where a model runs.
+//! `mixtral lab`, and `--router` and `--gates` where a model runs.
 
 use std::fs;
 use std::path::Path;
@@ -8,13 +8,13 @@ use serde_json::Value;
 use crate::{demo, mixtral, output, run, run_with_input};
 
 /// The beginning of the held-out text, in a file.
-fn text(dir: &tempfile::TempDir, bytes: usize) -> String {
+pub(crate) fn text(dir: &tempfile::TempDir, bytes: usize) -> String {
     let path = dir.path().join("text");
     fs::write(&path, &fs::read_to_string(demo().join("heldout.txt")).unwrap()[..bytes]).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-fn parse(text: &str) -> Value {
+pub(crate) fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
@@ -240,99 +240,78 @@ fn experts_taken_away_and_tried() {
 }
 
 #[test]
-fn traces() {
+fn gates_of_a_file() {
+    let ids = "1,500,600,700,800";
+    let own = demo().join("model.safetensors");
+    let logits = |gates: &str| run(&format!("logits --ids {ids} --gates {{}}"), &[gates]);
+    let said = logits(own.to_str().unwrap());
+    assert_eq!(said.out, output(&format!("logits --ids {ids}"), &[]));
+    assert!(said.err.starts_with("gates of 4 of 4 layers from "), "{}", said.err);
     let dir = tempfile::tempdir().unwrap();
-    let file = text(&dir, 4000);
-    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let record = |name: &str, rest: &str| {
-        let line = format!("trace record --text {{}} --out {{}} --window 128{rest}");
-        let said = run(&line, &[&file, &path(name)]);
-        assert_eq!((said.status, &*said.out), (Some(0), ""), "{}", said.err);
-        said.err
+    let path = dir.path().join("gates.safetensors");
+    let write = |experts: usize| {
+        let bytes: Vec<u8> =
+            (0..experts * 256).flat_map(|i| ((i * 37 % 101) as f32 * 0.01).to_le_bytes()).collect();
+        let tensor =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![experts, 256], &bytes)
+                .unwrap();
+        let name = "model.layers.2.block_sparse_moe.gate.weight";
+        fs::write(&path, safetensors::serialize([(name, tensor)], None).unwrap()).unwrap();
     };
-    let said = record("own", "");
-    let found = parse(&output("perplexity --text {} --window 128 --json", &[&file]));
-    let perplexity = format!("{:.4}", found["perplexity"].as_f64().unwrap());
-    assert!(said.ends_with(&format!("perplexity {perplexity}\n")), "{said}");
-
-    let stats = parse(&output("trace stats {} --json", &[&path("own")]));
-    let tokens = found["predicted_tokens"].as_u64().unwrap();
-    assert_eq!((&stats["tokens"], &stats["prefill_tokens"]), (&tokens.into(), &tokens.into()));
-    assert_eq!((&stats["model"], &stats["router"]), (&"built-in demo".into(), &Value::Null));
-    assert_eq!(stats["checkpoint"].as_str().unwrap().len(), 64);
-    for layer in stats["layers"].as_array().unwrap() {
-        assert_eq!((&layer["experts"], &layer["pairs"]), (&8.into(), &(2 * tokens).into()));
-        let load: u64 = layer["load"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
-        assert_eq!(load, 2 * tokens);
-    }
-    assert!(output("trace stats {}", &[&path("own")]).contains("layer  experts/token  dropped"));
-
-    record("one", " --router 2@top-k:k=1");
-    let diff = parse(&output("trace diff {} {} --json", &[&path("own"), &path("one")]));
-    assert_eq!(diff["first_difference"]["layer"], 2);
-    assert_eq!(diff["layers"][0]["same_experts"], diff["layers"][0]["tokens"]);
-    assert_eq!(diff["layers"][2]["same_experts"], 0);
-    let same = output("trace diff {} {}", &[&path("own"), &path("own")]);
-    assert!(same.starts_with("every token has the same experts in every layer\n"), "{same}");
-
-    let replayed = output("trace replay {} --text {} --window 128", &[&path("own"), &file]);
-    assert!(replayed.starts_with(&format!("perplexity {perplexity}, ")), "{replayed}");
-    let live =
-        output("trace replay {} --text {} --window 128 --weights live --chunk 1", &[&path("own"), &file]);
-    assert!(live.starts_with(&format!("perplexity {perplexity}, ")), "{live}");
-    fs::write(path("other"), fs::read_to_string(&file).unwrap().replace("Catherine", "Isabella")).unwrap();
-    let other = run("trace replay {} --text {} --window 128", &[&path("own"), &path("other")]);
-    assert!(other.err.contains("as it was recorded, found token "), "{}", other.err);
-    let elsewhere = run("trace replay {} --text {} --window 200", &[&path("own"), &file]);
-    assert_eq!(elsewhere.status, Some(1));
+    write(8);
+    let other = logits(path.to_str().unwrap());
+    assert!(other.err.starts_with("gates of 1 of 4 layers from "), "{}", other.err);
+    assert_ne!(other.out, said.out);
+    write(7);
+    let refused = logits(path.to_str().unwrap());
+    assert_eq!((refused.status, &*refused.out), (Some(1), ""));
     assert!(
-        elsewhere.err.contains("expected position 127 of sequence 0 in layer 0, found no such token"),
+        refused.err.contains("layers.2.block_sparse_moe.gate.weight: expected shape [8, 256]"),
         "{}",
-        elsewhere.err
+        refused.err
     );
+    let none = logits("README.md");
+    assert_eq!(none.status, Some(1), "{}", none.err);
+}
 
-    record("decoded", " --chunk 1");
-    let simulated = parse(&output("trace simulate {} --ranks 4 --json", &[&path("decoded")]));
-    let caches = simulated["caches"].as_array().unwrap();
-    assert_eq!(caches.len(), 15, "five policies of three sizes");
-    for cache in caches {
-        assert_eq!(cache["requests"].as_u64().unwrap(), 2 * 4 * tokens);
-        let share = cache["share_of_bound"].as_f64().unwrap();
-        assert!((0.0..=1.0).contains(&share), "{cache}");
+/// The page needs no other file, and is the same bytes whatever computes it; the picture of the project's own page is what the command draws.
+#[test]
+fn a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let verse = root.join("docs/texts/verse.txt");
+    let report = |out: &str, rest: &str| {
+        let line = format!("lab report --text {{}} --out {{}}{rest}");
+        let said = run(&line, &[verse.to_str().unwrap(), &path(out)]);
+        assert_eq!((said.status, &*said.out), (Some(0), ""), "{}", said.err);
+        assert!(said.err.ends_with("index.html, and 6 pictures\n"), "{}", said.err);
+    };
+    report("one", " --shown 66 -j 1 --router capped(top-k:k=2):factor=0.7");
+    report("two", " --shown 66 -j 3 --router capped(top-k:k=2):factor=0.7 --backend portable");
+    let read = |at: &str| fs::read_to_string(path(at)).unwrap();
+    let pictures = ["agreement", "load", "perplexity", "text", "together", "transitions"];
+    let page = read("one/index.html");
+    for name in pictures {
+        let svg = read(&format!("one/{name}.svg"));
+        assert_eq!(svg, read(&format!("two/{name}.svg")), "{name}");
+        assert!(page.contains(&svg), "{name}");
     }
-    assert_eq!(simulated["placements"].as_array().unwrap().len(), 3);
-    let table = output("trace simulate {} --cache 8,16 --policy lru", &[&path("decoded")]);
-    assert_eq!(table.lines().count(), 3, "{table}");
-    // What a capacity would turn away is what it turns away.
-    let swept = parse(&output("trace simulate {} --capacity 0.5,8 --json", &[&path("own")]));
-    record("capped", " --router capped(top-k:k=2):factor=0.5");
-    let capped = parse(&output("trace stats {} --json", &[&path("capped")]));
-    assert_eq!(swept["capacities"][1]["dropped"], 0);
-    assert_eq!(swept["capacities"][0]["requested"], 2 * 4 * tokens);
-    let first = &capped["layers"][0];
-    assert!(
-        first["refused"].as_u64().unwrap() > 0
-            && swept["capacities"][0]["dropped"].as_u64() > first["refused"].as_u64()
-    );
-    let none = run("trace simulate {} --capacity 0", &[&path("own")]);
-    assert!(none.err.contains("expected a number above 0"), "{}", none.err);
-
-    let mut bytes = fs::read(path("own")).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    fs::write(path("damaged"), bytes).unwrap();
-    for line in
-        ["trace stats {}", "trace replay {} --text README.md", "trace simulate {}", "trace diff {} {}"]
-    {
-        let values = vec![path("damaged"); line.matches("{}").count()];
-        let said = run(line, &values.iter().map(String::as_str).collect::<Vec<_>>());
-        assert_eq!(said.status, Some(1), "{line}");
-        assert!(
-            said.err.contains("damaged: byte ") && said.err.contains("with the sum"),
-            "{line}: {}",
-            said.err
-        );
+    assert_eq!(read("one/text.svg"), fs::read_to_string(root.join("docs/routing.svg")).unwrap());
+    let anywhere = page.replace("http://www.w3.org/2000/svg", "");
+    assert!(!anywhere.contains("http") && !anywhere.contains("<script") && !anywhere.contains("<link"));
+    for said in [
+        "<td>top-k:k=8</td>",
+        "<td>capped(top-k:k=2):factor=0.7</td>",
+        "&#x27;capped(top-k:k=2):factor=0.7&#x27;",
+        "not causal",
+    ] {
+        assert!(page.contains(said), "{said}");
     }
-    let no_trace = run("trace stats {}", &[&file]);
-    assert!(no_trace.err.contains("byte 0: expected a route trace, found"), "{}", no_trace.err);
+    // The table is that of `compare`.
+    let csv = output("lab compare --text {} --csv --router top-k:k=1", &[verse.to_str().unwrap()]);
+    let nll = csv.lines().nth(2).unwrap().split(',').nth(3).unwrap().parse::<f64>().unwrap();
+    assert!(page.contains(&format!("<td>top-k:k=1</td><td>{nll:.3}</td>")), "{nll}");
+    let refused = run("lab report --text {} --out {}", &[verse.to_str().unwrap(), verse.to_str().unwrap()]);
+    assert_eq!(refused.status, Some(1), "{}", refused.err);
 }

@@ -20,6 +20,7 @@ mod sources;
 mod stops;
 mod terminal;
 mod tokens;
+mod trace;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -152,7 +152,7 @@ impl Scale {
         let inside = |tick: &f64| (self.low..=self.high).contains(tick);
         let ticks: Vec<f64> = if !marks.is_empty() {
             marks.iter().copied().filter(inside).collect()
-        } else if self.is_logarithmic && self.high / self.low > 2.5 {
+        } else if self.is_logarithmic && self.high / self.low > 6.0 {
             let decades =
                 libm::floor(libm::log10(self.low)) as i32..=libm::ceil(libm::log10(self.high)) as i32;
             // A few of each decade, or the decades alone where there are many.
