@@ -163,22 +163,22 @@ pub(crate) struct TraceConvert {
     #[arg(long, value_name = "FORMAT", conflicts_with = "from")]
     pub(crate) to: Option<TraceFormat>,
     /// Experts of each layer, or one number for all layers, where FILE does not say it
-    #[arg(long, value_name = "N,N,...", value_delimiter = ',', requires = "from", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', conflicts_with = "to", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) experts: Vec<u16>,
     /// Layers, where FILE does not say it
-    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "to", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) layers: Option<u16>,
     /// Experts of a token in a layer, where FILE does not say it
-    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "to", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) choices: Option<u16>,
     /// Tokens of the prompt, which one pass read, where FILE does not say it
-    #[arg(long, value_name = "N", requires = "from")]
+    #[arg(long, value_name = "N", conflicts_with = "to")]
     pub(crate) prompt: Option<u32>,
     /// The sequence to write, for formats that hold one; or the identity of the one that is read [default of the latter: 0]
     #[arg(long, value_name = "N")]
     pub(crate) sequence: Option<u32>,
     /// Name of the model that made FILE, for the trace
-    #[arg(long, value_name = "NAME", requires = "from")]
+    #[arg(long, value_name = "NAME", conflicts_with = "to")]
     pub(crate) model: Option<String>,
     /// List the formats, what each does not carry, and what is to be given
     #[arg(long, exclusive = true)]

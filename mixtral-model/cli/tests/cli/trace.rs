@@ -191,7 +191,7 @@ fn other_formats() {
         ("trace convert {} --out {}", "--from <FORMAT>"),
         ("trace convert {} --out {} --from megatron --experts 8", "line 1: expected a line of a router trace"),
         ("trace convert {} --out {} --to trees", "format: expected one of megatron, npy, "),
-        ("trace convert {} --out {} --to npy --experts 8", "--from <FORMAT>"),
+        ("trace convert {} --out {} --to npy --experts 8", "cannot be used with"),
     ] {
         let refused = run(line, &[&path("own"), &path("none")]);
         assert_ne!(refused.status, Some(0), "{line}");
