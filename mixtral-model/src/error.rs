@@ -6,6 +6,7 @@ use moe_core::{BoxError, OutOfMemory};
 use moe_router::SpecError;
 use moe_router::trace::TraceError;
 
+use crate::budget::MemoryPlan;
 use crate::lab::exchange::ExchangeError;
 
 /// Shorthand for this crate's results.
@@ -86,6 +87,15 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         source: ExchangeError,
+    },
+    /// A budget of memory is too small.
+    #[error(
+        "memory: expected at least {} bytes (program {}, weights other than experts {}, keys and values {}, buffers {}, two experts {}), \
+         found {}", plan.least, plan.program, plan.weights, plan.kv_cache, plan.workspace, plan.least - plan.fixed(), plan.budget
+    )]
+    Budget {
+        /// What takes how much.
+        plan: Box<MemoryPlan>,
     },
     /// A text is no router.
     #[error(transparent)]

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use moe_core::{MoeLayer, memory};
 use moe_kernels::attention::AttentionShape;
-use moe_kernels::{Activations, Linear, SwiGluExperts, SwiGluWeights, WeightMatrix};
+use moe_kernels::{Activations, Linear, SwiGlu, SwiGluExperts, SwiGluWeights, WeightFormat, WeightMatrix};
 use moe_router::TopK;
 
 use crate::attention::Attention;
+use crate::budget::{Budgeted, CacheOf, MemoryPlan};
 use crate::checkpoint::Place;
 use crate::manifest::{LayerManifest, Manifest, TensorSpec};
 use crate::model::{Compute, Layer, Model};
@@ -45,8 +46,10 @@ pub struct Loader<'a> {
     config: Config,
     checkpoint: &'a Checkpoint,
     compute: Compute,
-    weight: Box<MapWeight<'a>>,
+    /// None leaves weights as they are.
+    weight: Option<Box<MapWeight<'a>>>,
     moe: Box<MakeMoe<'a>>,
+    cache: Option<CacheOf>,
 }
 
 type MapWeight<'a> = dyn Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix> + 'a;
@@ -59,9 +62,23 @@ impl<'a> Loader<'a> {
             config,
             checkpoint,
             compute: compute.into(),
-            weight: Box::new(|_, weight| Ok(weight)),
+            weight: None,
             moe: Box::new(|parts| parts.layer()),
+            cache: None,
         }
+    }
+
+    /// The same with experts that come from the disk when they are wanted, into the memory that a plan leaves for them; the checkpoint's
+    /// [access](Access) should be `Uncached`, or a copy of what is read stays in the page cache. Weights that are
+    /// [mapped to others](Self::map_weights) are none of those.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] for a checkpoint that is not of the config; [`Error::Setting`] for one that cannot be read so.
+    pub fn within(self, plan: &MemoryPlan) -> Result<Self> {
+        let budgeted = Budgeted::new(self.checkpoint, &self.config, plan.experts, plan.policy)?;
+        let cache = Some(budgeted.cache());
+        Ok(Self { moe: Box::new(move |parts| budgeted.layer(parts)), cache, ..self })
     }
 
     /// The same, with every matrix that is multiplied with, but for the gates', replaced by what `weight(spec, matrix)` makes of
@@ -70,13 +87,13 @@ impl<'a> Loader<'a> {
         self,
         weight: impl Fn(&TensorSpec, WeightMatrix) -> Result<WeightMatrix> + 'a,
     ) -> Self {
-        Self { weight: Box::new(weight), ..self }
+        Self { weight: Some(Box::new(weight)), ..self }
     }
 
     /// The same, with each layer's gate, router and experts put together by `moe`, which is given what the checkpoint has for them
     /// before any of it is read: a bank of one's own may read its experts later, or elsewhere.
     pub fn moe_layers(self, moe: impl FnMut(&MoeParts<'_>) -> Result<MoeLayer> + 'a) -> Self {
-        Self { moe: Box::new(moe), ..self }
+        Self { moe: Box::new(moe), cache: None, ..self }
     }
 
     /// Assembles the model.
@@ -86,12 +103,20 @@ impl<'a> Loader<'a> {
     /// Those of [`Model::load`]; what the closures give back; [`Error::Kernels`] where a closure gives a matrix of another shape
     /// to an expert.
     pub fn load(self) -> Result<Model> {
-        let Self { config, checkpoint, compute, weight, mut moe } = self;
+        let Self { config, checkpoint, compute, weight, mut moe, cache } = self;
+        if weight.is_some() && cache.is_some() {
+            return Err(Error::Setting {
+                setting: "weights",
+                expected: "those of the checkpoint, under a budget of memory".to_owned(),
+                found: "others".to_owned(),
+            });
+        }
         // A config that was read is valid, but its fields are public.
         config.validate(checkpoint.root())?;
         checkpoint.verify(&config)?;
         let products = Cell::new(Products::default());
-        let weights = Weights { config: &config, checkpoint, compute, map: &*weight, products: &products };
+        let weights =
+            Weights { config: &config, checkpoint, compute, map: weight.as_deref(), products: &products };
         let manifest = Manifest::new(&config);
         // A head that is the embedding shares its memory, and is multiplied with.
         let (embedding, head) = match manifest.head() {
@@ -109,7 +134,18 @@ impl<'a> Loader<'a> {
         let norm = weights.vector(&manifest.final_norm())?;
         let (rope, products) =
             (Rope::new(config.head_dim, config.rope_theta, config.rope_scaling), products.get());
-        Ok(Model { id: ModelId::new(), compute, products, embedding, rope, layers, norm, head, config })
+        Ok(Model {
+            id: ModelId::new(),
+            compute,
+            products,
+            embedding,
+            rope,
+            layers,
+            norm,
+            head,
+            config,
+            cache,
+        })
     }
 }
 
@@ -199,6 +235,16 @@ impl MoeParts<'_> {
         Ok(SwiGluWeights { w1, w2, w3 })
     }
 
+    /// Counts the matrices of a bank that reads them itself.
+    pub(crate) fn count(&self, bank: &SwiGlu, formats: impl Iterator<Item = WeightFormat>) {
+        let mut products = self.weights.products.get();
+        formats.for_each(|format| products.note(format));
+        self.weights.products.set(products);
+        for e in 0..bank.experts() {
+            bank.input_precision(e).into_iter().for_each(|kind| self.weights.count(kind));
+        }
+    }
+
     /// Where a matrix of an expert lies, for a bank that reads it itself.
     ///
     /// # Errors
@@ -215,7 +261,7 @@ struct Weights<'a> {
     config: &'a Config,
     checkpoint: &'a Checkpoint,
     compute: Compute,
-    map: &'a MapWeight<'a>,
+    map: Option<&'a MapWeight<'a>>,
     products: &'a Cell<Products>,
 }
 
@@ -261,7 +307,8 @@ impl<'a> Weights<'a> {
 
     /// A matrix that is multiplied with, as whoever loads wants it.
     fn factor(&self, spec: &TensorSpec) -> Result<WeightMatrix> {
-        let weight = (self.map)(spec, self.stored(spec)?)?;
+        let stored = self.stored(spec)?;
+        let weight = self.map.map_or_else(|| Ok(stored.clone()), |map| map(spec, stored.clone()))?;
         let mut products = self.products.get();
         products.note(weight.format());
         self.products.set(products);

@@ -10,6 +10,7 @@ use ndarray::ArrayView2;
 
 use crate::attention::{Attention, AttentionPass};
 use crate::batch::Batch;
+use crate::budget::{CacheOf, CacheUse};
 use crate::products::Products;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
@@ -33,6 +34,8 @@ pub struct Model {
     pub(crate) norm: Vec<f32>,
     /// D to V.
     pub(crate) head: Linear,
+    /// Of experts under a budget.
+    pub(crate) cache: Option<CacheOf>,
 }
 
 /// How a model computes. Backends give the same bits; the kinds of activations do not.
@@ -78,6 +81,11 @@ impl Model {
     /// How its matrices are multiplied.
     pub fn products(&self) -> Products {
         self.products
+    }
+
+    /// What happened so far to experts that are [under a budget](crate::Loader::within); none where all lie in memory or are mapped.
+    pub fn expert_cache(&self) -> Option<CacheUse> {
+        self.cache.as_ref().map(CacheOf::counts)
     }
 
     /// The same model under other routing policies: `router(layer)` for each layer.

@@ -3,13 +3,13 @@
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use moe_core::memory;
 
 use super::safetensors::{self, LENGTH_BYTES};
-use super::{Access, Entry, map};
+use super::{Access, Entry, UncachedFile, map};
 use crate::gguf;
 use crate::input::open_regular;
 use crate::{Error, Result};
@@ -31,6 +31,17 @@ enum Source {
     Shared(Bytes),
     /// Read on demand. Seeking and reading are one step only under the lock.
     File(Mutex<File>),
+    /// Read on demand, past the page cache.
+    Uncached(Arc<UncachedFile>),
+}
+
+/// Where somebody else may read a file's bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum RawFile {
+    /// The whole file, in memory or mapped.
+    Shared(Bytes),
+    /// The file.
+    Uncached(Arc<UncachedFile>),
 }
 
 /// The kinds of files that hold tensors.
@@ -58,6 +69,7 @@ impl WeightFile {
                 Source::Shared(map::map(&file, len, access).map_err(io)?)
             }
             Access::Read => Source::File(Mutex::new(file)),
+            Access::Uncached => Source::Uncached(Arc::new(UncachedFile::new(&path, file))),
         };
         Ok((Self { path, len, container, data, source }, entries))
     }
@@ -79,6 +91,18 @@ impl WeightFile {
             }
             Source::File(file) => read(file, self.offset(begin), end - begin)
                 .map_err(|source| Error::Io { path: self.path.clone(), source }),
+            Source::Uncached(file) => file
+                .bytes(self.offset(begin), end - begin)
+                .map_err(|source| Error::Io { path: self.path.clone(), source }),
+        }
+    }
+
+    /// The file for whoever reads it by itself; none of one that is read under a lock.
+    pub(super) fn raw(&self) -> Option<RawFile> {
+        match &self.source {
+            Source::Shared(bytes) => Some(RawFile::Shared(bytes.clone())),
+            Source::Uncached(file) => Some(RawFile::Uncached(file.clone())),
+            Source::File(_) => None,
         }
     }
 

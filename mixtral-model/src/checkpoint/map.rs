@@ -43,10 +43,16 @@ fn lock(_: &Mmap) -> io::Result<()> {
 /// Memory of `len` bytes, not zero, that `fill` writes; in large pages where the system gives them, as reading weights is all
 /// that decoding does, and each small page has to be looked up.
 pub(super) fn memory(len: usize, fill: impl FnOnce(&mut [u8]) -> io::Result<()>) -> io::Result<Bytes> {
-    let mut memory = MmapMut::map_anon(len)?;
+    let mut memory = pages(len)?;
+    fill(&mut memory)?;
+    Ok(Bytes::from_owner(memory.make_read_only()?))
+}
+
+/// Memory of `len` bytes, not zero, that begins at a page.
+pub(crate) fn pages(len: usize) -> io::Result<MmapMut> {
+    let memory = MmapMut::map_anon(len)?;
     #[cfg(target_os = "linux")]
     // A refusal costs time only.
     let _ = memory.advise(memmap2::Advice::HugePage);
-    fill(&mut memory)?;
-    Ok(Bytes::from_owner(memory.make_read_only()?))
+    Ok(memory)
 }

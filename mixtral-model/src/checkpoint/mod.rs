@@ -8,10 +8,11 @@ mod digest;
 mod file;
 mod foreign;
 mod index;
-mod map;
+pub(crate) mod map;
 mod place;
 mod safetensors;
 mod stored;
+mod uncached;
 mod values;
 mod verify;
 
@@ -29,10 +30,12 @@ use crate::input::open_regular;
 use crate::layout::{Layout, Spelling};
 use crate::{Error, Result, gguf};
 pub use digest::Digest;
+pub(crate) use file::RawFile;
 use file::{Container, WeightFile};
 use index::Index;
 pub use place::Place;
 pub(crate) use stored::{Entry, StoredType};
+pub(crate) use uncached::UncachedFile;
 
 /// How a tensor's bytes are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -50,6 +53,9 @@ pub enum Access {
     /// Each tensor is read into memory, in large pages where the system gives them, when it is asked for. A file that shrinks
     /// or fails gives an error.
     Read,
+    /// The same, but nothing that was read stays in the system's page cache: it is read past it where system and file system allow that
+    /// (Linux, most disks), else dropped from it.
+    Uncached,
 }
 
 /// The weight files of a model, open and their headers checked.

@@ -6,10 +6,10 @@ use std::path::Path;
 use bytes::Bytes;
 use moe_kernels::{WeightFormat, WeightMatrix};
 
-use super::{Checkpoint, tensor_error};
+use super::{Checkpoint, RawFile, tensor_error};
 use crate::layout::{ExpertStorage, RowOrder};
 use crate::manifest::{ExpertMatrix, LayerPart, TensorKey, TensorSpec};
-use crate::{Config, Result};
+use crate::{Config, Error, Result};
 
 /// Where a tensor of the model lies, so that it can be read from its file by whoever wants to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +116,21 @@ impl Checkpoint {
     /// [`Error::Io`](crate::Error::Io) if reading fails.
     pub fn read(&self, place: &Place<'_>) -> Result<Bytes> {
         self.files[place.file].bytes(place.begin, place.begin + place.bytes as usize)
+    }
+
+    /// The file of a place, for whoever reads it by itself, and whenever: the whole of it in memory or mapped, or one that is
+    /// [read past the page cache](super::Access::Uncached).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`](crate::Error::Setting) for a checkpoint that is [read](super::Access::Read) otherwise.
+    pub(crate) fn raw(&self, place: &Place<'_>) -> Result<(usize, RawFile)> {
+        let raw = self.files[place.file].raw().ok_or_else(|| Error::Setting {
+            setting: "access",
+            expected: "uncached, or mapped weights".to_owned(),
+            found: "weights that are read".to_owned(),
+        })?;
+        Ok((place.file, raw))
     }
 
     /// The bytes of some of the rows at a place of this checkpoint, counted from 0 in the order that is stored.

@@ -323,3 +323,20 @@ pub fn available_memory() -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
+
+/// Bytes of memory that this process takes: `VmRSS` of `/proc/self/status`, or what it takes elsewhere where there is no such file.
+pub(crate) fn own_memory() -> u64 {
+    const ELSEWHERE: u64 = 32 << 20;
+    status("VmRSS:").unwrap_or(ELSEWHERE)
+}
+
+/// The most memory that this process has taken so far: `VmHWM` of `/proc/self/status`; `None` where there is no such file.
+pub fn peak_memory() -> Option<u64> {
+    status("VmHWM:")
+}
+
+fn status(line: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let rest = text.lines().find_map(|found| found.strip_prefix(line))?;
+    rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

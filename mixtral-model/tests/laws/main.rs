@@ -1,6 +1,7 @@
 //! Laws of the model over random shapes that are multiples of nothing: the same bits, whatever the circumstances.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod budget;
 mod circumstances;
 mod gates;
 mod lab;

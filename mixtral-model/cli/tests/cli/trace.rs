@@ -189,7 +189,10 @@ fn other_formats() {
     for (line, said) in [
         ("trace convert {} --out {} --to npy", "sequences: expected one, or one to be named, found several"),
         ("trace convert {} --out {}", "--from <FORMAT>"),
-        ("trace convert {} --out {} --from megatron --experts 8", "line 1: expected a line of a router trace"),
+        (
+            "trace convert {} --out {} --from megatron --experts 8",
+            "line 1: expected a line of a router trace",
+        ),
         ("trace convert {} --out {} --to trees", "format: expected one of megatron, npy, "),
         ("trace convert {} --out {} --to npy --experts 8", "cannot be used with"),
     ] {

@@ -1,0 +1,222 @@
+//! The bank of one layer's experts, most of which may lie on the disk.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use memmap2::MmapMut;
+use moe_core::{Dispatch, Error as CoreError, Experts, Reserve, Result as CoreResult, RowWork, Scratch};
+use moe_kernels::{SwiGlu, SwiGluView, over_rows};
+use ndarray::{ArrayViewMut2, Axis, Slice};
+
+use super::fetch::{Fetch, Wanted};
+use super::place::{ExpertPlace, Loaded};
+use super::store::{Action, ExpertStore, STREAMED, Turns, memory_for};
+use crate::{Compute, Result};
+
+/// The experts of a layer under a budget: what has rows is in memory or is read, computed as it comes, and kept as long as there is room.
+/// The same bits as a bank that holds all of them.
+#[derive(Debug)]
+pub(super) struct CachedExperts {
+    store: Arc<ExpertStore>,
+    layer: usize,
+    /// For passes whose experts are all in memory.
+    bank: SwiGlu,
+    /// Each expert by itself, to be computed as soon as it is there.
+    single: Vec<SwiGlu>,
+    /// Whose weights were found to be fit for their products.
+    checked: Vec<AtomicBool>,
+}
+
+impl CachedExperts {
+    pub(super) fn new(
+        store: Arc<ExpertStore>,
+        layer: usize,
+        dim: usize,
+        hidden: usize,
+        compute: Compute,
+    ) -> Result<Self> {
+        let formats: Vec<_> = store.places(layer).iter().map(|place| place.formats()).collect();
+        let Compute { backend, activations } = compute;
+        let of = |formats: &[_]| SwiGlu::new(dim, hidden, formats.iter().copied(), activations, backend);
+        let bank = of(&formats)?;
+        let single = formats.chunks(1).map(of).collect::<moe_kernels::Result<_>>()?;
+        let checked = formats.iter().map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { store, layer, bank, single, checked })
+    }
+
+    /// How the layer is computed.
+    pub(super) fn bank(&self) -> &SwiGlu {
+        &self.bank
+    }
+
+    fn view<'a>(&self, expert: usize, loaded: &'a Loaded) -> CoreResult<SwiGluView<'a>> {
+        let view = self.store.places(self.layer)[expert].view(loaded).map_err(CoreError::experts)?;
+        if !self.checked[expert].load(Ordering::Relaxed) {
+            self.bank.check(expert, view).map_err(CoreError::experts)?;
+            self.checked[expert].store(true, Ordering::Relaxed);
+        }
+        Ok(view)
+    }
+
+    /// Computes the rows of one expert.
+    fn compute(
+        &self,
+        expert: usize,
+        loaded: &Loaded,
+        dispatch: Dispatch<'_>,
+        scratch: &mut Scratch,
+        out: &mut ArrayViewMut2<'_, f32>,
+    ) -> CoreResult<()> {
+        let view = self.view(expert, loaded)?;
+        let rows = dispatch.rows_of(expert);
+        let out = out.slice_axis_mut(Axis(0), Slice::from(rows));
+        let alone = dispatch.of_experts(expert..expert + 1);
+        let computed = self.single[expert].forward(|_| view, alone, scratch, out);
+        computed.map_err(|error| error.in_layer(CoreError::experts))
+    }
+
+    /// Computes all experts in the order in which their weights are there.
+    fn compute_as_they_come(
+        &self,
+        experts: &[usize],
+        actions: Vec<Action>,
+        dispatch: Dispatch<'_>,
+        scratch: &mut Scratch,
+        out: &mut ArrayViewMut2<'_, f32>,
+    ) -> CoreResult<()> {
+        let (places, store) = (self.store.places(self.layer), &*self.store);
+        let fetched = Fetch::run(|fetch| {
+            let (mut have, mut kept, mut passing) = (Vec::new(), Vec::new(), Vec::new());
+            for (action, &expert) in actions.into_iter().zip(experts) {
+                match action {
+                    Action::Have(loaded) => have.push((expert, loaded)),
+                    Action::Keep(memory) => {
+                        kept.push(expert);
+                        fetch.ask(Wanted { expert, place: &places[expert], memory });
+                    }
+                    Action::Pass => passing.push(expert),
+                }
+            }
+            // What passes through is asked for when there is memory for it.
+            let mut passing = passing.into_iter();
+            let mut result: CoreResult<()> = Ok(());
+            for _ in 0..STREAMED {
+                result = result.and_then(|()| ask_next(fetch, &mut passing, places, &mut Vec::new()));
+            }
+            for (expert, loaded) in &have {
+                if result.is_ok() {
+                    result = self.compute(*expert, loaded, dispatch, scratch, out);
+                }
+            }
+            // All that was asked for comes back, whatever became of the others.
+            let (mut reads, mut bytes) = (0, 0);
+            while let Some((expert, read)) = fetch.next() {
+                let keeps = kept.contains(&expert);
+                let loaded = match read {
+                    Ok(loaded) => Arc::new(loaded),
+                    Err(error) => {
+                        if keeps {
+                            store.keep(self.layer, expert, None);
+                        }
+                        let failed = store.failed(self.layer, (expert, Err(error)));
+                        result = result.and_then(|()| failed.map_or(Ok(()), Err));
+                        continue;
+                    }
+                };
+                reads += 1;
+                bytes += places[expert].bytes();
+                if keeps {
+                    store.keep(self.layer, expert, Some(loaded.clone()));
+                }
+                if result.is_ok() {
+                    result = self.compute(expert, &loaded, dispatch, scratch, out);
+                }
+                if !keeps && result.is_ok() {
+                    let mut left =
+                        Arc::into_inner(loaded).map(Loaded::into_memory).into_iter().flatten().collect();
+                    result = ask_next(fetch, &mut passing, places, &mut left);
+                }
+            }
+            store.count(reads, bytes, fetch.waited);
+            result
+        });
+        match fetched {
+            Ok(result) => result,
+            Err(source) => {
+                experts.iter().for_each(|&expert| store.keep(self.layer, expert, None));
+                Err(CoreError::experts(source))
+            }
+        }
+    }
+}
+
+/// Asks for the next expert that passes through, into memory that was left over or new.
+fn ask_next<'p>(
+    fetch: &mut Fetch<'p>,
+    passing: &mut impl Iterator<Item = usize>,
+    places: &'p [ExpertPlace],
+    left: &mut Vec<MmapMut>,
+) -> CoreResult<()> {
+    let Some(expert) = passing.next() else { return Ok(()) };
+    let place = &places[expert];
+    let memory = memory_for(place, left)?;
+    left.clear();
+    fetch.ask(Wanted { expert, place, memory });
+    Ok(())
+}
+
+impl Experts for CachedExperts {
+    fn experts(&self) -> usize {
+        self.bank.experts()
+    }
+
+    fn dim(&self) -> usize {
+        self.bank.dim()
+    }
+
+    fn forward(
+        &self,
+        dispatch: Dispatch<'_>,
+        scratch: &mut Scratch,
+        mut out: ArrayViewMut2<'_, f32>,
+    ) -> CoreResult<()> {
+        dispatch.check(self, &out)?;
+        // A layer that is used alone reserves nothing: it has its turn for this call, if it is free.
+        let _turn = match scratch.of::<Turns>().has(&self.store) {
+            true => None,
+            false => Some(self.store.turn(false)?),
+        };
+        let experts: Vec<_> = (0..self.experts()).filter(|&e| !dispatch.rows_of(e).is_empty()).collect();
+        let actions = self.store.begin(self.layer, &experts)?;
+        let mut views = vec![None; self.experts()];
+        for (action, &expert) in actions.iter().zip(&experts) {
+            if let Action::Have(loaded) = action {
+                views[expert] = Some(self.view(expert, loaded)?);
+            }
+        }
+        if views.iter().flatten().count() == experts.len() {
+            let view =
+                |e: usize| views[e].unwrap_or_else(|| unreachable!("only experts with rows are asked for"));
+            let computed = self.bank.forward(view, dispatch, scratch, out);
+            return computed.map_err(|error| error.in_layer(CoreError::experts));
+        }
+        drop(views);
+        self.compute_as_they_come(&experts, actions, dispatch, scratch, &mut out)
+    }
+
+    fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> CoreResult<()> {
+        if !scratch.of::<Turns>().has(&self.store) {
+            let turn = self.store.turn(request.may_wait)?;
+            scratch.of::<Turns>().add(turn);
+        }
+        Ok(())
+    }
+
+    fn release(&self, scratch: &mut Scratch) {
+        scratch.of::<Turns>().end(&self.store);
+    }
+
+    fn over_rows(&self, rows: ArrayViewMut2<'_, f32>, work: &RowWork<'_>) -> CoreResult<()> {
+        over_rows(rows, work)
+    }
+}

@@ -1,0 +1,129 @@
+//! Where experts lie.
+
+use std::io;
+use std::path::Path;
+
+use memmap2::MmapMut;
+use moe_kernels::{SwiGluView, WeightFormat, WeightView};
+
+use crate::checkpoint::{Place, RawFile, UncachedFile, map};
+use crate::manifest::ExpertMatrix;
+use crate::{Checkpoint, Config, Error, LayerManifest, Result};
+
+/// Where one matrix lies.
+#[derive(Clone, Debug)]
+pub(super) struct MatrixPlace {
+    raw: RawFile,
+    offset: u64,
+    bytes: usize,
+    pub(super) format: WeightFormat,
+    rows: usize,
+    columns: usize,
+}
+
+/// Where the matrices of an expert lie, in the order of their names.
+#[derive(Clone, Debug)]
+pub(super) struct ExpertPlace(pub(super) [MatrixPlace; 3]);
+
+/// The matrices of an expert in memory of its own.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    matrices: [(MmapMut, usize); 3],
+}
+
+impl ExpertPlace {
+    pub(super) fn of(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        layer: &LayerManifest<'_>,
+        expert: usize,
+    ) -> Result<Self> {
+        let [w1, w2, w3] = ExpertMatrix::ALL.map(|matrix| {
+            let place: Place<'_> = checkpoint.place(&layer.expert(expert, matrix), config)?;
+            let (_, raw) = checkpoint.raw(&place)?;
+            let bytes = usize::try_from(place.bytes).map_err(|_| too_large(&place))?;
+            let Place { offset, format, rows, columns, .. } = place;
+            Ok::<_, Error>(MatrixPlace { raw, offset, bytes, format, rows, columns })
+        });
+        Ok(Self([w1?, w2?, w3?]))
+    }
+
+    /// Bytes of the file.
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|matrix| matrix.bytes as u64).sum()
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn room(&self) -> u64 {
+        self.0.iter().map(|matrix| matrix.room() as u64).sum()
+    }
+
+    /// How its matrices are stored.
+    pub(super) fn formats(&self) -> [WeightFormat; 3] {
+        self.0.each_ref().map(|matrix| matrix.format)
+    }
+
+    /// Its weights, which were read.
+    pub(super) fn view<'a>(&self, loaded: &'a Loaded) -> moe_kernels::Result<SwiGluView<'a>> {
+        let view = |n: usize| {
+            let (place, (memory, skip)) = (&self.0[n], &loaded.matrices[n]);
+            let bytes = memory.get(*skip..*skip + place.bytes).unwrap_or_default();
+            WeightView::new(bytes, place.format, place.rows, place.columns)
+        };
+        Ok(SwiGluView { w1: view(0)?, w2: view(1)?, w3: view(2)? })
+    }
+}
+
+impl MatrixPlace {
+    /// Bytes of memory that it takes.
+    pub(super) fn room(&self) -> usize {
+        UncachedFile::room(self.offset, self.bytes)
+    }
+
+    /// Memory for it: the one that was left over, if that is large enough and no larger than it counts for.
+    pub(super) fn memory(&self, left: &mut Vec<MmapMut>) -> io::Result<MmapMut> {
+        let room = self.room();
+        match left.iter().position(|memory| memory.len() == room) {
+            Some(n) => Ok(left.swap_remove(n)),
+            None => map::pages(room.max(1)),
+        }
+    }
+
+    /// Reads it, and gives its place in the memory.
+    pub(super) fn read(&self, memory: &mut [u8]) -> io::Result<usize> {
+        match &self.raw {
+            RawFile::Uncached(file) => file.read(self.offset, self.bytes, memory),
+            RawFile::Shared(bytes) => {
+                let begin = self.offset as usize;
+                let from = bytes.get(begin..begin + self.bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
+                memory[..self.bytes].copy_from_slice(from);
+                Ok(0)
+            }
+        }
+    }
+
+    /// Its file, as far as it has one.
+    pub(super) fn path(&self) -> &Path {
+        match &self.raw {
+            RawFile::Uncached(file) => file.path(),
+            RawFile::Shared(_) => Path::new("weights in memory"),
+        }
+    }
+}
+
+impl Loaded {
+    /// Of matrices that were read, with their places in the memory.
+    pub(super) fn new(matrices: [(MmapMut, usize); 3]) -> Self {
+        Self { matrices }
+    }
+
+    /// Gives up its memory.
+    pub(super) fn into_memory(self) -> [MmapMut; 3] {
+        self.matrices.map(|(memory, _)| memory)
+    }
+}
+
+fn too_large(place: &Place<'_>) -> Error {
+    let expected = "a matrix that memory can hold";
+    Error::checkpoint(place.path, expected, format!("{} of {} bytes", place.name, place.bytes))
+}

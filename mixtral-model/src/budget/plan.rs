@@ -1,0 +1,189 @@
+//! What a model takes of a budget, from its config and headers alone.
+
+use moe_core::expert_cache::CachePolicy;
+use moe_kernels::{Dtype, padded_row_bytes};
+
+use super::DEFAULT_POLICY;
+use super::place::ExpertPlace;
+use super::store::STREAMED;
+use crate::checkpoint::UncachedFile;
+use crate::inspect::own_memory;
+use crate::manifest::{Kind, Manifest};
+use crate::{Checkpoint, Config, Error, Result};
+
+/// Bytes that the program itself may grow by while it runs: stacks of threads, a vocabulary, a page of text.
+const PROGRAM: u64 = 48 << 20;
+
+/// How a model is to be used, as far as memory depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryUse {
+    /// Most positions of a session; `None` for those of the model.
+    pub context: Option<usize>,
+    /// Sessions at a time.
+    pub sessions: usize,
+    /// Type of their cached keys and values.
+    pub kv_dtype: Dtype,
+    /// Most tokens of a pass.
+    pub tokens: usize,
+    /// Most tokens of a pass whose logits are wanted.
+    pub logits: usize,
+}
+
+impl Default for MemoryUse {
+    /// One session that reads a prompt in chunks of 512 tokens.
+    fn default() -> Self {
+        Self { context: None, sessions: 1, kv_dtype: Dtype::F32, tokens: 512, logits: 1 }
+    }
+}
+
+/// What takes how much of a budget of memory, in bytes.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct MemoryPlan {
+    /// All that the process may cause.
+    pub budget: u64,
+    /// The program itself, as it is when the plan is made and with what it may grow by.
+    pub program: u64,
+    /// Weights other than experts', which stay in memory.
+    pub weights: u64,
+    /// Keys and values of all sessions.
+    pub kv_cache: u64,
+    /// Buffers of a pass.
+    pub workspace: u64,
+    /// Two experts that pass through where the cache has no room.
+    pub streamed: u64,
+    /// What is left for experts that stay.
+    pub experts: u64,
+    /// All experts.
+    pub all_experts: u64,
+    /// The largest of them.
+    pub largest_expert: u64,
+    /// Those that a token wants, in all layers.
+    pub experts_of_token: u64,
+    /// The least budget that works.
+    pub least: u64,
+    /// What is evicted first.
+    #[serde(skip)]
+    pub policy: CachePolicy,
+}
+
+impl MemoryPlan {
+    /// Plans for a model of a checkpoint, which is only looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Budget`] if the budget is too small for the least; [`Error::Tensor`] for a checkpoint that is not of the config;
+    /// [`Error::Setting`] for one whose [access](crate::Access) is `Read`.
+    pub fn new(config: &Config, checkpoint: &Checkpoint, uses: &MemoryUse, budget: u64) -> Result<Self> {
+        let plan = Self::unchecked(config, checkpoint, uses, budget)?;
+        match plan.budget < plan.least {
+            true => Err(Error::Budget { plan: Box::new(plan) }),
+            false => Ok(plan),
+        }
+    }
+
+    /// The same of a budget that may be too small.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new) but for the first.
+    pub fn unchecked(
+        config: &Config,
+        checkpoint: &Checkpoint,
+        uses: &MemoryUse,
+        budget: u64,
+    ) -> Result<Self> {
+        let manifest = Manifest::new(config);
+        let mut weights = 0;
+        for spec in manifest.tensors().filter(|spec| spec.kind() != Kind::Experts) {
+            let place = checkpoint.place(&spec, config)?;
+            // Read into pages of its own; norms are widened besides.
+            let read = UncachedFile::room(place.offset, place.bytes as usize) as u64;
+            weights += read + if spec.kind() == Kind::Norms { 4 * spec.elements() } else { 0 };
+        }
+        let (mut all_experts, mut largest_expert, mut experts_of_token) = (0, 0, 0);
+        for n in 0..config.layers {
+            let (layer, count) = (manifest.layer(n), config.experts.of(n));
+            let mut largest = 0;
+            for e in 0..count {
+                let room = ExpertPlace::of(checkpoint, config, &layer, e)?.room();
+                all_experts += room;
+                largest = largest.max(room);
+            }
+            largest_expert = largest_expert.max(largest);
+            experts_of_token += largest * config.experts_per_token.min(count) as u64;
+        }
+        let program = own_memory() + PROGRAM;
+        let (kv_cache, workspace) = (kv_cache(config, uses), workspace(config, uses));
+        let fixed = program + weights + kv_cache + workspace;
+        let streamed = (STREAMED as u64 * largest_expert).min(all_experts);
+        let left = budget.saturating_sub(fixed);
+        // Where all fit, none passes through.
+        let (streamed, experts) = match left >= all_experts {
+            true => (0, all_experts),
+            false => (streamed, left.saturating_sub(streamed)),
+        };
+        let least = fixed + (STREAMED as u64 * largest_expert).min(all_experts);
+        Ok(Self {
+            budget,
+            program,
+            weights,
+            kv_cache,
+            workspace,
+            streamed,
+            experts,
+            all_experts,
+            largest_expert,
+            experts_of_token,
+            least,
+            policy: DEFAULT_POLICY,
+        })
+    }
+
+    /// The same with another order of eviction.
+    pub fn with_policy(self, policy: CachePolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// What the budget must hold whatever becomes of experts.
+    pub(crate) fn fixed(&self) -> u64 {
+        self.program + self.weights + self.kv_cache + self.workspace
+    }
+
+    /// Bytes that are spoken for, the cache of experts included.
+    pub fn planned(&self) -> u64 {
+        self.fixed() + self.streamed + self.experts
+    }
+}
+
+/// Keys and values of all sessions at their full length, and one layer's twice, since it moves when it grows.
+fn kv_cache(config: &Config, uses: &MemoryUse) -> u64 {
+    let context = uses.context.unwrap_or(config.max_positions).min(config.max_positions);
+    let needed = config.sliding_window.map_or(context, |window| (window + uses.tokens).min(context));
+    let positions = needed.next_power_of_two().max(64).min(context.max(needed)) as u64;
+    let row = padded_row_bytes(uses.kv_dtype, config.head_dim) as u64;
+    let layer = 2 * positions * config.kv_heads as u64 * row;
+    layer * (config.layers as u64 * uses.sessions as u64 + 1)
+}
+
+/// Buffers of a pass: more than it takes, by as much as sizes are rounded up.
+fn workspace(config: &Config, uses: &MemoryUse) -> u64 {
+    let Config { hidden_size: dim, intermediate_size: hidden, vocab_size, heads, kv_heads, head_dim, .. } =
+        *config;
+    let [dim, hidden, vocabulary, queries, keys] =
+        [dim, hidden, vocab_size, heads * head_dim, kv_heads * head_dim]
+            .map(|n| n.next_multiple_of(64) as u64);
+    // Rows are packed by tiles.
+    let tokens = uses.tokens.next_multiple_of(16) as u64;
+    let wanted = uses.logits.min(uses.tokens).next_multiple_of(16) as u64;
+    let choices = config.experts_per_token as u64;
+    // A router of somebody's own may choose as many experts as there are: not planned for.
+    let rows = tokens * choices + 16 * config.experts.most() as u64;
+    let stream = 3 * tokens * dim;
+    let attention = tokens * (2 * queries + 2 * keys) + tokens * (dim + queries.max(dim));
+    let experts = rows * (2 * dim + 2 * hidden + dim);
+    let logits = wanted * (2 * vocabulary + dim);
+    let floats = stream + attention + experts + logits;
+    4 * floats + floats / 2 + (8 << 20)
+}

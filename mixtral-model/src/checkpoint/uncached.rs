@@ -1,0 +1,176 @@
+//! Reading that leaves nothing in the system's page cache.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::map;
+
+/// What addresses in the file, in memory, and lengths of direct reads must be multiples of, on every file system in use.
+const ALIGNMENT: u64 = 4096;
+/// Bytes of one read through the page cache, so that little lies there at a time.
+const CACHED: usize = 4 << 20;
+
+/// A file whose bytes are read past the page cache where system and file system allow that, and otherwise through it, after which
+/// they are dropped from it.
+#[derive(Debug)]
+pub(crate) struct UncachedFile {
+    path: PathBuf,
+    file: File,
+    /// The same, open for direct reads.
+    direct: Option<File>,
+    /// Whether direct reads are refused.
+    refused: AtomicBool,
+}
+
+impl UncachedFile {
+    /// The file of that path, which is open.
+    pub(crate) fn new(path: &Path, file: File) -> Self {
+        let direct = open_direct(path);
+        drop_cached(&file, 0, 0);
+        Self { path: path.to_path_buf(), file, direct, refused: AtomicBool::new(false) }
+    }
+
+    /// The bytes of memory that reading `len` bytes at `offset` takes.
+    pub(crate) fn room(offset: u64, len: usize) -> usize {
+        let skip = (offset % ALIGNMENT) as usize;
+        (skip + len).next_multiple_of(ALIGNMENT as usize)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads `len` bytes at `offset` into the memory, which begins at a page and has [room](Self::room) for them. Gives their place in it.
+    ///
+    /// # Errors
+    ///
+    /// That of the system; `UnexpectedEof` where the file has become shorter.
+    pub(crate) fn read(&self, offset: u64, len: usize, memory: &mut [u8]) -> io::Result<usize> {
+        let skip = (offset % ALIGNMENT) as usize;
+        let (begin, wanted) = (offset - skip as u64, skip + len);
+        let memory = &mut memory[..Self::room(offset, len)];
+        let mut done = self.read_direct(begin, wanted, memory)?;
+        while done < wanted {
+            let end = wanted.min(done + CACHED);
+            let count = read_at(&self.file, &mut memory[done..end], begin + done as u64)?;
+            if count == 0 {
+                let what = format!("{len} bytes expected at offset {offset}, fewer found");
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
+            }
+            done += count;
+            drop_cached(&self.file, begin, done as u64);
+        }
+        Ok(skip)
+    }
+
+    /// How many of the bytes could be read directly.
+    fn read_direct(&self, begin: u64, wanted: usize, memory: &mut [u8]) -> io::Result<usize> {
+        let Some(direct) = self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed)) else {
+            return Ok(0);
+        };
+        let mut done = 0;
+        while done < wanted {
+            match read_at(direct, &mut memory[done..], begin + done as u64) {
+                // At the end of the file a read is short; what is missing then is said elsewhere.
+                Ok(0) => break,
+                Ok(count) => {
+                    done += count;
+                    if !done.is_multiple_of(ALIGNMENT as usize) {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    self.refused.store(true, Ordering::Relaxed);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    /// The bytes in memory of their own.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(crate) fn bytes(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        let mut skip = 0;
+        let all = map::memory(Self::room(offset, len), |memory| {
+            skip = self.read(offset, len, memory)?;
+            Ok(())
+        })?;
+        Ok(all.slice(skip..skip + len))
+    }
+}
+
+/// Reads some bytes; an interruption is no error.
+fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_at(file, to, offset);
+        #[cfg(windows)]
+        let read = std::os::windows::fs::FileExt::seek_read(file, to, offset);
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> Option<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    // Where it is refused, all is read through the page cache.
+    Some(open(path, OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty()).ok()?.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &Path) -> Option<File> {
+    None
+}
+
+/// Lets go of the pages of `len` bytes from `begin` on, or of all from there on if it is 0; it is a wish.
+#[cfg(target_os = "linux")]
+fn drop_cached(file: &File, begin: u64, len: u64) {
+    let _ = rustix::fs::fadvise(file, begin, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn drop_cached(_: &File, _: u64, _: u64) {}
+
+#[cfg(test)]
+mod tests {
+    use memmap2::MmapMut;
+
+    use super::*;
+
+    #[test]
+    fn any_piece_of_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let all: Vec<u8> = (0..20_000u32).map(|i| (i * 7 % 251) as u8).collect();
+        std::fs::write(&path, &all).unwrap();
+        let direct = UncachedFile::new(&path, File::open(&path).unwrap());
+        let cached = UncachedFile { direct: None, ..UncachedFile::new(&path, File::open(&path).unwrap()) };
+        for file in [&direct, &cached] {
+            for (offset, len) in
+                [(0, 20_000), (0, 4096), (4096, 1), (5000, 9000), (19_999, 1), (8191, 2), (7, 0)]
+            {
+                let bytes = file.bytes(offset, len).unwrap();
+                assert_eq!(bytes, all[offset as usize..offset as usize + len], "{offset} {len}");
+            }
+            let mut memory = MmapMut::map_anon(UncachedFile::room(19_000, 2000)).unwrap();
+            let error = file.read(19_000, 2000, &mut memory).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            assert!(error.to_string().contains("2000 bytes expected at offset 19000"), "{error}");
+        }
+    }
+}

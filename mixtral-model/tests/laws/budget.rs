@@ -1,0 +1,247 @@
+//! Experts that come from the disk when they are wanted: the same bits whatever the budget, and errors that leave sessions as they were.
+
+use std::fs::OpenOptions;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use mixtral_model::{
+    Access, Checkpoint, Compute, Error, Loader, MemoryPlan, MemoryUse, Model, Session, SessionOptions, Step,
+    Wanted, Workspace,
+};
+use moe_core::expert_cache::{CachePolicy, ExpertCache, ExpertSizes, LayerAccess, simulate};
+use moe_kernels::{Activations, Backend, Dtype};
+use moe_router::trace::{TokenRoute, TraceReader, TraceWriter};
+
+use crate::tiny::{Shape, bits, read};
+
+const POLICIES: [&str; 5] = ["lru", "lru-per-layer", "lfu", "lfu-per-layer:age=3", "least-stale"];
+
+fn shape() -> Shape {
+    Shape { layers: 3, hidden: 64, ffn: 96, ..Shape::plain() }
+}
+
+/// The shape's weights in a file.
+struct OnDisk {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl OnDisk {
+    fn new(shape: &Shape) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        std::fs::write(&path, shape.safetensors(&shape.tensors(|_, _| ()))).unwrap();
+        Self { _dir: dir, path }
+    }
+
+    fn open(&self, access: Access) -> Checkpoint {
+        Checkpoint::open_path(&self.path, access).unwrap()
+    }
+}
+
+/// A plan with so many bytes for experts that stay.
+fn plan(shape: &Shape, checkpoint: &Checkpoint, experts: u64, policy: &str) -> MemoryPlan {
+    let uses = MemoryUse::default();
+    let mut plan = MemoryPlan::new(&shape.config(), checkpoint, &uses, 1 << 40).unwrap();
+    assert_eq!((plan.experts, plan.streamed), (plan.all_experts, 0), "all of them fit");
+    plan.experts = experts;
+    plan.with_policy(policy.parse().unwrap())
+}
+
+fn within(shape: &Shape, checkpoint: &Checkpoint, experts: u64, policy: &str, compute: Compute) -> Model {
+    let plan = plan(shape, checkpoint, experts, policy);
+    Loader::new(shape.config(), checkpoint, compute).within(&plan).unwrap().load().unwrap()
+}
+
+#[test]
+fn any_budget_gives_the_same_bits() {
+    for (dtype, activations) in [
+        (Dtype::F32, Activations::F32),
+        (Dtype::F16, Activations::F32),
+        (Dtype::Bf16, Activations::F32),
+        (Dtype::Bf16, Activations::Bf16),
+    ] {
+        let shape = Shape { dtype, ..shape() };
+        let compute = Compute { activations, ..Compute::default() };
+        let disk = OnDisk::new(&shape);
+        let whole = Model::load(shape.config(), &disk.open(Access::Map), compute).unwrap();
+        let ids = shape.ids(60);
+        let expected = |pieces: &[usize]| read(&whole, &ids, pieces, SessionOptions::default(), &mut ());
+        let decode = [vec![20], vec![1; 40]].concat();
+        let (prefilled, decoded) = (expected(&[60]), expected(&decode));
+        let one = plan(&shape, &disk.open(Access::Map), 0, "lru").largest_expert;
+        for access in [Access::Uncached, Access::Map] {
+            for experts in [0, one - 1, one, 2 * one, 5 * one, 11 * one, 15 * one] {
+                // Each policy once.
+                let policies = if dtype == Dtype::F16 { &POLICIES[..] } else { &POLICIES[4..] };
+                for policy in policies {
+                    let model = within(&shape, &disk.open(access), experts, policy, compute);
+                    let found =
+                        |pieces: &[usize]| read(&model, &ids, pieces, SessionOptions::default(), &mut ());
+                    assert_eq!(found(&[60]), prefilled, "{dtype} {access:?} {experts} {policy}");
+                    let chunk = model.expert_cache().unwrap();
+                    assert_eq!((chunk.requests, chunk.reads), (15, 15), "every expert once a chunk");
+                    assert_eq!(found(&decode), decoded, "{dtype} {access:?} {experts} {policy}");
+                    let found = model.expert_cache().unwrap();
+                    assert!(found.peak <= experts && found.resident <= found.peak, "{found:?}");
+                    assert_eq!(found.reads, found.requests - found.hits);
+                    assert_eq!(found.bytes_read, found.reads * 3 * 64 * 96 * dtype.bytes() as u64);
+                    assert!(found.hits <= found.bound.unwrap() || experts == 0, "{found:?}");
+                    if experts == 15 * one {
+                        assert_eq!(found.reads, 15, "all of them stay");
+                    }
+                    assert_eq!(model.products(), whole.products());
+                }
+            }
+        }
+    }
+}
+
+/// The simulator, given what was routed, foretells every hit.
+#[test]
+fn the_engine_hits_what_the_simulator_says() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let checkpoint = disk.open(Access::Uncached);
+    let one = plan(&shape, &checkpoint, 0, "lru").largest_expert;
+    let (ids, pieces) = (shape.ids(80), [vec![7, 13], vec![1; 60]].concat());
+    for policy in POLICIES {
+        for kept in [1, 3, 6, 10] {
+            let model = within(&shape, &checkpoint, kept * one, policy, Compute::default());
+            let header = mixtral_model::lab::trace_header(&model);
+            let mut recorder =
+                mixtral_model::lab::TraceRecorder::new(TraceWriter::new(Vec::new(), &header).unwrap());
+            read(&model, &ids, &pieces, SessionOptions::default(), &mut recorder);
+            let trace = recorder.into_inner().finish().unwrap();
+            let mut reader = TraceReader::new(&trace[..]).unwrap();
+            let (mut uses, mut route) = (Vec::<(u64, usize, Vec<u32>)>::new(), TokenRoute::default());
+            while reader.next(&mut route).unwrap() {
+                let place = (u64::from(route.step), usize::from(route.layer));
+                if uses.last().map(|(step, layer, _)| (*step, *layer)) != Some(place) {
+                    uses.push((place.0, place.1, vec![]));
+                }
+                uses.last_mut().unwrap().2.extend(route.experts().map(|expert| expert as u32));
+            }
+            for (_, _, experts) in &mut uses {
+                experts.sort_unstable();
+                experts.dedup();
+            }
+            let sizes = ExpertSizes::equal(3, 5, one).unwrap();
+            let policy: CachePolicy = policy.parse().unwrap();
+            let mut cache = ExpertCache::new(sizes, kept * one, policy).unwrap();
+            let accesses =
+                uses.iter().map(|(step, layer, experts)| LayerAccess { step: *step, layer: *layer, experts });
+            let total = simulate(&mut cache, accesses).unwrap().total();
+            let found = model.expert_cache().unwrap();
+            assert_eq!((found.requests, found.hits), (total.requests, total.hits), "{policy} {kept}");
+            assert!(found.hits > 0 || kept < 10, "{policy} {kept}");
+        }
+    }
+}
+
+fn one_token(model: &Model, session: &mut Session, id: u32) -> Result<Vec<u32>, Error> {
+    let mut workspace = Workspace::new();
+    let step = Step::new(session, std::slice::from_ref(&id)).wanted(Wanted::All);
+    Ok(bits(&model.forward(&mut [step], &mut workspace, &mut ())?.to_owned()))
+}
+
+/// A file that shrinks is an error that names it, and whoever makes it whole again goes on as if nothing had been.
+#[test]
+fn a_file_that_shrinks() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let whole = shape.model(Backend::best());
+    let model = within(&shape, &disk.open(Access::Uncached), 0, "lru", Compute::default());
+    let mut session = model.session(SessionOptions::default()).unwrap();
+    let mut other = whole.session(SessionOptions::default()).unwrap();
+    let bytes = std::fs::read(&disk.path).unwrap();
+    for id in shape.ids(12) {
+        let expected = one_token(&whole, &mut other, id).unwrap();
+        OpenOptions::new().write(true).open(&disk.path).unwrap().set_len(bytes.len() as u64 / 3).unwrap();
+        let position = session.position();
+        let error = one_token(&model, &mut session, id).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors") && error.contains("expected at offset"), "{error}");
+        assert_eq!(session.position(), position);
+        std::fs::write(&disk.path, &bytes).unwrap();
+        assert_eq!(one_token(&model, &mut session, id).unwrap(), expected);
+    }
+}
+
+/// Sessions on many threads take turns, and get what each would get alone.
+#[test]
+fn sessions_on_many_threads() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let whole = shape.model(Backend::best());
+    let one = plan(&shape, &disk.open(Access::Map), 0, "lru").largest_expert;
+    let model =
+        Arc::new(within(&shape, &disk.open(Access::Uncached), 4 * one, "least-stale", Compute::default()));
+    let texts: Vec<Vec<u32>> = (0..8 * 4).map(|n| shape.ids(30)[n % 15..n % 15 + 10].to_vec()).collect();
+    let expected: Vec<_> = texts
+        .iter()
+        .map(|ids| read(&whole, ids, &[4, 1, 1, 4], SessionOptions::default(), &mut ()))
+        .collect();
+    thread::scope(|scope| {
+        for (texts, expected) in texts.chunks(4).zip(expected.chunks(4)) {
+            let model = model.clone();
+            scope.spawn(move || {
+                for (ids, expected) in texts.iter().zip(expected) {
+                    assert_eq!(
+                        &read(&model, ids, &[4, 1, 1, 4], SessionOptions::default(), &mut ()),
+                        expected
+                    );
+                }
+            });
+        }
+    });
+    let found = model.expert_cache().unwrap();
+    assert!(found.peak <= 4 * one, "{found:?}");
+}
+
+fn using(tokens: usize, logits: usize, context: usize) -> MemoryUse {
+    let mut uses = MemoryUse::default();
+    (uses.tokens, uses.logits, uses.context) = (tokens, logits, Some(context));
+    uses
+}
+
+#[test]
+fn what_a_plan_says() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let (config, checkpoint) = (shape.config(), disk.open(Access::Uncached));
+    let uses = MemoryUse::default();
+    let least = MemoryPlan::unchecked(&config, &checkpoint, &uses, 0).unwrap().least;
+    let error = MemoryPlan::new(&config, &checkpoint, &uses, least / 2).unwrap_err();
+    assert!(matches!(error, Error::Budget { .. }));
+    assert!(error.to_string().starts_with("memory: expected at least "), "{error}");
+    // The program's own memory is what it is at that moment.
+    let plan = MemoryPlan::new(&config, &checkpoint, &uses, least + (64 << 20)).unwrap();
+    assert!(plan.planned() <= plan.budget);
+    let kv = |context| {
+        let uses = using(1, 1, context);
+        MemoryPlan::unchecked(&config, &checkpoint, &uses, 0).unwrap().kv_cache
+    };
+    assert!(kv(200) > kv(100));
+    // What is planned for buffers and keys is more than they take.
+    let model = within(&shape, &checkpoint, 0, "lru", Compute::default());
+    for (tokens, logits) in [(1, 1), (17, 1), (17, 17), (200, 1), (200, 200)] {
+        let plan = MemoryPlan::unchecked(&config, &checkpoint, &using(tokens, logits, 200), 0).unwrap();
+        let (ids, mut workspace) = (shape.ids(tokens), Workspace::new());
+        let mut session = model.session(SessionOptions::default().with_context(200)).unwrap();
+        let wanted = if logits == tokens { Wanted::All } else { Wanted::Last };
+        model.forward(&mut [Step::new(&mut session, &ids).wanted(wanted)], &mut workspace, &mut ()).unwrap();
+        let taken = (workspace.bytes() as u64, session.cache_bytes() as u64);
+        assert!(
+            taken.0 <= plan.workspace && taken.1 <= plan.kv_cache,
+            "{tokens} {logits} {taken:?} {plan:?}"
+        );
+    }
+    assert!(matches!(
+        MemoryPlan::new(&config, &Checkpoint::open_path(&disk.path, Access::Read).unwrap(), &uses, 1 << 40),
+        Err(Error::Setting { setting: "access", .. })
+    ));
+    let plain = Loader::new(config, &checkpoint, Backend::best()).map_weights(|_, weight| Ok(weight));
+    assert!(matches!(plain.within(&plan).unwrap().load(), Err(Error::Setting { .. })));
+    assert!(shape.model(Backend::best()).expert_cache().is_none());
+}
