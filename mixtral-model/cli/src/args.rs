@@ -5,6 +5,7 @@ mod chat;
 mod convert;
 mod lab;
 mod manual;
+mod memory;
 mod model;
 mod perplexity;
 mod router;
@@ -23,6 +24,7 @@ pub(crate) use chat::{Chat, FormatArgs, FormatName};
 pub(crate) use convert::{Convert, Quantize};
 pub(crate) use lab::{Ablate, Compare, Lab, LabCommand, Regret, Report};
 pub(crate) use manual::{Completions, Man};
+pub(crate) use memory::{Budget, Bytes};
 pub(crate) use model::{Access, Cache, Machine, Running, Source, Threads};
 pub(crate) use perplexity::Perplexity;
 pub(crate) use router::RouterArgs;
@@ -171,7 +173,9 @@ pub(crate) enum RoutingView {
 
 /// Show what a model is made of and what running it takes.
 ///
-/// Reads the config and the headers of weight files, whatever their size.
+/// Reads the config and the headers of weight files, whatever their size. With --memory, it tells what running within that costs: what
+/// stays in memory, how much of the experts, how much a token reads, and how fast that is at most with this disk, of which up to a
+/// gigabyte of experts is read to see; and for a budget that is too small, the least that is not.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Inspect {
     /// The model, as --model takes it [default: that of --model, or the demo]
@@ -189,6 +193,8 @@ pub(crate) struct Inspect {
     pub(crate) access: Access,
     #[command(flatten)]
     pub(crate) cache: Cache,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
 }
 
 /// Show the token ids of a text or a chat.

@@ -12,7 +12,7 @@ use mixtral_model::{
 use crate::args::Chat;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::load;
+use crate::load::{self, Passes};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::show::{Echo, Plain, Show, Spelling};
@@ -23,7 +23,7 @@ use turns::{Turn, Turns};
 pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
     let source = args.running.model.source()?;
     let wishes = Wishes::new(&source, &args.sampling, args.max_tokens)?;
-    let model = args.running.load_with(&source, &args.router)?;
+    let model = args.running.load_with(&source, &args.router, |_| Passes::TEXT)?;
     let tokenizer = load::tokenizer(&source, &model)?;
     let mut options = GenerateOptions::new(&model, 512).with_sampling(wishes.sampling.clone());
     let format = load::chat_format(&source, args.format.chat_format.as_ref(), &tokenizer)?;
@@ -55,6 +55,7 @@ pub(crate) fn run(args: &Chat, interrupt: &Interrupt) -> Result<()> {
         aside(&format!("seed {seed}"));
     }
     summary::write_products(&model);
+    summary::write_memory(&model);
     end
 }
 

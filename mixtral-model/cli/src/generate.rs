@@ -11,7 +11,7 @@ use crate::args::{Generate, RoutingView};
 use crate::failure::{Failure, Result, warn};
 use crate::input;
 use crate::interrupt::Interrupt;
-use crate::load;
+use crate::load::{self, Passes};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::routing::{self, RoutedText, RoutedTokens, Routing, Watch};
@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
         warn("greedy choice: --top-k, --top-p and --min-p do nothing without --temperature");
     }
 
-    let model = args.running.load_with(&source, &args.router)?;
+    let model = args.running.load_with(&source, &args.router, |_| Passes::TEXT)?;
     let tokenizer = match (&args.ids, args.print_ids) {
         (Some(_), true) if args.stop.texts.is_empty() => None,
         // The ids are there in any case.
@@ -120,6 +120,7 @@ pub(crate) fn run(args: &Generate, interrupt: &Interrupt) -> Result<()> {
     let reason = summary::reason(&generated, &session, stop.as_deref());
     aside(&format!("{}{seed}; {reason}", summary::speeds(&generated, prompt.len(), &session)));
     summary::write_products(&model);
+    summary::write_memory(&model);
     if generated.ended == Ended::Stopped && stop.is_none() { Err(Failure::Interrupted) } else { Ok(()) }
 }
 

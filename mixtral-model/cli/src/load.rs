@@ -4,13 +4,13 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{
-    Access, ChatFormat, Checkpoint, Compute, Embedded, LayerRouters, Model, Session, SessionOptions, Source,
-    Template, Tokenizer,
+    Access, ChatFormat, Checkpoint, Compute, Config, DEFAULT_POLICY, Embedded, LayerRouters, Loader,
+    MemoryPlan, MemoryUse, Model, Session, SessionOptions, Source, Template, Tokenizer,
 };
 
 use moe_core::Locality;
 
-use crate::args::{self, FormatName, RouterArgs, Running};
+use crate::args::{self, Bytes, FormatName, RouterArgs, Running};
 use crate::failure::{Result, warn};
 use crate::summary::aside;
 
@@ -37,6 +37,57 @@ impl args::Source {
     }
 }
 
+/// What passes of a command take of memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Passes {
+    /// Sessions at a time.
+    pub(crate) sessions: usize,
+    /// Most tokens of a pass.
+    pub(crate) tokens: usize,
+    /// Those of them whose logits are wanted.
+    pub(crate) logits: usize,
+    /// Bytes of what the command keeps besides.
+    pub(crate) kept: u64,
+}
+
+impl Passes {
+    /// Of a text that is generated: its prompt is read in chunks of 512 tokens.
+    pub(crate) const TEXT: Self = Self { sessions: 1, tokens: 512, logits: 1, kept: 0 };
+
+    /// Of windows of a text, of which every token is predicted, in passes of so many.
+    pub(crate) fn windows(chunk: usize) -> Self {
+        Self { tokens: chunk, logits: chunk, ..Self::TEXT }
+    }
+}
+
+impl args::Budget {
+    /// What takes how much of so many bytes.
+    fn plan(
+        &self,
+        config: &Config,
+        checkpoint: &Checkpoint,
+        cache: &args::Cache,
+        passes: Passes,
+        bytes: u64,
+    ) -> Result<MemoryPlan> {
+        let uses = cache.uses(passes);
+        // What the command keeps is no part of what the plan knows.
+        let plan = MemoryPlan::new(config, checkpoint, &uses, bytes.saturating_sub(passes.kept))?;
+        Ok(plan.with_policy(self.cache_policy.unwrap_or(DEFAULT_POLICY)))
+    }
+}
+
+impl args::Cache {
+    /// What sessions and passes take.
+    pub(crate) fn uses(&self, passes: Passes) -> MemoryUse {
+        let mut uses = MemoryUse::default();
+        let Passes { sessions, tokens, logits, kept: _ } = passes;
+        (uses.sessions, uses.tokens, uses.logits) = (sessions, tokens, logits);
+        (uses.context, uses.kv_dtype) = (self.context.map(NonZeroUsize::get), self.kv_type.into());
+        uses
+    }
+}
+
 impl args::Access {
     pub(crate) fn access(&self) -> Access {
         match (self.read, self.prefault, self.lock) {
@@ -54,11 +105,12 @@ impl Running {
         Compute { backend, activations }
     }
 
-    /// Loads the model, with a warning of what in its files it has no use for.
-    pub(crate) fn load(&self, source: &Source) -> Result<Model> {
+    /// Loads the model for passes of a kind, with a warning of what in its files it has no use for.
+    pub(crate) fn load(&self, source: &Source, passes: impl FnOnce(&Config) -> Passes) -> Result<Model> {
         let config = source.config()?;
         source.warnings()?.iter().for_each(|warning| warn(warning));
-        let checkpoint = source.checkpoint(self.access.access())?;
+        let access = if self.budget.memory.is_some() { Access::Uncached } else { self.access.access() };
+        let checkpoint = source.checkpoint(access)?;
         let unused = checkpoint.verify(&config)?;
         if let Some(first) = unused.first() {
             let first = first.escape_debug();
@@ -67,7 +119,11 @@ impl Running {
                 n => warn(&format!("{n} tensors are not used, {first} the first of them")),
             }
         }
-        Ok(Model::load(config, &checkpoint, self.compute())?)
+        let Some(Bytes(bytes)) = self.budget.memory else {
+            return Ok(Model::load(config, &checkpoint, self.compute())?);
+        };
+        let plan = self.budget.plan(&config, &checkpoint, &self.cache, passes(&config), bytes)?;
+        Ok(Loader::new(config, &checkpoint, self.compute()).within(&plan)?.load()?)
     }
 
     /// The most positions of a sequence.
@@ -76,8 +132,13 @@ impl Running {
     }
 
     /// Loads the model, and gives it other gates and routers.
-    pub(crate) fn load_with(&self, source: &Source, router: &RouterArgs) -> Result<Model> {
-        let mut model = self.load(source)?;
+    pub(crate) fn load_with(
+        &self,
+        source: &Source,
+        router: &RouterArgs,
+        passes: impl FnOnce(&Config) -> Passes,
+    ) -> Result<Model> {
+        let mut model = self.load(source, passes)?;
         if let Some(path) = &router.gates {
             let gates = Checkpoint::open_path(path, Access::Map)?;
             let replaced = model.load_gates(&gates)?;

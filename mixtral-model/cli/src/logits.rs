@@ -3,16 +3,16 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use mixtral_model::{Dump, Error, Tokenizer, Workspace};
+use mixtral_model::{Config, Dump, Error, Tokenizer, Workspace};
 use moe_core::numerics;
 
 use crate::args::Logits;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::load;
+use crate::load::{self, Passes};
 use crate::output::{Output, harmless};
 use crate::progress::Progress;
-use crate::summary::aside;
+use crate::summary::{aside, write_memory};
 
 /// Tokens that a summary names.
 const BEST: usize = 5;
@@ -22,7 +22,11 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
         require_directory(out)?;
     }
     let source = args.running.model.source()?;
-    let model = args.running.load_with(&source, &args.router)?;
+    let tokens = args.ids.0.len();
+    let model = args.running.load_with(&source, &args.router, |config| Passes {
+        kept: kept(config, tokens),
+        ..Passes::windows(args.prefill.map_or(tokens, usize::from).min(tokens))
+    })?;
     let mut session = args.running.session(&model, args.seed)?;
     let ids = &args.ids.0;
     let prefill = args.prefill.map_or(ids.len(), usize::from);
@@ -40,12 +44,19 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
         };
         dump.save(path)?;
         aside(&format!("{}: {} tokens, {} layers", path.display(), ids.len(), dump.layers()));
+        write_memory(&model);
         Ok(())
     };
     match &args.out {
         Some(out) => interrupt.during_writing(out, work),
         None => interrupt.during(work),
     }
+}
+
+/// Bytes of what is kept of so many tokens: logits, and of every layer what goes in, what comes out, and what the router did.
+fn kept(config: &Config, tokens: usize) -> u64 {
+    let of_layer = 2 * config.hidden_size + config.experts.most() + 4 * config.experts_per_token;
+    4 * tokens as u64 * (config.layers * of_layer + config.vocab_size + config.hidden_size) as u64
 }
 
 /// Tells before the work that there is no place for its result.

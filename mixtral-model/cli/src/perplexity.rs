@@ -14,10 +14,10 @@ use crate::args::Perplexity;
 use crate::failure::{Failure, Result};
 use crate::input;
 use crate::interrupt::Interrupt;
-use crate::load;
+use crate::load::{self, Passes};
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::summary::{aside, speed, write_products};
+use crate::summary::{aside, speed, write_memory, write_products};
 use report::Report;
 
 /// Tokens of a window where the context allows it: what published perplexities mostly have.
@@ -61,6 +61,7 @@ fn measure(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
         aside(&format!("{}: {} predictions", path.display(), found.predicted));
     }
     write_products(&model);
+    write_memory(&model);
     Ok(())
 }
 
@@ -81,6 +82,7 @@ fn compare(args: &Perplexity, path: &Path, interrupt: &Interrupt) -> Result<()> 
     tell(args, &report, found.stopped)?;
     aside(&format!("read{}", speed(read, took)));
     write_products(&model);
+    write_memory(&model);
     Ok(())
 }
 
@@ -94,7 +96,7 @@ struct Ready {
 impl Ready {
     fn new(args: &Perplexity) -> Result<Self> {
         let source = args.running.model.source()?;
-        let model = args.running.load_with(&source, &args.router)?;
+        let model = args.running.load_with(&source, &args.router, |_| Passes::windows(512))?;
         let session = args.running.session(&model, args.seed)?;
         Ok(Self { source, model, session })
     }

@@ -1,9 +1,11 @@
 //! The closing line.
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
 use anstyle::Style;
+use mixtral_model::inspect::peak_memory;
 use mixtral_model::{Ended, Generated, Model, Session};
 use moe_kernels::Activations;
 
@@ -61,6 +63,39 @@ pub(crate) fn write_products(model: &Model) {
             products.can_be_int8, products.exact
         ));
     }
+}
+
+/// Writes what running under a budget of memory came to.
+pub(crate) fn write_memory(model: &Model) {
+    let Some(found) = model.expert_cache() else { return };
+    let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+    let percent = |share: u64| 100.0 * share as f64 / found.requests.max(1) as f64;
+    let mut line = match peak_memory() {
+        Some(peak) => format!("memory: at most {:.2} GB", gigabytes(peak)),
+        None => "memory".to_owned(),
+    };
+    // Writing to a string cannot fail.
+    let _ = write!(
+        line,
+        "; experts in memory for {:.1} % of {} requests ({}",
+        percent(found.hits),
+        found.requests,
+        found.policy
+    );
+    if let Some(bound) = found.bound {
+        let _ = write!(line, "; foreknowledge {:.1} %", percent(bound));
+    }
+    let _ = write!(line, "); {:.2} GB read", gigabytes(found.bytes_read));
+    if !found.reading.is_zero() {
+        let speed = gigabytes(found.bytes_read) / found.reading.as_secs_f64();
+        let _ = write!(
+            line,
+            " in {:.2} s, {speed:.2} GB/s, of which {:.2} s with nothing else to do",
+            found.reading.as_secs_f64(),
+            found.waited.as_secs_f64()
+        );
+    }
+    aside(&line);
 }
 
 /// Writes a line beside the text, to standard error.

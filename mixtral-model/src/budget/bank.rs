@@ -137,7 +137,7 @@ impl CachedExperts {
                     result = ask_next(fetch, &mut passing, places, &mut left);
                 }
             }
-            store.count(reads, bytes, fetch.waited);
+            store.count(reads, bytes, [fetch.reading(), fetch.waited]);
             result
         });
         match fetched {

@@ -32,6 +32,7 @@ struct Job<'p> {
 struct Done {
     expert: usize,
     matrix: usize,
+    at: Instant,
     memory: MmapMut,
     read: io::Result<usize>,
 }
@@ -55,6 +56,9 @@ pub(super) struct Fetch<'p> {
     partial: Vec<(usize, Partial)>,
     /// Time that was spent waiting for the disk.
     pub(super) waited: Duration,
+    begun: Instant,
+    /// When the last matrix came.
+    ended: Instant,
 }
 
 impl<'p> Fetch<'p> {
@@ -79,12 +83,19 @@ impl<'p> Fetch<'p> {
                 }
             }
             drop(report);
-            let mut fetch = Fetch { jobs, done, partial: Vec::new(), waited: Duration::ZERO };
+            let now = Instant::now();
+            let (partial, waited) = (Vec::new(), Duration::ZERO);
+            let mut fetch = Fetch { jobs, done, partial, waited, begun: now, ended: now };
             let result = work(&mut fetch);
             // Readers end when nobody can ask any more.
             drop(fetch);
             Ok(result)
         })
+    }
+
+    /// Time from the beginning to the last matrix that came.
+    pub(super) fn reading(&self) -> Duration {
+        self.ended.saturating_duration_since(self.begun)
     }
 
     /// Asks for an expert.
@@ -103,7 +114,7 @@ impl<'p> Fetch<'p> {
             let since = Instant::now();
             let came = self.done.recv();
             self.waited += since.elapsed();
-            let Ok(Done { expert, matrix, memory, read }) = came else {
+            let Ok(Done { expert, matrix, at: ended, memory, read }) = came else {
                 // All readers are gone, which a panic in one of them can bring about.
                 let (expert, _) = self.partial.swap_remove(0);
                 return Some((expert, Err((0, io::Error::other("reading ended")))));
@@ -111,6 +122,7 @@ impl<'p> Fetch<'p> {
             let Some(at) = self.partial.iter().position(|(known, _)| *known == expert) else { continue };
             let partial = &mut self.partial[at].1;
             partial.came += 1;
+            self.ended = self.ended.max(ended);
             match read {
                 Ok(skip) => partial.matrices[matrix] = Some((memory, skip)),
                 Err(error) => partial.error = Some((matrix, error)),
@@ -135,7 +147,7 @@ fn read_all(to_do: &Mutex<Receiver<Job<'_>>>, report: &Sender<Done>) {
         let job = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { expert, matrix, place, mut memory }) = job else { return };
         let read = place.0[matrix].read(&mut memory);
-        if report.send(Done { expert, matrix, memory, read }).is_err() {
+        if report.send(Done { expert, matrix, at: Instant::now(), memory, read }).is_err() {
             return;
         }
     }

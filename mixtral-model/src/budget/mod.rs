@@ -54,6 +54,8 @@ pub struct CacheUse {
     pub reads: u64,
     /// Bytes of weights read.
     pub bytes_read: u64,
+    /// Time in which something was being read.
+    pub reading: Duration,
     /// Time that passes waited for the disk with nothing else to do.
     pub waited: Duration,
     /// Hits that Belady's policy, which knows the future, would have had; none where there were more requests than are remembered.

@@ -214,11 +214,12 @@ impl ExpertStore {
         state.loaded[layer][expert] = loaded;
     }
 
-    /// Notes what was read, and how long that took the pass.
-    pub(super) fn count(&self, experts: u64, bytes: u64, waited: Duration) {
+    /// Notes what was read, how long that took, and how long the pass waited for it.
+    pub(super) fn count(&self, experts: u64, bytes: u64, [reading, waited]: [Duration; 2]) {
         let counts = &mut self.state().counts;
         counts.reads += experts;
         counts.bytes_read += bytes;
+        counts.reading += reading;
         counts.waited += waited;
     }
 

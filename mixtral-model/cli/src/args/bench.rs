@@ -30,7 +30,7 @@ use super::{Running, one_or_more};
 pub(crate) struct Bench {
     /// A layer: model width, hidden width, experts, experts a token
     #[arg(long, value_name = "DxHxExK")]
-    #[arg(conflicts_with_all = ["model", "read", "prefault", "lock", "kv_type", "context"])]
+    #[arg(conflicts_with_all = ["model", "read", "prefault", "lock", "kv_type", "context", "memory"])]
     pub(crate) layer: Option<LayerShape>,
     /// Type of the layer's weights: f32, f16, bf16, or a block type of GGUF files, as q8_0 or q4_k
     #[arg(long, value_name = "TYPE", default_value = "bf16", requires = "layer")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use moe_kernels::{Activations, Backend, Dtype};
 
-use super::one_or_more;
+use super::{Budget, one_or_more};
 
 const MODEL: &str = "Model";
 const MACHINE: &str = "Machine";
@@ -20,6 +20,8 @@ pub(crate) struct Running {
     pub(crate) access: Access,
     #[command(flatten)]
     pub(crate) cache: Cache,
+    #[command(flatten)]
+    pub(crate) budget: Budget,
     /// What products do to their activations, of matrices whose type has such products; others, and the gates, stay exact: f32
     /// is exact, bf16 rounds them for bf16 weights, none below 2^-56, which a matrix is looked through for when it is first
     /// used, int8 rounds them for block-quantised weights

@@ -19,6 +19,7 @@ use super::{Done, Spread, rounds};
 use crate::args::Bench;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
+use crate::load::Passes;
 
 /// Tokens that a session holds before it is continued.
 const BEFORE: usize = 16;
@@ -59,7 +60,10 @@ struct Pass {
 
 pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<Done> {
     let source = args.running.model.source()?;
-    let model = args.running.load(&source)?;
+    let most = |numbers: &[NonZeroUsize]| numbers.iter().map(|n| n.get()).max().unwrap_or(1);
+    let (tokens, sessions) = (most(&args.tokens), most(&args.sessions));
+    let passes = Passes { sessions, tokens: tokens.max(sessions), logits: sessions, kept: 0 };
+    let model = args.running.load(&source, |_| passes)?;
     // Headers only, so that nothing is prefaulted or locked a second time.
     let report = Report::new(model.config(), &source.checkpoint(Access::Map)?)?;
     require_room(&model, args)?;

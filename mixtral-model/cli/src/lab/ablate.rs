@@ -16,7 +16,7 @@ use crate::progress::Progress;
 use crate::summary::aside;
 
 pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
-    let subject = Subject::new(&args.running, args.text.as_deref())?;
+    let subject = Subject::new(&args.running, args.text.as_deref(), args.window)?;
     let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
     let Subject { source, model, ids } = &subject;
     let bytes = ExpertBytes::of(&source.checkpoint(Access::Map)?, model.config())?;

@@ -12,10 +12,10 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::summary::{aside, write_products};
+use crate::summary::{aside, write_memory, write_products};
 
 pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
-    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref())?;
+    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref(), args.window)?;
     let bytes = ExpertBytes::of(&source.checkpoint(Access::Map)?, model.config())?;
     let routers = args.routers.iter().map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, spec)?)));
     let routers = routers.collect::<Result<Vec<_>>>()?;
@@ -41,6 +41,7 @@ pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
     };
     Output::new().text(&text)?;
     write_products(&model);
+    write_memory(&model);
     if found.stopped {
         aside(&format!("interrupted after {} of {} windows", table.windows_read, table.windows));
         return Err(Failure::Interrupted);

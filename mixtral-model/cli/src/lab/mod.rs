@@ -7,6 +7,7 @@ mod regret;
 mod report;
 mod table;
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{Model, Source};
@@ -14,8 +15,9 @@ use moe_router::RouterSpec;
 
 use crate::args::{Lab, LabCommand, Running};
 use crate::failure::Result;
+use crate::input;
 use crate::interrupt::Interrupt;
-use crate::{input, load};
+use crate::load::{self, Passes};
 
 /// Tokens of a window where the context allows it.
 const WINDOW: usize = 512;
@@ -37,10 +39,15 @@ struct Subject {
 }
 
 impl Subject {
-    fn new(running: &Running, text: Option<&Path>) -> Result<Self> {
+    /// For passes of at most so many tokens, whose logits are wanted and kept.
+    fn new(running: &Running, text: Option<&Path>, tokens: Option<NonZeroUsize>) -> Result<Self> {
         let text = input::text_option(text)?;
         let source = running.model.source()?;
-        let model = running.load(&source)?;
+        let tokens = tokens.map_or(WINDOW, NonZeroUsize::get);
+        let model = running.load(&source, |config| Passes {
+            kept: 4 * tokens as u64 * config.vocab_size as u64,
+            ..Passes::windows(tokens.min(config.max_positions))
+        })?;
         let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
         Ok(Self { source, model, ids })
     }

@@ -17,7 +17,7 @@ use crate::output::{Output, harmless};
 use crate::summary::aside;
 
 pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
-    let subject = Subject::new(&args.running, args.text.as_deref())?;
+    let subject = Subject::new(&args.running, args.text.as_deref(), Some(NonZeroUsize::MIN))?;
     let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
     let Subject { source, model, ids } = &subject;
     let tokens = args.tokens.map_or(WINDOW, NonZeroUsize::get).min(args.running.context(model));

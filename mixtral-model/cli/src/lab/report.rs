@@ -18,7 +18,7 @@ use crate::progress::Progress;
 use crate::summary::aside;
 
 pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
-    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref())?;
+    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref(), args.window)?;
     let tokenizer = load::tokenizer(&source, &model)?;
     let checkpoint = source.checkpoint(Access::Map)?;
     let bytes = ExpertBytes::of(&checkpoint, model.config())?;

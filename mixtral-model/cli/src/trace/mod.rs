@@ -18,10 +18,10 @@ use crate::args::{self, Trace, TraceCommand};
 use crate::failure::{Failure, Result};
 use crate::input;
 use crate::interrupt::Interrupt;
-use crate::load;
+use crate::load::{self, Passes};
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::summary::aside;
+use crate::summary::{aside, write_memory};
 
 /// Tokens of a window where the context allows it.
 const WINDOW: usize = 512;
@@ -40,7 +40,8 @@ pub(crate) fn run(args: &Trace, interrupt: &Interrupt) -> Result<()> {
 fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
     let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
-    let model = args.running.load_with(&source, &args.router)?;
+    let chunk = args.chunk.or(args.window).map_or(WINDOW, NonZeroUsize::get);
+    let model = args.running.load_with(&source, &args.router, |_| Passes::windows(chunk))?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let mut session = args.running.session(&model, args.seed)?;
     let options = windows(&session, args.window, args.chunk);
@@ -67,13 +68,15 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
         found.predicted,
         found.perplexity()
     ));
+    write_memory(&model);
     Ok(())
 }
 
 fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
     let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
-    let mut model = args.running.load(&source)?;
+    let chunk = args.chunk.or(args.window).map_or(WINDOW, NonZeroUsize::get);
+    let mut model = args.running.load(&source, |_| Passes::windows(chunk))?;
     let file = open(&args.trace)?;
     let replay = Replay::read(file, args.weights.into()).map_err(of_file(&args.trace))?;
     model.set_routers(&LayerRouters::all(&model, Arc::new(replay))?)?;
@@ -96,7 +99,9 @@ fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
         found.mean(),
         found.predicted
     );
-    Ok(Output::new().text(&line)?)
+    Output::new().text(&line)?;
+    write_memory(&model);
+    Ok(())
 }
 
 fn windows(
