@@ -7,6 +7,7 @@ use moe_router::SpecError;
 use moe_router::trace::TraceError;
 
 use crate::budget::MemoryPlan;
+use crate::inspect::Bytes;
 use crate::lab::exchange::ExchangeError;
 
 /// Shorthand for this crate's results.
@@ -90,8 +91,9 @@ pub enum Error {
     },
     /// A budget of memory is too small.
     #[error(
-        "memory: expected at least {} bytes (program {}, weights other than experts {}, keys and values {}, buffers {}, two experts {}), \
-         found {}", plan.least, plan.program, plan.weights, plan.kv_cache, plan.workspace, plan.least - plan.fixed(), plan.budget
+        "memory: expected at least {} (program {}, weights other than experts {}, keys and values {}, buffers {}, two experts {}), \
+         found {}", Bytes(plan.least), Bytes(plan.program), Bytes(plan.weights), Bytes(plan.kv_cache), Bytes(plan.workspace),
+        Bytes(plan.least - plan.fixed()), Bytes(plan.budget)
     )]
     Budget {
         /// What takes how much.

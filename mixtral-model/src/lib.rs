@@ -62,7 +62,7 @@ pub mod tokenizer;
 mod workspace;
 
 pub use batch::{Step, Wanted};
-pub use budget::{CacheUse, DEFAULT_POLICY, MemoryPlan, MemoryUse};
+pub use budget::{AtHitRate, CacheUse, DEFAULT_POLICY, Forecast, MemoryPlan, MemoryUse};
 pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Digest, Place, TensorEntry, TensorView};
 pub use config::{Config, GenerationConfig, GenerationFile, LayerExperts, RopeScaling};

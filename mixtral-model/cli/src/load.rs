@@ -62,7 +62,7 @@ impl Passes {
 
 impl args::Budget {
     /// What takes how much of so many bytes.
-    fn plan(
+    pub(crate) fn plan(
         &self,
         config: &Config,
         checkpoint: &Checkpoint,

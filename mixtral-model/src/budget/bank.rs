@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use memmap2::MmapMut;
 use moe_core::{Dispatch, Error as CoreError, Experts, Reserve, Result as CoreResult, RowWork, Scratch};
-use moe_kernels::{SwiGlu, SwiGluView, over_rows};
+use moe_kernels::{Error as KernelError, SwiGlu, SwiGluView, over_rows};
 use ndarray::{ArrayViewMut2, Axis, Slice};
 
 use super::fetch::{Fetch, Wanted};
@@ -69,10 +69,16 @@ impl CachedExperts {
     ) -> CoreResult<()> {
         let view = self.view(expert, loaded)?;
         let rows = dispatch.rows_of(expert);
-        let out = out.slice_axis_mut(Axis(0), Slice::from(rows));
+        let out = out.slice_axis_mut(Axis(0), Slice::from(rows.clone()));
         let alone = dispatch.of_experts(expert..expert + 1);
         let computed = self.single[expert].forward(|_| view, alone, scratch, out);
-        computed.map_err(|error| error.in_layer(CoreError::experts))
+        computed.map_err(|error| match error {
+            // Of the rows of all experts.
+            KernelError::InputNotFinite { row } => {
+                CoreError::experts(KernelError::InputNotFinite { row: rows.start + row })
+            }
+            other => other.in_layer(CoreError::experts),
+        })
     }
 
     /// Computes all experts in the order in which their weights are there.

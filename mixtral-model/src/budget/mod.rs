@@ -13,6 +13,7 @@
 
 mod bank;
 mod fetch;
+mod forecast;
 mod place;
 mod plan;
 mod store;
@@ -27,6 +28,7 @@ use crate::load::MoeParts;
 use crate::{Checkpoint, Config, Error, Result};
 use bank::CachedExperts;
 use fetch::Fetched;
+pub use forecast::{AtHitRate, Forecast};
 pub use plan::{MemoryPlan, MemoryUse};
 use store::ExpertStore;
 

@@ -53,6 +53,11 @@ impl ExpertPlace {
         self.0.iter().map(|matrix| matrix.bytes as u64).sum()
     }
 
+    /// Whether it is read from a file.
+    pub(super) fn is_file(&self) -> bool {
+        self.0.iter().all(|matrix| matches!(matrix.raw, RawFile::Uncached(_)))
+    }
+
     /// Bytes of memory that it takes.
     pub(super) fn room(&self) -> u64 {
         self.0.iter().map(|matrix| matrix.room() as u64).sum()

@@ -131,7 +131,7 @@ fn grouped(n: u64) -> String {
 }
 
 /// A number of bytes, in the decimal units of disks and model cards.
-struct Bytes(u64);
+pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

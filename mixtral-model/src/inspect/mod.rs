@@ -8,6 +8,8 @@ use serde::Serialize;
 
 mod display;
 
+pub(crate) use display::Bytes;
+
 use crate::input::require;
 use crate::manifest::{Kind, Manifest, elements};
 use crate::{Access, ChatFormat, Checkpoint, Config, LayerExperts, Layout, Result, RopeScaling, Source};

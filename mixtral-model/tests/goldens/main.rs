@@ -7,6 +7,7 @@
 //! own f32 results from the same computation in f64.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod budget;
 mod checkpoints;
 mod conversation;
 mod demo;
