@@ -3,9 +3,13 @@
 use moe_core::Gate;
 use moe_kernels::Linear;
 
-use crate::manifest::Manifest;
+use crate::checkpoint::tensor_error;
+use crate::manifest::{LayerPart, Manifest, TensorKey};
 use crate::routers::no_layer;
 use crate::{Checkpoint, Error, Model, Result};
+
+/// Layers beyond a model's that are looked for: more than any model has.
+const BEYOND: usize = 1024;
 
 impl Model {
     /// Puts another gate in the place of that of one layer, which is given back.
@@ -36,6 +40,14 @@ impl Model {
             if checkpoint.entry(&checkpoint.layout().name(spec.key)).is_some() {
                 let weight = checkpoint.matrix(&checkpoint.place(&spec, &self.config)?)?;
                 gates.push((layer, Linear::new(weight, self.compute.backend)));
+            }
+        }
+        // A gate of a layer that the model does not have is of another model.
+        for layer in self.config.layers..self.config.layers + BEYOND {
+            let key = TensorKey::Layer { layer, part: LayerPart::Gate };
+            if let Some(found) = checkpoint.entry(&checkpoint.layout().name(key)) {
+                let expected = format!("gates of {} layers", self.config.layers);
+                return Err(tensor_error(found.path, found.name, expected, "one more".to_owned()));
             }
         }
         if gates.is_empty() {

@@ -14,12 +14,14 @@ use crate::{Error, Model, Result};
 #[derive(Clone)]
 pub struct LayerRouters {
     layers: Vec<Option<Arc<dyn Router>>>,
+    /// Whether one of them was named to route by a trace.
+    replays: bool,
 }
 
 impl LayerRouters {
     /// None: every layer of the model keeps its own.
     pub fn new(model: &Model) -> Self {
-        Self { layers: vec![None; model.config().layers] }
+        Self { layers: vec![None; model.config().layers], replays: false }
     }
 
     /// Those of a text: a [spec](RouterSpec) for all layers, `top-k:k=1`, or specs for layers, counted from 0 and ends included:
@@ -32,18 +34,21 @@ impl LayerRouters {
     pub fn parse(model: &Model, text: &str) -> Result<Self> {
         let mut routers = Self::new(model);
         let layers = model.config().layers;
-        for part in text.split(';') {
-            let (at, spec) = match part.split_once('@') {
-                None if !text.contains(';') => (None, part),
-                None => {
-                    return Err(not_as_expected(
-                        "LAYERS@SPEC;LAYERS@SPEC, such as 0-3@top-k:k=1;4@dense",
-                        part,
-                    ));
+        let (mut rest, mut is_one) = (Some(text), true);
+        while let Some(text) = rest {
+            let (part, after) = split_outside_quotes(text, ';');
+            (rest, is_one) = (after, is_one && after.is_none());
+            let (at, spec) = match split_outside_quotes(part, '@') {
+                (spec, None) if is_one => (None, spec),
+                (_, None) => {
+                    let found = if part.trim().is_empty() { "nothing" } else { part };
+                    let expected = "LAYERS@SPEC;LAYERS@SPEC, such as 0-3@top-k:k=1;4@dense";
+                    return Err(not_as_expected(expected, found));
                 }
-                Some((at, spec)) => (Some(at), spec),
+                (at, Some(spec)) => (Some(at), spec),
             };
             let spec: RouterSpec = spec.parse()?;
+            routers.replays |= spec.trace().is_some();
             let router = built(&spec)?;
             let ranges = match at {
                 None => vec![0..=layers.saturating_sub(1)],
@@ -85,6 +90,11 @@ impl LayerRouters {
         Ok(())
     }
 
+    /// Whether one of them was [named](Self::parse) to route by a trace: then a token's experts depend on what they did when it was recorded.
+    pub fn replays(&self) -> bool {
+        self.replays
+    }
+
     /// The router of a layer, if it is not the model's own.
     pub fn at(&self, layer: usize) -> Option<&dyn Router> {
         self.layers.get(layer)?.as_deref()
@@ -124,6 +134,19 @@ pub(crate) fn built_without(spec: &RouterSpec, experts: &[usize]) -> Result<Arc<
     }
     let off: Vec<_> = experts.iter().map(usize::to_string).collect();
     built(&format!("steered({spec}):off=[{}]", off.join(",")).parse()?)
+}
+
+/// What stands before the first of these characters that is in no quotation marks, and what after it.
+fn split_outside_quotes(text: &str, at: char) -> (&str, Option<&str>) {
+    let mut quoted = false;
+    let found = text.char_indices().find(|&(_, c)| {
+        quoted ^= c == '"';
+        c == at && !quoted
+    });
+    match found {
+        Some((place, c)) => (&text[..place], Some(&text[place + c.len_utf8()..])),
+        None => (text, None),
+    }
 }
 
 /// A layer, or two with all between them.

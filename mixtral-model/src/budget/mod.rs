@@ -32,9 +32,9 @@ pub use forecast::{AtHitRate, Forecast};
 pub use plan::{MemoryPlan, MemoryUse};
 use store::ExpertStore;
 
-/// What is evicted first, unless something else is asked for: it hits as often as any where memory holds a token's experts, and does not
-/// fall off the cliff where it does not ([`moe_core::expert_cache`]).
-pub const DEFAULT_POLICY: CachePolicy = CachePolicy::LeastStale;
+/// What is evicted first, unless something else is asked for: of all policies it hit most in traces of decoding, and does not fall off the
+/// cliff where memory holds less than a token's experts ([`moe_core::expert_cache`]).
+pub const DEFAULT_POLICY: CachePolicy = CachePolicy::LfuPerLayer { age: CachePolicy::DEFAULT_AGE };
 
 /// What happened to the experts of a model under a budget.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -42,7 +42,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Tensor`](crate::Error::Tensor), with the name that the layout has for it, if it is missing or has another shape or
+    /// [`Error::Tensor`], with the name that the layout has for it, if it is missing or has another shape or
     /// no type of weights.
     pub fn place(&self, spec: &TensorSpec, config: &Config) -> Result<Place<'_>> {
         let mut slot = self.layout.slot(spec.key, &spec.shape, config);
@@ -113,7 +113,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) if reading fails.
+    /// [`Error::Io`] if reading fails.
     pub fn read(&self, place: &Place<'_>) -> Result<Bytes> {
         self.files[place.file].bytes(place.begin, place.begin + place.bytes as usize)
     }
@@ -137,7 +137,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) if reading fails.
+    /// [`Error::Io`] if reading fails.
     ///
     /// # Panics
     ///
@@ -154,7 +154,7 @@ impl Checkpoint {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`](crate::Error::Io) if reading fails.
+    /// [`Error::Io`] if reading fails.
     pub fn matrix(&self, place: &Place<'_>) -> Result<WeightMatrix> {
         Ok(WeightMatrix::new(self.read(place)?, place.format, place.rows, place.columns)?)
     }

@@ -23,6 +23,8 @@ pub struct Routing<'a> {
     pub name: String,
     /// What a token's experts depend on.
     pub locality: Locality,
+    /// Whether it is routed by a trace, in some layer: then that is only what they depend on now.
+    pub replays: bool,
     /// Nats a predicted token.
     pub nll: BlockMean,
     /// The same less the baseline's, token for token.
@@ -121,9 +123,10 @@ pub(super) fn compare_with<'a>(
     let mut session = model.session(options.session)?;
     options.windows.check(session.context(), ids.len())?;
     crate::perplexity::check_text(model, ids)?;
-    let begin = |name: &str, locality| Routing {
+    let begin = |name: &str, locality, replays| Routing {
         name: name.to_owned(),
         locality,
+        replays,
         nll: BlockMean::new(),
         nll_difference: BlockMean::new(),
         kl: BlockMean::new(),
@@ -136,8 +139,9 @@ pub(super) fn compare_with<'a>(
     let ways: Vec<_> =
         std::iter::once(baseline).chain(others.iter().map(|(_, routers)| Some(routers))).collect();
     let locality = baseline.map_or_else(|| model.locality(), |routers| routers.locality(model));
-    let mut routings = vec![begin("", locality)];
-    routings.extend(others.iter().map(|(name, routers)| begin(name, routers.locality(model))));
+    let mut routings = vec![begin("", locality, false)];
+    routings
+        .extend(others.iter().map(|(name, routers)| begin(name, routers.locality(model), routers.replays())));
     let map = options.mapped.map(|tokens| RoutingMap::of(model, tokens)).transpose()?;
     let mut comparison = Comparison { routings, windows: 0, map, stopped: false };
     let (mut workspace, mut logits) = (Workspace::new(), Vec::new());

@@ -68,11 +68,12 @@ impl RoutingMap {
     pub fn new(experts: impl IntoIterator<Item = usize>, tokens: usize) -> Result<Self, OutOfMemory> {
         let (layers, transitions, pass) = (Vec::new(), Vec::new(), Pass::default());
         let mut map = Self { layers, transitions, tokens: Vec::new(), most: tokens, pass };
+        let experts: Vec<_> = experts.into_iter().collect();
+        // Where matrices of all pairs are made, nobody can be told that there is no room: asked for here, and given back.
+        let pairs = experts.iter().map(|&experts| experts.saturating_mul(experts).saturating_mul(2));
+        memory::reserve(&mut Vec::<u64>::new(), pairs.fold(0, usize::saturating_add), "pairs of experts")?;
         let mut before = None;
         for experts in experts {
-            // Where matrices of all pairs are made, nobody can be told that there is no room: asked for here, and given back.
-            let pairs = experts.saturating_mul(experts).saturating_mul(2);
-            memory::reserve(&mut Vec::<u64>::new(), pairs, "pairs of experts")?;
             let load = ExpertLoad::from_counts(vec![0; experts]);
             map.layers.push(LayerMap { load, together: CoActivation::new(experts) });
             if let Some(before) = before.replace(experts) {

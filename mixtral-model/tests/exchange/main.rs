@@ -134,13 +134,22 @@ fn exported(format: TraceFormat, trace: &[u8], sequence: Option<u32>) -> Result<
     Ok(file)
 }
 
+/// What is given of what the files of a format do not state.
+fn fitted(format: TraceFormat, options: &ImportOptions) -> ImportOptions {
+    use TraceFormat::*;
+    let mut options = options.clone();
+    options.choices = options.choices.filter(|_| matches!(format, Sglang | LlamaCpp));
+    options.sequence = options.sequence.filter(|_| !matches!(format, BigMoeOnEdge | MoeBalance));
+    options
+}
+
 fn imported(
     format: TraceFormat,
     file: &[u8],
     options: &ImportOptions,
 ) -> Result<(Imported, TraceHeader, Vec<TokenRoute>), ExchangeError> {
     let mut trace = vec![];
-    let imported = import(format, file, &mut trace, options)?;
+    let imported = import(format, file, &mut trace, &fitted(format, options))?;
     let (header, routes) = read(&trace);
     assert_eq!(imported.routes, routes.len() as u64);
     Ok((imported, header, routes))
@@ -258,14 +267,14 @@ fn refused_and_rerouted_pairs_are_where_the_format_says() {
     let trace = written(&routes, TraceWeights::Combination);
     for format in TraceFormat::ALL {
         // Some number sequences anew, some hold one, and some hold none.
-        let alone = matches!(format, TraceFormat::Npy | TraceFormat::PrimeRl);
+        let alone = matches!(format, TraceFormat::Npy | TraceFormat::PrimeRl | TraceFormat::Lattice);
         if alone {
             let error = exported(format, &trace, None).unwrap_err().to_string();
             assert_eq!(error, "sequences: expected one, or one to be named, found several");
         }
         let file = exported(format, &trace, alone.then_some(1)).unwrap();
         let mut options = options();
-        options.sequence = u32::from(alone);
+        options.sequence = alone.then_some(1);
         let (_, _, back) = imported(format, &file, &options).unwrap();
         let mut back: Vec<_> = back.iter().map(gist).collect();
         let of = routes.iter().filter(|route| !alone || route.sequence == 1);

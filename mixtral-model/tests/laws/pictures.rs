@@ -153,7 +153,7 @@ fn pictures() {
     assert_eq!(text.matches("<title>layer ").count(), 70 * 3);
     assert!(
         perplexity.contains("2@random:k=2: ")
-            && perplexity.contains("capped(top-k:k=2):factor=0.5 (not causal)")
+            && perplexity.contains("not causal: capped(top-k:k=2):factor=0.5")
     );
     assert_eq!(agreement.matches("layer 1, the same best expert for ").count(), SPECS.len());
     // Nothing to draw is no trouble.

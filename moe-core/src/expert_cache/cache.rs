@@ -352,13 +352,13 @@ const WHAT: &str = "expert cache";
 /// Deals a budget out to the layers, in rounds.
 fn share_out(sizes: &ExpertSizes, budget: u64, shares: &mut Vec<u64>) -> Result<()> {
     refill(shares, sizes.layers(), 0, WHAT)?;
-    let mut left = budget;
+    let (mut layers, mut left) = (Vec::new(), budget);
+    let of_layer = |layer: &[u64]| (layer.iter().copied().max().unwrap_or(0), layer.iter().sum::<u64>());
+    refill_from(&mut layers, sizes.layers(), (0..sizes.layers()).map(|n| of_layer(sizes.of_layer(n))), WHAT)?;
     loop {
         let before = left;
-        for (layer, share) in shares.iter_mut().enumerate() {
-            let of_layer = sizes.of_layer(layer);
-            let largest = of_layer.iter().copied().max().unwrap_or(0);
-            let more = largest.min(of_layer.iter().sum::<u64>() - *share);
+        for (share, &(largest, all)) in shares.iter_mut().zip(&layers) {
+            let more = largest.min(all - *share);
             if more <= left {
                 *share += more;
                 left -= more;

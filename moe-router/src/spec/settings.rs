@@ -134,7 +134,10 @@ impl fmt::Display for Value {
             Self::Word(word) => f.write_str(word),
             Self::Singles(list_) => list(f, list_),
             Self::Wholes(list_) => list(f, list_),
-            Self::Path(path) if path.contains(ENDS) || path.trim() != path || path.starts_with('[') => {
+            // What stands around specs of several layers does not end a word, but would end the spec.
+            Self::Path(path)
+                if path.contains(ENDS) || path.contains([';', '@', '[']) || path.trim() != path =>
+            {
                 write!(f, "\"{path}\"")
             }
             Self::Path(path) => f.write_str(path),

@@ -86,7 +86,9 @@ impl TraceDiff {
             let TokenRoute { step, layer, sequence, position, .. } = *route;
             TokenPlace { step, layer, sequence, position }
         };
-        if (place(a), a.token) != (place(b), b.token) {
+        // A trace that does not know its tokens is of any.
+        let other_token = a.token.zip(b.token).is_some_and(|(a, b)| a != b);
+        if place(a) != place(b) || other_token {
             let tell = |route: &TokenRoute| {
                 let TokenPlace { step, layer, sequence, position } = place(route);
                 let token = route.token.map_or("unknown".to_owned(), |id| id.to_string());

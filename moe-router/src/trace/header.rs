@@ -46,6 +46,8 @@ pub struct TraceHeader {
     pub checkpoint: Option<String>,
     /// The routers, where they are not the model's own.
     pub router: Option<String>,
+    /// The file whose gates took the place of the model's own, with its digest.
+    pub gates: Option<String>,
     /// What made it.
     pub program: Option<String>,
 }
@@ -57,11 +59,12 @@ impl TraceHeader {
     }
 
     /// The fields that are texts, with their keys.
-    fn texts(&mut self) -> [(&'static str, &mut Option<String>); 4] {
+    fn texts(&mut self) -> [(&'static str, &mut Option<String>); 5] {
         [
             ("model", &mut self.model),
             ("checkpoint", &mut self.checkpoint),
             ("router", &mut self.router),
+            ("gates", &mut self.gates),
             ("program", &mut self.program),
         ]
     }

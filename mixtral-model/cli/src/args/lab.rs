@@ -157,7 +157,7 @@ pub(crate) struct Regret {
 /// router agrees with the model's own layer by layer. What is in DIR under these names is replaced. The same model, text and options
 /// give the same bytes.
 ///
-/// Routers are the model's own; as many experts a token as fit between one and all, by top-k; and those of --router. Ctrl-C ends it: of
+/// Routers are the model's own; by top-k 1, 2, 3, 4, 6, 8, 12, 16 experts a token and so on, and all; and those of --router. Ctrl-C ends it: of
 /// what all routers have read by then the page is written and marked; the exit status is then 130.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Report {
@@ -174,11 +174,19 @@ pub(crate) struct Report {
     #[arg(long, value_name = "N", value_parser = one_or_more)]
     pub(crate) window: Option<NonZeroUsize>,
     /// Tokens of the text that are shown in the colours of their experts
-    #[arg(long, value_name = "N", default_value_t = 160, value_parser = whole::<usize>)]
+    #[arg(long, value_name = "N", default_value_t = 160, value_parser = shown)]
     pub(crate) shown: usize,
     /// Seed of what routers draw
     #[arg(long, short, value_name = "N", default_value_t, allow_negative_numbers = true, value_parser = whole::<u64>)]
     pub(crate) seed: u64,
     #[command(flatten)]
     pub(crate) running: Running,
+}
+
+/// A picture of more would be larger than anybody looks at.
+fn shown(text: &str) -> Result<usize, String> {
+    whole::<usize>(text)
+        .ok()
+        .filter(|&tokens| tokens <= 100_000)
+        .ok_or_else(|| "expected a whole number, 0 to 100000".to_owned())
 }

@@ -11,7 +11,7 @@ pub(crate) struct Budget {
     /// into what everything else leaves of it; results are the same. `inspect --memory` foretells what that costs
     #[arg(long, value_name = "BYTES", conflicts_with_all = ["read", "prefault", "lock"], help_heading = "Model")]
     pub(crate) memory: Option<Bytes>,
-    /// Which expert makes room for another, of lru, lru-per-layer, lfu, lfu-per-layer:age=N [default: least-stale]
+    /// Which expert makes room for another, of lru, lru-per-layer, lfu, lfu-per-layer:age=N, least-stale [default: lfu-per-layer]
     #[arg(long, value_name = "POLICY", requires = "memory", help_heading = "Model")]
     pub(crate) cache_policy: Option<CachePolicy>,
 }

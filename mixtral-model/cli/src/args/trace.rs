@@ -74,7 +74,7 @@ pub(crate) struct Record {
 
 /// Show what is in a trace: load, spread and drops of each layer.
 ///
-/// With --json: {"model", "checkpoint", "router", "program", "passes", "tokens", "prefill_tokens", "layers": [{"experts", "tokens",
+/// With --json: {"model", "checkpoint", "router", "gates", "program", "passes", "tokens", "prefill_tokens", "layers": [{"experts", "tokens",
 /// "pairs", "refused", "rerouted", "drop_rate", "load", "importance", "cv", "max_over_mean", "distinct_experts_per_pass"}]}. What a layer
 /// without tokens has no number for is null.
 #[derive(Debug, clap::Args)]
@@ -174,7 +174,7 @@ pub(crate) struct TraceConvert {
     /// Tokens of the prompt, which one pass read, where FILE does not say it
     #[arg(long, value_name = "N", conflicts_with = "to")]
     pub(crate) prompt: Option<u32>,
-    /// The sequence to write, for formats that hold one; or the identity of the one that is read [default of the latter: 0]
+    /// The only sequence to write; or the identity of the one that is read, where FILE does not say it [default of the latter: 0]
     #[arg(long, value_name = "N")]
     pub(crate) sequence: Option<u32>,
     /// Name of the model that made FILE, for the trace
@@ -187,7 +187,8 @@ pub(crate) struct TraceConvert {
 
 /// Try what a cache of experts, or a placement over ranks, would have made of a trace.
 ///
-/// Without options, expert caches of all policies that hold a quarter, a half and three quarters of the experts. Hits are of requests: an
+/// Without --ranks and --capacity, or with --cache or --policy, expert caches: of all policies, and for a quarter, a half and three quarters
+/// of the experts, unless these say otherwise. Hits are of requests: an
 /// expert that a pass uses in a layer is requested once. The bound is Belady's: what no policy can pass, where experts are of one size.
 ///
 /// With --json: {"caches": [{"policy", "resident", "bytes", "requests", "hits", "hit_rate", "bytes_read", "share_of_bound"}],
@@ -210,7 +211,7 @@ pub(crate) struct Simulate {
     #[arg(long, value_name = "POLICY")]
     pub(crate) policy: Vec<CachePolicy>,
     /// Ranks that the experts are placed on, by blocks, round-robin and by the trace's load
-    #[arg(long, value_name = "N", value_parser = one_or_more)]
+    #[arg(long, value_name = "N", value_parser = ranks)]
     pub(crate) ranks: Option<NonZeroUsize>,
     /// Capacity factors; how many of the choices each would turn away
     #[arg(long, value_name = "F,F,...", value_delimiter = ',', value_parser = factor)]
@@ -218,6 +219,11 @@ pub(crate) struct Simulate {
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn ranks(text: &str) -> Result<NonZeroUsize, String> {
+    let ranks = text.parse().ok().filter(|ranks: &NonZeroUsize| ranks.get() <= 65536);
+    ranks.ok_or_else(|| "expected a whole number, 1 to 65536".to_owned())
 }
 
 fn factor(text: &str) -> Result<f64, String> {

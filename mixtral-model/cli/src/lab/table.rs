@@ -113,10 +113,14 @@ impl Table {
 
     /// What is to be known of some rows.
     pub(super) fn notes(&self) -> Vec<String> {
-        let mut notes: Vec<_> =
-            self.routers.iter().filter_map(|row| row.note.map(|note| (row.name(), note))).collect();
-        notes.dedup_by_key(|(_, note)| *note);
-        let mut notes: Vec<_> = notes.into_iter().map(|(name, note)| format!("{name}: {note}")).collect();
+        let mut notes: Vec<String> = Vec::new();
+        for said in [REPLAYED, CAUSAL, BATCH] {
+            let rows = self.routers.iter().filter(|row| row.note == Some(said)).map(Row::name);
+            let names: Vec<_> = rows.collect();
+            if !names.is_empty() {
+                notes.push(format!("{}: {said}", names.join(", ")));
+            }
+        }
         if self.interrupted {
             notes.push("interrupted: of the windows above only".to_owned());
         }
@@ -167,9 +171,11 @@ impl Row {
     ];
 
     fn new(n: usize, routing: &Routing<'_>) -> Self {
-        let Routing { name, locality, nll, nll_difference, kl, same_top, cost, tokens, time, .. } = routing;
+        let Routing {
+            name, locality, replays, nll, nll_difference, kl, same_top, cost, tokens, time, ..
+        } = routing;
         let mean = nll.mean();
-        let (locality, note) = verdict(*locality);
+        let (locality, note) = verdict(*locality, *replays);
         let bound = |sign: f64| nll.half_width().map(|half| (mean + sign * half).exp());
         Self {
             router: (n > 0).then(|| name.clone()),
@@ -224,6 +230,7 @@ impl Row {
             format!("{:.1}", self.expert_bytes_per_pass / 1e6),
             format!("{per_second:.digits$}"),
             match self.locality {
+                "token" if self.note.is_some() => "trace".to_owned(),
                 "token" => "yes".to_owned(),
                 "causal" => "call".to_owned(),
                 _ => "no".to_owned(),
@@ -259,21 +266,15 @@ impl Row {
     }
 }
 
+const REPLAYED: &str = "routed by a trace: the figure is as causal as the router that was recorded";
+const CAUSAL: &str = "a token's experts depend on earlier tokens of the pass: the figure is that of windows read at once, not of text that is generated";
+const BATCH: &str = "not causal: a token's experts depend on later tokens of the window too, the one that is predicted among them, so that the figure is no measure of what could be generated";
+
 /// What a locality is called, and what it means for the figures.
-fn verdict(locality: Locality) -> (&'static str, Option<&'static str>) {
+fn verdict(locality: Locality, replays: bool) -> (&'static str, Option<&'static str>) {
     match locality {
-        Locality::Token => ("token", None),
-        Locality::Causal => (
-            "causal",
-            Some(
-                "a token's experts depend on earlier tokens of the pass: the figure is that of windows read at once, not of text that is generated",
-            ),
-        ),
-        Locality::Batch => (
-            "batch",
-            Some(
-                "not causal: a token's experts depend on later tokens of the window too, the one that is predicted among them, so that the figure is no measure of what could be generated",
-            ),
-        ),
+        Locality::Token => ("token", replays.then_some(REPLAYED)),
+        Locality::Causal => ("causal", Some(CAUSAL)),
+        Locality::Batch => ("batch", Some(BATCH)),
     }
 }

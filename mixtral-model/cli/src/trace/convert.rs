@@ -22,7 +22,7 @@ pub(super) fn run(args: &TraceConvert, interrupt: &Interrupt) -> Result<()> {
             (options.layers, options.choices, options.prompt) = (args.layers, args.choices, args.prompt);
             options.experts.clone_from(&args.experts);
             options.model.clone_from(&args.model);
-            options.sequence = args.sequence.unwrap_or_default();
+            options.sequence = args.sequence;
             let Imported { routes, unknown, passed_over, .. } = import_file(format, file, out, &options)?;
             aside(&format!("{}: {routes} routes of a token in a layer", out.display()));
             told(unknown, "routes that the file marks as unknown are not in it");

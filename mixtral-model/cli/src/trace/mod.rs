@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use mixtral_model::lab::{NewTrace, record_trace, trace_header};
-use mixtral_model::{Access, Error, LayerRouters, PerplexityOptions, Session, Workspace};
+use mixtral_model::{Access, Checkpoint, Error, LayerRouters, PerplexityOptions, Session, Workspace};
 use moe_router::trace::{Replay, TraceError, TraceReader};
 
 use crate::args::{self, Trace, TraceCommand};
@@ -51,6 +51,10 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
     );
     header.checkpoint = Some(source.checkpoint(Access::Map)?.digest()?.to_string());
     header.router.clone_from(&args.router.router);
+    if let Some(path) = &args.router.gates {
+        let digest = Checkpoint::open_path(path, Access::Map)?.digest()?;
+        header.gates = Some(format!("{}, {digest}", path.display()));
+    }
     header.program = Some(concat!("mixtral ", env!("CARGO_PKG_VERSION")).to_owned());
     let mut observer = (interrupt.clone(), Progress::new(&model, options.tokens_read(ids.len())));
     let workspace = &mut Workspace::new();

@@ -24,7 +24,8 @@ pub(super) fn stats(args: &args::Stats) -> Result<()> {
             })
         };
         let json = json!({
-            "model": header.model, "checkpoint": header.checkpoint, "router": header.router, "program": header.program,
+            "model": header.model, "checkpoint": header.checkpoint, "router": header.router, "gates": header.gates,
+            "program": header.program,
             "passes": stats.steps, "tokens": stats.tokens, "prefill_tokens": stats.prefill_tokens,
             "layers": stats.layers.iter().map(layer).collect::<Vec<_>>(),
         });
@@ -36,6 +37,7 @@ pub(super) fn stats(args: &args::Stats) -> Result<()> {
         ("model", header.model),
         ("checkpoint", header.checkpoint),
         ("router", header.router),
+        ("gates", header.gates),
         ("by", header.program),
     ];
     for (name, said) in named.into_iter().filter_map(|(name, said)| Some((name, said?))) {

@@ -14,7 +14,7 @@ fn the_same_text_in_less_memory() {
         let said = run("generate Alice -n 20 -t 0 -m {} --memory {}", &[model, &memory]);
         assert_eq!((said.status, &said.out), (Some(0), &own), "{}", said.err);
         assert!(said.err.contains("experts in memory for ") && said.err.contains(" GB read"), "{}", said.err);
-        assert!(!all || said.err.contains("least-stale"), "{}", said.err);
+        assert!(!all || said.err.contains("lfu-per-layer:age=64"), "{}", said.err);
     }
     let dir = tempfile::tempdir().unwrap();
     let file = text(&dir, 1500);

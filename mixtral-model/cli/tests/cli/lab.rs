@@ -294,10 +294,11 @@ fn a_report() {
     let page = read("one/index.html");
     for name in pictures {
         let svg = read(&format!("one/{name}.svg"));
-        assert_eq!(svg, read(&format!("two/{name}.svg")), "{name}");
+        assert!(svg == read(&format!("two/{name}.svg")), "{name}");
         assert!(page.contains(&svg), "{name}");
     }
-    assert_eq!(read("one/text.svg"), fs::read_to_string(root.join("docs/routing.svg")).unwrap());
+    let shown = fs::read_to_string(root.join("docs/routing.svg")).unwrap();
+    assert!(read("one/text.svg") == shown, "docs/routing.svg is another picture");
     let anywhere = page.replace("http://www.w3.org/2000/svg", "");
     assert!(!anywhere.contains("http") && !anywhere.contains("<script") && !anywhere.contains("<link"));
     for said in [

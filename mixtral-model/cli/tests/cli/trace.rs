@@ -61,7 +61,10 @@ fn traces() {
     );
 
     record("decoded", " --chunk 1");
-    let simulated = parse(&output("trace simulate {} --ranks 4 --json", &[&path("decoded")]));
+    let simulated = parse(&output(
+        "trace simulate {} --ranks 4 --policy lru --policy lru-per-layer --policy lfu --policy lfu-per-layer --policy least-stale --json",
+        &[&path("decoded")],
+    ));
     let caches = simulated["caches"].as_array().unwrap();
     assert_eq!(caches.len(), 15, "five policies of three sizes");
     for cache in caches {
@@ -124,6 +127,25 @@ fn a_trace_as_a_router() {
     let missing = run("perplexity --text {} --router replay:trace=none", &[&file]);
     assert!(missing.err.contains("expected a route trace that can be read, found none: "), "{}", missing.err);
 
+    // A path with all that ends something elsewhere.
+    let odd = path("a;b@c,d (1).trace");
+    fs::copy(path("one"), &odd).unwrap();
+    for router in [format!("replay:trace=\"{odd}\""), format!("0-1@replay:trace=\"{odd}\";2-3@top-k:k=1")] {
+        let found = output("perplexity --text {} --window 64 --json --router {}", &[&file, &router]);
+        assert_eq!(value(&found), value(&perplexity(" --router top-k:k=1")), "{router}");
+    }
+    // What a replay is worth depends on what was recorded.
+    let table = output(
+        &format!("lab compare --text {{}} --window 64{replay} --router expert-choice:capacity=1.0"),
+        &[&file],
+    );
+    assert!(
+        table.contains("routed by a trace: the figure is as causal as the router that was recorded"),
+        "{table}"
+    );
+    let empty = run("perplexity --text {} --router {}", &[&file, "0-1@top-k:k=1;"]);
+    assert!(empty.err.ends_with("found nothing\n"), "{}", empty.err);
+
     // Given experts, [T, layers, k] = [[[2, 0]]], with weights from the logits at hand.
     fs::write(path("ids.csv"), "0,2\n0,0\n").unwrap();
     let convert = "trace convert {} --out {} --from llama.cpp --experts 3 --layers 1 --choices 2";
@@ -168,13 +190,13 @@ fn other_formats() {
     ] {
         assert!(list.contains(&format!("{format}: ")), "{format}");
     }
-    let to = run("trace convert {} --out {} --to lattice", &[&path("own"), &path("lines")]);
+    let to = run("trace convert {} --out {} --to moe-balance", &[&path("own"), &path("lines")]);
     assert_eq!((to.status, &*to.out), (Some(0), ""), "{}", to.err);
     assert!(to.err.contains("lost:\n") && to.err.contains("Token ids."), "{}", to.err);
     let first = fs::read_to_string(path("lines")).unwrap();
-    assert!(parse(first.lines().next().unwrap())["gate_weights"].is_array(), "{first}");
+    assert!(parse(first.lines().next().unwrap())["topk_weights"].is_array(), "{first}");
     let back = run(
-        "trace convert {} --out {} --from lattice --experts 8 --layers 4",
+        "trace convert {} --out {} --from moe-balance --experts 8 --layers 4",
         &[&path("lines"), &path("back")],
     );
     assert_eq!(back.status, Some(0), "{}", back.err);
@@ -183,6 +205,14 @@ fn other_formats() {
         stats["layers"].as_array().unwrap().iter().map(|layer| layer["load"].to_string()).collect::<Vec<_>>()
     };
     assert_eq!(load("back"), load("own"));
+    // Token ids are lost on the way: that is no difference.
+    let first = path("first");
+    fs::write(&first, &fs::read_to_string(&file).unwrap()[..60]).unwrap();
+    run("trace record --text {} --out {} --window 64", &[&first, &path("short")]);
+    run("trace convert {} --out {} --to prime-rl", &[&path("short"), &path("ids")]);
+    run("trace convert {} --out {} --from prime-rl --experts 8", &[&path("ids"), &path("again")]);
+    let same = output("trace diff {} {}", &[&path("short"), &path("again")]);
+    assert!(same.starts_with("every token has the same experts in every layer\n"), "{same}");
     let one = run("trace convert {} --out {} --to npy --sequence 1", &[&path("own"), &path("one.npy")]);
     assert_eq!(one.status, Some(0), "{}", one.err);
     assert!(fs::read(path("one.npy")).unwrap().starts_with(b"\x93NUMPY"));

@@ -5,14 +5,14 @@
 
 use std::io::{BufRead, Read, Write};
 
-use moe_router::trace::{TraceReader, TraceWeights};
+use moe_router::trace::TraceWeights;
 use serde::Deserialize;
 
 use super::grid::{Content, Gathered, UNKNOWN};
 use super::lines::{Lines, object, write_list};
 use super::sink::{Sink, next_pass};
 use super::table::Table;
-use super::{ExchangeError, ExportOptions, Exported};
+use super::{ExchangeError, Exported, Routes};
 
 #[derive(Deserialize)]
 struct Line {
@@ -66,12 +66,12 @@ pub(super) fn import(source: impl BufRead, sink: &mut Sink<'_, impl Write>) -> R
 
 /// Holds the trace: the tokens of a sequence are a line a layer, in whatever passes they were read.
 pub(super) fn export(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
 ) -> Result<Exported, ExchangeError> {
     let weighed = reader.header().weights == TraceWeights::Combination;
     let content = if weighed { Content::Weighed } else { Content::Asked };
-    let all = Gathered::read(reader, content, ExportOptions::default())?;
+    let all = Gathered::read(reader, content)?;
     for sequence in all.sequences() {
         let sequence = sequence?;
         for layer in 0..all.layers {

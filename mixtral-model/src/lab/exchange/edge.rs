@@ -13,12 +13,12 @@
 use std::io::{BufRead, Read, Write};
 
 use moe_core::memory;
-use moe_router::trace::{Phase, TokenRoute, TraceReader, TraceWeights};
+use moe_router::trace::{Phase, TokenRoute, TraceWeights};
 
 use super::grid::by_rank;
 use super::lines::{Lines, number};
 use super::sink::{Sink, next_pass};
-use super::{ExchangeError, Exported, Place};
+use super::{ExchangeError, Exported, Place, Routes};
 
 const TITLE: &str = "# route_trace v1";
 /// Columns that are read; the last one may be missing.
@@ -164,7 +164,7 @@ fn read_row(text: &str, columns: &[Option<usize>; 8], place: Place) -> Result<Ro
 }
 
 pub(super) fn export(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
 ) -> Result<Exported, ExchangeError> {
     let header = reader.header();

@@ -27,6 +27,15 @@ pub enum TraceFormat {
     LlamaCpp,
 }
 
+/// What the files of a format state, so that nobody else can.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct States {
+    /// Experts of a token in a layer.
+    pub(super) choices: bool,
+    /// Identities of sequences.
+    pub(super) sequences: bool,
+}
+
 /// What is known of a format.
 struct Facts {
     name: &'static str,
@@ -70,6 +79,13 @@ impl TraceFormat {
         Self::MoeBalance,
         Self::LlamaCpp,
     ];
+
+    /// What its files state.
+    pub(super) fn states(self) -> States {
+        use TraceFormat::*;
+        let choices = !matches!(self, Sglang | LlamaCpp);
+        States { choices, sequences: matches!(self, BigMoeOnEdge | MoeBalance) }
+    }
 
     fn facts(self) -> Facts {
         match self {

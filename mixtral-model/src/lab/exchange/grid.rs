@@ -3,10 +3,10 @@
 use std::io::{Read, Write};
 
 use moe_core::memory;
-use moe_router::trace::{Pair, Phase, TokenRoute, TraceReader, TraceWeights};
+use moe_router::trace::{Pair, Phase, TokenRoute, TraceWeights};
 
 use super::sink::{Sink, next_pass};
-use super::{ExchangeError, ExportOptions, Exported, Place};
+use super::{ExchangeError, Exported, Place, Routes};
 
 /// Stands for the experts of a token that nobody knows.
 pub(super) const UNKNOWN: i64 = -1;
@@ -144,11 +144,7 @@ pub(super) struct Sequence<'a> {
 
 impl Gathered {
     /// Reads the rest of a trace.
-    pub(super) fn read(
-        reader: &mut TraceReader<impl Read>,
-        content: Content,
-        options: ExportOptions,
-    ) -> Result<Self, ExchangeError> {
+    pub(super) fn read(reader: &mut Routes<'_, impl Read>, content: Content) -> Result<Self, ExchangeError> {
         let header = reader.header();
         if content == Content::Weighed && header.weights == TraceWeights::None {
             return Err(ExchangeError::unfit("weights", "combination weights", "weights=none"));
@@ -157,11 +153,7 @@ impl Gathered {
         let mut all = Self { layers, choices: 0, exported, routes: Vec::new(), pairs: Vec::new() };
         let mut route = TokenRoute::default();
         while reader.next(&mut route)? {
-            if options.sequence.is_some_and(|only| only != route.sequence) {
-                all.exported.left_out += 1;
-            } else {
-                all.add(&route, content)?;
-            }
+            all.add(&route, content)?;
         }
         all.routes.sort_unstable_by_key(|gist| gist.key);
         let twice = all.routes.windows(2).find_map(|pair| match pair {

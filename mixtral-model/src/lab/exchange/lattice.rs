@@ -5,13 +5,13 @@
 
 use std::io::{BufRead, Read, Write};
 
-use moe_router::trace::{TokenRoute, TraceReader, TraceWeights};
+use moe_router::trace::{TokenRoute, TraceWeights};
 use serde::Deserialize;
 
 use super::lines::{Lines, object, write_list};
 use super::sink::{Sink, next_pass};
 use super::table::List;
-use super::{ExchangeError, Exported};
+use super::{ExchangeError, Exported, Routes};
 
 #[derive(Deserialize)]
 struct Line {
@@ -45,7 +45,7 @@ pub(super) fn import(source: impl BufRead, sink: &mut Sink<'_, impl Write>) -> R
             pass = next_pass(pass, place)?;
         }
         before = Some(here);
-        sink.start((pass, line.layer_idx), (sink.options.sequence, line.token_idx), place)?;
+        sink.start((pass, line.layer_idx), (sink.sequence(), line.token_idx), place)?;
         for (n, &expert) in ids.iter().enumerate() {
             sink.keep(expert, weights.get(n).copied().unwrap_or_default(), place)?;
         }
@@ -55,13 +55,17 @@ pub(super) fn import(source: impl BufRead, sink: &mut Sink<'_, impl Write>) -> R
 }
 
 pub(super) fn export(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
 ) -> Result<Exported, ExchangeError> {
     let weighed = reader.header().weights == TraceWeights::Combination;
-    let (mut exported, mut route) = (Exported::default(), TokenRoute::default());
+    let (mut exported, mut route, mut only) = (Exported::default(), TokenRoute::default(), None);
     while reader.next(&mut route)? {
-        let TokenRoute { layer, position, .. } = route;
+        let TokenRoute { layer, position, sequence, .. } = route;
+        // Positions of two sequences could not be told apart.
+        if *only.get_or_insert(sequence) != sequence {
+            return Err(ExchangeError::unfit("sequences", "one, or one to be named", "several"));
+        }
         write!(out, r#"{{"layer_idx": {layer}, "token_idx": {position}, "selected_ids": "#)?;
         write_list(out, route.kept.iter().map(|pair| pair.expert))?;
         if weighed {

@@ -4,12 +4,12 @@
 
 use std::io::{BufRead, Read, Write};
 
-use moe_router::trace::{TokenRoute, TraceReader, TraceWeights};
+use moe_router::trace::{TokenRoute, TraceWeights};
 
 use super::grid::asked;
 use super::lines::{Lines, number};
 use super::sink::{Sink, next_pass};
-use super::{ExchangeError, Exported, Place};
+use super::{ExchangeError, Exported, Place, Routes};
 
 const NAMES: &str = "layer,expert";
 
@@ -43,7 +43,7 @@ pub(super) fn import(source: impl BufRead, sink: &mut Sink<'_, impl Write>) -> R
             }
         }
         if have == 0 {
-            sink.start((pass, layer), (sink.options.sequence, earlier + token), place)?;
+            sink.start((pass, layer), (sink.sequence(), earlier + token), place)?;
         }
         sink.keep(expert, 0.0, place)?;
         have += 1;
@@ -62,7 +62,7 @@ fn cut(choices: usize, have: usize, place: Place) -> ExchangeError {
 }
 
 pub(super) fn export(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
 ) -> Result<Exported, ExchangeError> {
     let (mut exported, mut route, mut experts) = (Exported::default(), TokenRoute::default(), Vec::new());

@@ -6,14 +6,14 @@
 
 use std::io::{BufRead, Read, Write};
 
-use moe_router::trace::{TokenRoute, TraceReader, TraceWeights};
+use moe_router::trace::{TokenRoute, TraceWeights};
 use serde::Deserialize;
 
 use super::grid::asked;
 use super::lines::{Lines, object, write_list};
 use super::sink::{Sink, next_pass};
 use super::table::Table;
-use super::{ExchangeError, Exported};
+use super::{ExchangeError, Exported, Routes};
 
 #[derive(Deserialize)]
 struct Line {
@@ -68,7 +68,7 @@ pub(super) fn import(source: impl BufRead, sink: &mut Sink<'_, impl Write>) -> R
         tokens = tokens.max(table.rows as u64);
         for t in 0..table.rows {
             let position = earlier + t as u64;
-            sink.start((pass, line.layer), (sink.options.sequence, position), place)?;
+            sink.start((pass, line.layer), (sink.sequence(), position), place)?;
             for &expert in table.row(t) {
                 sink.keep(expert, 0.0, place)?;
             }
@@ -79,7 +79,7 @@ pub(super) fn import(source: impl BufRead, sink: &mut Sink<'_, impl Write>) -> R
 }
 
 pub(super) fn export(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
 ) -> Result<Exported, ExchangeError> {
     let mut exported = Exported::default();

@@ -27,7 +27,7 @@ mod table;
 
 use std::io::{BufRead, Read, Write};
 
-use moe_router::trace::{TokenRoute, TraceReader};
+use moe_router::trace::{TokenRoute, TraceError, TraceHeader, TraceReader};
 
 pub use error::{ExchangeError, Place};
 pub use files::{export_file, import_file};
@@ -47,8 +47,8 @@ pub struct ImportOptions {
     pub choices: Option<u16>,
     /// Tokens of the prompt, which one pass read, where the file does not say it.
     pub prompt: Option<u32>,
-    /// Identity of the sequence, or of the first of several, where the file does not say it.
-    pub sequence: u32,
+    /// Identity of the sequence, or of the first of several, where the file does not say it; 0 without.
+    pub sequence: Option<u32>,
     /// Name of the model, for the header.
     pub model: Option<String>,
     /// Digest of its checkpoint, for the header.
@@ -71,7 +71,7 @@ pub struct Imported {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ExportOptions {
-    /// The only sequence to write, for formats that hold one: else there may be but one.
+    /// The only sequence to write. Formats that hold one want it, unless there is but one.
     pub sequence: Option<u32>,
 }
 
@@ -100,6 +100,14 @@ pub fn import(
     out: impl Write,
     options: &ImportOptions,
 ) -> Result<Imported, ExchangeError> {
+    let states = format.states();
+    let said = [
+        ("choices", options.choices.map(u32::from).filter(|_| states.choices)),
+        ("sequence", options.sequence.filter(|_| states.sequences)),
+    ];
+    if let Some((what, given)) = said.into_iter().find_map(|(what, given)| Some((what, given?))) {
+        return Err(ExchangeError::unfit(what, "none to be given, for the file says it", given));
+    }
     let mut sink = Sink::new(out, format, options);
     match format {
         TraceFormat::Megatron => megatron::import(source, &mut sink),
@@ -127,20 +135,49 @@ pub fn export(
     mut out: impl Write,
     options: ExportOptions,
 ) -> Result<Exported, ExchangeError> {
-    let out = &mut out;
-    let exported = match format {
+    let (out, mut routes) = (&mut out, Routes { reader, only: options.sequence, left_out: 0 });
+    let reader = &mut routes;
+    let mut exported = match format {
         TraceFormat::Megatron => megatron::export(reader, out),
-        TraceFormat::Npy => npy::export(reader, out, options, false),
-        TraceFormat::PrimeRl => npy::export(reader, out, options, true),
-        TraceFormat::Sglang => responses::export_sglang(reader, out, options),
-        TraceFormat::Vllm => responses::export_vllm(reader, out, options),
+        TraceFormat::Npy => npy::export(reader, out, false),
+        TraceFormat::PrimeRl => npy::export(reader, out, true),
+        TraceFormat::Sglang => responses::export_sglang(reader, out),
+        TraceFormat::Vllm => responses::export_vllm(reader, out),
         TraceFormat::BigMoeOnEdge => edge::export(reader, out),
         TraceFormat::Lattice => lattice::export(reader, out),
         TraceFormat::MoeBalance => balance::export(reader, out),
         TraceFormat::LlamaCpp => llama::export(reader, out),
     }?;
+    if let Some(only) = options.sequence.filter(|_| exported.routes == 0) {
+        return Err(ExchangeError::unfit("sequence", "one that the trace has", only));
+    }
+    exported.left_out += routes.left_out;
     out.flush()?;
     Ok(exported)
+}
+
+/// What is to be exported of a trace.
+struct Routes<'r, R> {
+    reader: &'r mut TraceReader<R>,
+    only: Option<u32>,
+    left_out: u64,
+}
+
+impl<R: Read> Routes<'_, R> {
+    fn header(&self) -> &TraceHeader {
+        self.reader.header()
+    }
+
+    /// Reads the next route of the sequences that are wanted; `false` at the end.
+    fn next(&mut self, route: &mut TokenRoute) -> Result<bool, TraceError> {
+        while self.reader.next(route)? {
+            if self.only.is_none_or(|only| only == route.sequence) {
+                return Ok(true);
+            }
+            self.left_out += 1;
+        }
+        Ok(false)
+    }
 }
 
 impl Exported {

@@ -5,12 +5,12 @@
 
 use std::io::{Read, Write};
 
-use moe_router::trace::{TraceReader, TraceWeights};
+use moe_router::trace::TraceWeights;
 
 use super::grid::{Content, Gathered, Grid, Sequence, UNKNOWN};
 use super::lines::read_all;
 use super::sink::Sink;
-use super::{ExchangeError, ExportOptions, Exported, Place};
+use super::{ExchangeError, Exported, Place, Routes};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 /// Bytes of a header, at most.
@@ -177,7 +177,7 @@ pub(super) fn import(
     let kind = if packed { TraceWeights::Combination } else { TraceWeights::None };
     sink.begin(Some(layers), None, kind, Place::Byte(0))?;
     let prompt = sink.options.prompt.map_or(tokens, |prompt| prompt as usize);
-    let grid = Grid { tokens, layers, choices, sequence: sink.options.sequence, first: 0, prompt, ids: &[] };
+    let grid = Grid { tokens, layers, choices, sequence: sink.sequence(), first: 0, prompt, ids: &[] };
     let cell = |[t, layer, c]: [usize; 3]| {
         let bits = if packed { array.get([t, layer, c + choices]) as u32 } else { 0 };
         (array.get([t, layer, c]), f32::from_bits(bits))
@@ -197,14 +197,13 @@ pub(super) fn check_axes(array: &Array, place: Place) -> Result<(), ExchangeErro
 
 /// Writes an array of one sequence; `packed` if weights are to be in it.
 pub(super) fn export(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
-    options: ExportOptions,
     packed: bool,
 ) -> Result<Exported, ExchangeError> {
     let most = reader.header().experts.iter().copied().max().unwrap_or_default();
     let content = if packed { Content::Weighed } else { Content::Asked };
-    let all = Gathered::read(reader, content, options)?;
+    let all = Gathered::read(reader, content)?;
     let only = all.only()?;
     write(only.as_ref(), &all, packed, most, out)?;
     Ok(all.exported)

@@ -10,7 +10,7 @@ use std::io::{BufRead, Read, Write};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use moe_core::memory;
-use moe_router::trace::{TraceReader, TraceWeights};
+use moe_router::trace::TraceWeights;
 use serde::Deserialize;
 
 use super::grid::{Content, Gathered, Grid, Sequence};
@@ -18,7 +18,7 @@ use super::lines::read_all;
 use super::npy::{self, Array};
 use super::sink::Sink;
 use super::table::List;
-use super::{ExchangeError, ExportOptions, Exported, Place};
+use super::{ExchangeError, Exported, Place, Routes};
 
 /// Bytes of a file of responses, at most.
 const MOST: usize = 1 << 30;
@@ -77,7 +77,7 @@ fn each<'a, T: Deserialize<'a>>(
 
 /// The sequence of a response.
 fn sequence(sink: &Sink<'_, impl Write>, number: u64, place: Place) -> Result<u32, ExchangeError> {
-    let id = u32::try_from(number).ok().and_then(|number| sink.options.sequence.checked_add(number));
+    let id = u32::try_from(number).ok().and_then(|number| sink.sequence().checked_add(number));
     id.ok_or_else(|| ExchangeError::malformed(place, "less than 2^32 sequences", "more"))
 }
 
@@ -178,11 +178,10 @@ pub(super) fn import_vllm(
 
 /// Writes a line for every sequence.
 pub(super) fn export_sglang(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
-    options: ExportOptions,
 ) -> Result<Exported, ExchangeError> {
-    let all = Gathered::read(reader, Content::Asked, options)?;
+    let all = Gathered::read(reader, Content::Asked)?;
     for sequence in all.sequences() {
         let sequence = sequence?;
         let (prompt, completion) = lengths(&sequence);
@@ -206,12 +205,11 @@ pub(super) fn export_sglang(
 
 /// Writes a line for every sequence.
 pub(super) fn export_vllm(
-    reader: &mut TraceReader<impl Read>,
+    reader: &mut Routes<'_, impl Read>,
     out: &mut impl Write,
-    options: ExportOptions,
 ) -> Result<Exported, ExchangeError> {
     let most = reader.header().experts.iter().copied().max().unwrap_or_default();
-    let all = Gathered::read(reader, Content::Asked, options)?;
+    let all = Gathered::read(reader, Content::Asked)?;
     for sequence in all.sequences() {
         let sequence = sequence?;
         out.write_all(br#"{"choices": [{"index": 0, "routed_experts": ""#)?;

@@ -58,6 +58,11 @@ impl<'a, W: Write> Sink<'a, W> {
         self.header.weights
     }
 
+    /// Identity of the sequence, or of the first of several, which the file does not say.
+    pub(super) fn sequence(&self) -> u32 {
+        self.options.sequence.unwrap_or_default()
+    }
+
     /// How many experts a token has, which the file does not say.
     pub(super) fn choices(&self) -> Result<usize, ExchangeError> {
         let choices = self.options.choices.filter(|&choices| choices > 0).map(usize::from);
@@ -105,6 +110,22 @@ impl<'a, W: Write> Sink<'a, W> {
             };
         }
         let given = &self.options.experts;
+        if let Some(layers) =
+            self.options.layers.filter(|&n| given.len() > 1 && usize::from(n) != given.len())
+        {
+            let expected = format!("{}, as experts are listed", given.len());
+            return Err(ExchangeError::unfit("layers", expected, layers));
+        }
+        if let Some((given, layers)) =
+            self.options.layers.zip(layers).filter(|&(given, n)| usize::from(given) != n)
+        {
+            return Err(ExchangeError::unfit("layers", format!("{layers}, as the file says"), given));
+        }
+        if let (&[given], Some(experts)) = (given.as_slice(), experts)
+            && given != experts
+        {
+            return Err(ExchangeError::unfit("experts", format!("{experts}, as the file says"), given));
+        }
         self.header.experts = match (given.as_slice(), experts) {
             ([], None) => {
                 let why = "the format does not say how many a layer has";
@@ -213,7 +234,7 @@ impl<'a, W: Write> Sink<'a, W> {
             writer.write(&held.route).map_err(|error| match error {
                 // It is the file that has it so.
                 TraceError::Unfit { what, expected, found } => {
-                    ExchangeError::malformed(held.place, expected, format_args!("{what} {found}"))
+                    ExchangeError::malformed(held.place, expected, format_args!("{what}: {found}"))
                 }
                 other => other.into(),
             })?;

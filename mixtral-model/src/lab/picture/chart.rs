@@ -98,10 +98,19 @@ impl Chart {
                 svg.dot([at, height], &color, series.is_hollow, &format!("{}: {}", series.name, point.said));
             }
             svg.dot([LEFT, legend - 4.0], &color, series.is_hollow, "");
-            svg.text([LEFT + 12.0, legend], Anchor::Start, "ink", &series.name);
+            svg.text([LEFT + 12.0, legend], Anchor::Start, "ink", &shortened(&series.name));
             legend += 18.0;
         }
         svg.finish(&self.title)
+    }
+}
+
+/// A name as far as there is room for it.
+fn shortened(name: &str) -> String {
+    const LONGEST: usize = 100;
+    match name.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}\u{2026}", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
@@ -130,8 +139,14 @@ impl Scale {
             (scale.low, scale.high) = (1.0, 2.0);
         }
         if scale.low == scale.high {
-            let around = if scale.low == 0.0 { 1.0 } else { scale.low.abs() / 2.0 };
-            (scale.low, scale.high) = (scale.low - around, scale.high + around);
+            let around = match scale.low {
+                _ if is_whole => 0.5,
+                0.0 => 1.0,
+                low => low.abs() / 2.0,
+            };
+            // What it reaches to in any case is an end.
+            let above = if includes == Some(scale.high) { 0.0 } else { around };
+            (scale.low, scale.high) = (scale.low - around, scale.high + above);
         }
         scale
     }

@@ -89,7 +89,7 @@ fn small_multiples(title: &str, matrices: Vec<Matrix<'_>>) -> String {
     svg.text([10.0, 20.0], Anchor::Start, "ink bold", title);
     let most =
         matrices.iter().map(|matrix| matrix.counts.nrows().max(matrix.counts.ncols())).max().unwrap_or(0);
-    let cell = (152.0 / most.max(1) as f64).clamp(2.0, 19.0);
+    let cell = (152.0 / most.max(1) as f64).clamp(3.0, 19.0);
     let (side, gap) = (cell * most as f64, 34.0);
     let per_row = (((WIDTH - 10.0) / (side + gap)) as usize).max(1);
     let cells = |matrix: &Matrix<'_>| {
@@ -109,7 +109,8 @@ fn small_multiples(title: &str, matrices: Vec<Matrix<'_>>) -> String {
                 svg.text([left - 6.0, y], Anchor::End, "dim", &a.to_string());
             }
         }
-        svg.reach(top + side);
+        let (rows, columns) = matrix.counts.dim();
+        svg.frame([left, top, columns as f64 * cell, rows as f64 * cell]);
         for (a, b) in cells(matrix) {
             // What never happened is left blank: with many experts, that is nearly all.
             let Some(share) = (matrix.share)(a, b).filter(|share| *share > 0.0) else { continue };
@@ -122,7 +123,7 @@ fn small_multiples(title: &str, matrices: Vec<Matrix<'_>>) -> String {
 
 /// The numbers of experts above their columns.
 fn numbers(svg: &mut Svg, [x, y]: [f64; 2], width: f64, experts: usize) {
-    let every = (20.0 / width).ceil() as usize;
+    let every = ((8.0 + 7.0 * experts.to_string().len() as f64) / width).ceil() as usize;
     for e in (0..experts).step_by(every.max(1)) {
         svg.text([x + (e as f64 + 0.5) * width, y], Anchor::Middle, "dim", &e.to_string());
     }

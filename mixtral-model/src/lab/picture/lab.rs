@@ -16,7 +16,10 @@ pub fn perplexity_by_experts(comparison: &Comparison<'_>) -> String {
         comparison.routings.iter().partition(|routing| is_plain_top_k(&routing.name));
     let mut series = Vec::new();
     if !family.is_empty() {
-        let mut points: Vec<_> = family.into_iter().map(point).collect();
+        // The model's own is one of them, where every token has as many experts.
+        let own =
+            others.first().filter(|own| own.name.is_empty() && own.cost.experts_per_token().fract() == 0.0);
+        let mut points: Vec<_> = family.into_iter().chain(own.copied()).map(point).collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         series.push(Series {
             name: "top-k, more and fewer experts".to_owned(),
@@ -67,7 +70,8 @@ fn is_plain_top_k(name: &str) -> bool {
 
 fn name(routing: &Routing<'_>) -> String {
     let name = if routing.name.is_empty() { "the model's own" } else { &routing.name };
-    if is_causal(routing) { name.to_owned() } else { format!("{name} (not causal)") }
+    // First, for a long name may be cut.
+    if is_causal(routing) { name.to_owned() } else { format!("not causal: {name}") }
 }
 
 fn is_causal(routing: &Routing<'_>) -> bool {

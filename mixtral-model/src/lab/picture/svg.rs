@@ -61,6 +61,16 @@ impl Svg {
         }
     }
 
+    /// The outline of a rectangle.
+    pub(super) fn frame(&mut self, [x, y, width, height]: [f64; 4]) {
+        self.reach(y + height);
+        let [x, y, width, height] = [x, y, width, height].map(Short);
+        let _ = writeln!(
+            self.body,
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" fill=\"none\" class=\"rule\"/>"
+        );
+    }
+
     /// A line of text.
     pub(super) fn text(&mut self, [x, y]: [f64; 2], anchor: Anchor, class: &str, text: &str) {
         self.stretched_text([x, y], None, anchor, class, text);
@@ -176,12 +186,18 @@ impl Display for Escaped<'_> {
                 '&' => f.write_str("&amp;")?,
                 '"' => f.write_str("&quot;")?,
                 '\u{fffe}' | '\u{ffff}' => f.write_str("\u{25a1}")?,
-                c if c.is_control() => f.write_str("\u{25a1}")?,
+                c if is_invisible(c) => f.write_str("\u{25a1}")?,
                 c => write!(f, "{c}")?,
             }
         }
         Ok(())
     }
+}
+
+/// Whether a character shows nothing, or turns about what comes after it.
+pub(super) fn is_invisible(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]

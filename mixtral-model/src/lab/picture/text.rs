@@ -1,6 +1,6 @@
 //! A text in the colours of its experts.
 
-use super::svg::{Anchor, Fill, Svg, color};
+use super::svg::{Anchor, Fill, Svg, color, is_invisible};
 use crate::lab::RoutingMap;
 
 const WIDTH: f64 = 760.0;
@@ -25,8 +25,10 @@ pub fn routed_text<S: AsRef<str>>(map: &RoutingMap, texts: impl IntoIterator<Ite
     let mut sequence = None;
     for (token, text) in map.tokens.iter().zip(texts) {
         let shown = shown(text.as_ref());
-        // Room for the numbers of two experts.
-        let least = if numbered { 3.2 } else { 2.0 };
+        // Room for the numbers of all experts, which are smaller than the text.
+        let numbers = |experts: &Vec<usize>| experts.iter().map(|e| e.to_string().len() + 1).sum::<usize>();
+        let most = token.experts.iter().map(numbers).max().unwrap_or(0);
+        let least = if numbered { 0.8 * most as f64 } else { 2.0 };
         let width = CHARACTER * (shown.chars().count() as f64).max(least);
         let is_same = sequence.replace(token.place[0]) == Some(token.place[0]);
         if !is_same || x + width > WIDTH - 10.0 {
@@ -45,8 +47,7 @@ pub fn routed_text<S: AsRef<str>>(map: &RoutingMap, texts: impl IntoIterator<Ite
             let said = format!("layer {layer}: {}", list.join(", "));
             svg.cell([x, y, width - 1.0, block - 1.0], Fill::Color(&color(best)), &said);
             if numbered {
-                let list = list[..list.len().min(2)].join(" ");
-                svg.text([x + width / 2.0, y + 11.0], Anchor::Middle, "on", &list);
+                svg.text([x + width / 2.0, y + 11.0], Anchor::Middle, "on", &list.join(" "));
             }
         }
         x += width + 1.0;
@@ -59,9 +60,10 @@ pub fn routed_text<S: AsRef<str>>(map: &RoutingMap, texts: impl IntoIterator<Ite
 fn legend(svg: &mut Svg, y: f64, map: &RoutingMap) {
     let experts = map.layers.iter().map(|layer| layer.load.counts().len()).max().unwrap_or(0);
     svg.text([10.0, y], Anchor::Start, "dim", "expert");
-    let per_row = 18;
+    let column = 24.0 + 7.0 * experts.to_string().len() as f64;
+    let per_row = ((WIDTH - LEFT) / column) as usize;
     for e in 0..experts {
-        let (x, y) = (LEFT + (e % per_row) as f64 * 38.0, y + (e / per_row) as f64 * 18.0);
+        let (x, y) = (LEFT + (e % per_row) as f64 * column, y + (e / per_row) as f64 * 18.0);
         svg.cell([x, y - 10.0, 12.0, 12.0], Fill::Color(&color(e)), "");
         svg.text([x + 16.0, y], Anchor::Start, "dim", &e.to_string());
     }
@@ -76,7 +78,7 @@ fn shown(text: &str) -> String {
             ' ' => '\u{b7}',
             '\n' => '\u{21b5}',
             '\t' => '\u{21e5}',
-            c if c.is_control() => '\u{25a1}',
+            c if is_invisible(c) => '\u{25a1}',
             c => c,
         })
         .collect();

@@ -43,7 +43,7 @@ pub(super) fn caches(args: &Simulate, layers: usize, experts: usize) -> Result<V
             let total = report.total();
             found.push(Cached {
                 policy: policy.to_string(),
-                resident: budget / bytes.max(1),
+                resident: (budget / bytes.max(1)).min(all),
                 bytes: budget,
                 requests: total.requests,
                 hits: total.hits,

@@ -20,7 +20,11 @@ use placements::Spread;
 pub(super) fn run(args: &Simulate) -> Result<()> {
     let of_layers = reader(&args.trace)?.header().experts.clone();
     let (layers, experts) = (of_layers.len(), of_layers.iter().copied().max().unwrap_or(0).into());
-    let caches = caches::caches(args, layers, experts)?;
+    let others = args.ranks.is_some() || !args.capacity.is_empty();
+    let caches = match others && args.cache.is_empty() && args.policy.is_empty() {
+        true => Vec::new(),
+        false => caches::caches(args, layers, experts)?,
+    };
     let placements = match args.ranks {
         Some(ranks) => placements::placements(args, layers, experts, ranks.get())?,
         None => Vec::new(),
@@ -40,41 +44,48 @@ pub(super) fn run(args: &Simulate) -> Result<()> {
 
 fn tables(caches: &[Cached], placements: &[Spread], capacities: &[Capacitated]) -> String {
     // Writing to a string cannot fail.
-    let mut text = String::new();
-    let width = caches.iter().map(|found| found.policy.len()).max().unwrap_or(0).max("policy".len());
-    let _ = writeln!(text, "{:<width$}  resident  requests      hits  hit rate  of the bound", "policy");
-    for found in caches {
-        let _ = writeln!(
-            text,
-            "{:<width$}  {:>8}  {:>8}  {:>8}  {:>7.2}%  {:>11.1}%",
-            found.policy,
-            found.resident,
-            found.requests,
-            found.hits,
-            100.0 * found.hit_rate,
-            100.0 * found.share_of_bound
-        );
+    let mut parts = Vec::new();
+    if !caches.is_empty() {
+        let width = caches.iter().map(|found| found.policy.len()).max().unwrap_or(0).max("policy".len());
+        let mut text =
+            format!("{:<width$}  resident  requests      hits  hit rate  of the bound\n", "policy");
+        for found in caches {
+            let _ = writeln!(
+                text,
+                "{:<width$}  {:>8}  {:>8}  {:>8}  {:>7.2}%  {:>11.1}%",
+                found.policy,
+                found.resident,
+                found.requests,
+                found.hits,
+                100.0 * found.hit_rate,
+                100.0 * found.share_of_bound
+            );
+        }
+        parts.push(text);
     }
     if !placements.is_empty() {
-        let _ = writeln!(text, "\nplacement    ranks    tokens  rows sent  rows returned  busiest over mean");
-    }
-    for found in placements {
-        let Spread { placement, ranks, tokens, rows_sent, rows_returned, imbalance } = found;
-        let _ = writeln!(
-            text,
-            "{placement:<11}  {ranks:>5}  {tokens:>8}  {rows_sent:>9}  {rows_returned:>13}  {imbalance:>17.3}"
-        );
+        let mut text =
+            "placement    ranks    tokens  rows sent  rows returned  busiest over mean\n".to_owned();
+        for found in placements {
+            let Spread { placement, ranks, tokens, rows_sent, rows_returned, imbalance } = found;
+            let _ = writeln!(
+                text,
+                "{placement:<11}  {ranks:>5}  {tokens:>8}  {rows_sent:>9}  {rows_returned:>13}  {imbalance:>17.3}"
+            );
+        }
+        parts.push(text);
     }
     if !capacities.is_empty() {
-        let _ = writeln!(text, "\ncapacity  requested   dropped  drop rate  tokens without");
+        let mut text = "capacity  requested   dropped  drop rate  tokens without\n".to_owned();
+        for found in capacities {
+            let Capacitated { factor, requested, dropped, drop_rate, tokens_without } = found;
+            let _ = writeln!(
+                text,
+                "{factor:>8}  {requested:>9}  {dropped:>8}  {:>8.2}%  {tokens_without:>14}",
+                100.0 * drop_rate
+            );
+        }
+        parts.push(text);
     }
-    for found in capacities {
-        let Capacitated { factor, requested, dropped, drop_rate, tokens_without } = found;
-        let _ = writeln!(
-            text,
-            "{factor:>8}  {requested:>9}  {dropped:>8}  {:>8.2}%  {tokens_without:>14}",
-            100.0 * drop_rate
-        );
-    }
-    text
+    parts.join("\n")
 }
