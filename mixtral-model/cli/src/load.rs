@@ -48,11 +48,13 @@ pub(crate) struct Passes {
     pub(crate) logits: usize,
     /// Bytes of what the command keeps besides.
     pub(crate) kept: u64,
+    /// Whether routers may be others than the model's own, which may choose all experts.
+    pub(crate) any_router: bool,
 }
 
 impl Passes {
     /// Of a text that is generated: its prompt is read in chunks of 512 tokens.
-    pub(crate) const TEXT: Self = Self { sessions: 1, tokens: 512, logits: 1, kept: 0 };
+    pub(crate) const TEXT: Self = Self { sessions: 1, tokens: 512, logits: 1, kept: 0, any_router: false };
 
     /// Of windows of a text, of which every token is predicted, in passes of so many.
     pub(crate) fn windows(chunk: usize) -> Self {
@@ -81,8 +83,9 @@ impl args::Cache {
     /// What sessions and passes take.
     pub(crate) fn uses(&self, passes: Passes) -> MemoryUse {
         let mut uses = MemoryUse::default();
-        let Passes { sessions, tokens, logits, kept: _ } = passes;
+        let Passes { sessions, tokens, logits, any_router, kept: _ } = passes;
         (uses.sessions, uses.tokens, uses.logits) = (sessions, tokens, logits);
+        uses.choices = any_router.then_some(usize::MAX);
         (uses.context, uses.kv_dtype) = (self.context.map(NonZeroUsize::get), self.kv_type.into());
         uses
     }
@@ -138,7 +141,8 @@ impl Running {
         router: &RouterArgs,
         passes: impl FnOnce(&Config) -> Passes,
     ) -> Result<Model> {
-        let mut model = self.load(source, passes)?;
+        let any_router = router.router.is_some();
+        let mut model = self.load(source, |config| Passes { any_router, ..passes(config) })?;
         if let Some(path) = &router.gates {
             let gates = Checkpoint::open_path(path, Access::Map)?;
             let replaced = model.load_gates(&gates)?;

@@ -94,7 +94,8 @@ fn instead(
     uses: &MemoryUse,
     plan: &MemoryPlan,
 ) -> Result<Vec<String>> {
-    let mut found = vec![format!("--memory {} at least", Bytes(plan.least))];
+    // Rounded up, so that it does.
+    let mut found = vec![format!("--memory {}MiB", plan.least.div_ceil(1 << 20))];
     let context = uses.context.unwrap_or(config.max_positions).min(config.max_positions);
     let shorter = std::iter::successors(Some(context / 2), |context| Some(context / 2));
     for context in shorter.take_while(|context| *context >= 64) {

@@ -28,12 +28,14 @@ pub struct MemoryUse {
     pub tokens: usize,
     /// Most tokens of a pass whose logits are wanted.
     pub logits: usize,
+    /// Most experts that a token has in a layer; `None` for as many as the model's own routers choose.
+    pub choices: Option<usize>,
 }
 
 impl Default for MemoryUse {
     /// One session that reads a prompt in chunks of 512 tokens.
     fn default() -> Self {
-        Self { context: None, sessions: 1, kv_dtype: Dtype::F32, tokens: 512, logits: 1 }
+        Self { context: None, sessions: 1, kv_dtype: Dtype::F32, tokens: 512, logits: 1, choices: None }
     }
 }
 
@@ -177,9 +179,8 @@ fn workspace(config: &Config, uses: &MemoryUse) -> u64 {
     // Rows are packed by tiles.
     let tokens = uses.tokens.next_multiple_of(16) as u64;
     let wanted = uses.logits.min(uses.tokens).next_multiple_of(16) as u64;
-    let choices = config.experts_per_token as u64;
-    // A router of somebody's own may choose as many experts as there are: not planned for.
-    let rows = tokens * choices + 16 * config.experts.most() as u64;
+    let choices = uses.choices.unwrap_or(config.experts_per_token).min(config.experts.most());
+    let rows = tokens * choices as u64 + 16 * config.experts.most() as u64;
     let stream = 3 * tokens * dim;
     let attention = tokens * (2 * queries + 2 * keys) + tokens * (dim + queries.max(dim));
     let experts = rows * (2 * dim + 2 * hidden + dim);

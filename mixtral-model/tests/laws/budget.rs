@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use mixtral_model::{
-    Access, Checkpoint, Compute, Error, Loader, MemoryPlan, MemoryUse, Model, Session, SessionOptions, Step,
-    Wanted, Workspace,
+    Access, Checkpoint, Compute, Error, LayerRouters, Loader, MemoryPlan, MemoryUse, Model, Session,
+    SessionOptions, Step, Wanted, Workspace,
 };
 use moe_core::expert_cache::{CachePolicy, ExpertCache, ExpertSizes, LayerAccess, simulate};
 use moe_kernels::{Activations, Backend, Dtype};
@@ -237,6 +237,16 @@ fn what_a_plan_says() {
             "{tokens} {logits} {taken:?} {plan:?}"
         );
     }
+    // So it is for a router that chooses all experts.
+    let mut dense = within(&shape, &checkpoint, 0, "lru", Compute::default());
+    dense.set_routers(&LayerRouters::parse(&dense, "dense").unwrap()).unwrap();
+    let mut all = using(200, 1, 200);
+    all.choices = Some(usize::MAX);
+    let planned = MemoryPlan::unchecked(&config, &checkpoint, &all, 0).unwrap().workspace;
+    let (mut session, mut workspace) = (dense.session(SessionOptions::default()).unwrap(), Workspace::new());
+    let ids = shape.ids(200);
+    dense.forward(&mut [Step::new(&mut session, &ids)], &mut workspace, &mut ()).unwrap();
+    assert!(workspace.bytes() as u64 <= planned, "{} {planned}", workspace.bytes());
     assert!(matches!(
         MemoryPlan::new(&config, &Checkpoint::open_path(&disk.path, Access::Read).unwrap(), &uses, 1 << 40),
         Err(Error::Setting { setting: "access", .. })

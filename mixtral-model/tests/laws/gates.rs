@@ -96,7 +96,8 @@ fn a_path_of_any_kind() {
     let error = Checkpoint::open_path(&renamed, Access::Map).unwrap_err().to_string();
     assert!(error.contains("GGUF"), "{error}");
     std::fs::write(&renamed, &bytes).unwrap();
-    assert_eq!(Checkpoint::open_path(&renamed, Access::Map).unwrap().entries().len(), 2 * 21 + 3);
+    let opened = Checkpoint::open_path(&renamed, Access::Map).unwrap();
+    assert_eq!(opened.entries().len(), shape.tensors(|_, _| ()).len());
     std::fs::write(&renamed, b"GG").unwrap();
     assert!(Checkpoint::open_path(&renamed, Access::Map).is_err());
     assert!(Checkpoint::open_path(&dir.path().join("none"), Access::Map).is_err());

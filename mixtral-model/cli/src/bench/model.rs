@@ -62,7 +62,7 @@ pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<Done> {
     let source = args.running.model.source()?;
     let most = |numbers: &[NonZeroUsize]| numbers.iter().map(|n| n.get()).max().unwrap_or(1);
     let (tokens, sessions) = (most(&args.tokens), most(&args.sessions));
-    let passes = Passes { sessions, tokens: tokens.max(sessions), logits: sessions, kept: 0 };
+    let passes = Passes { sessions, tokens: tokens.max(sessions), logits: sessions, ..Passes::TEXT };
     let model = args.running.load(&source, |_| passes)?;
     // Headers only, so that nothing is prefaulted or locked a second time.
     let report = Report::new(model.config(), &source.checkpoint(Access::Map)?)?;

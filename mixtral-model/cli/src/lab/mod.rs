@@ -46,6 +46,7 @@ impl Subject {
         let tokens = tokens.map_or(WINDOW, NonZeroUsize::get);
         let model = running.load(&source, |config| Passes {
             kept: 4 * tokens as u64 * config.vocab_size as u64,
+            any_router: true,
             ..Passes::windows(tokens.min(config.max_positions))
         })?;
         let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;

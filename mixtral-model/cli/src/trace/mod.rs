@@ -80,7 +80,8 @@ fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
     let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
     let chunk = args.chunk.or(args.window).map_or(WINDOW, NonZeroUsize::get);
-    let mut model = args.running.load(&source, |_| Passes::windows(chunk))?;
+    let passes = Passes { any_router: true, ..Passes::windows(chunk) };
+    let mut model = args.running.load(&source, |_| passes)?;
     let file = open(&args.trace)?;
     let replay = Replay::read(file, args.weights.into()).map_err(of_file(&args.trace))?;
     model.set_routers(&LayerRouters::all(&model, Arc::new(replay))?)?;
