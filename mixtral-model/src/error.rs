@@ -91,9 +91,9 @@ pub enum Error {
     },
     /// A budget of memory is too small.
     #[error(
-        "memory: expected at least {} (program {}, weights other than experts {}, keys and values {}, buffers {}, two experts {}), \
+        "memory: expected at least {} (program {}, weights other than experts {}, keys and values {}, buffers {}, what is kept besides {}, two experts {}), \
          found {}", Bytes(plan.least), Bytes(plan.program), Bytes(plan.weights), Bytes(plan.kv_cache), Bytes(plan.workspace),
-        Bytes(plan.least - plan.fixed()), Bytes(plan.budget)
+        Bytes(plan.besides),         Bytes(plan.least - plan.fixed()), Bytes(plan.budget)
     )]
     Budget {
         /// What takes how much.

@@ -76,6 +76,8 @@ impl<'a> Loader<'a> {
     ///
     /// [`Error::Tensor`] for a checkpoint that is not of the config; [`Error::Setting`] for one that cannot be read so.
     pub fn within(self, plan: &MemoryPlan) -> Result<Self> {
+        // A config that was read is valid, but its fields are public.
+        self.config.validate(self.checkpoint.root())?;
         let budgeted = Budgeted::new(self.checkpoint, &self.config, plan.experts, plan.policy)?;
         let cache = Some(budgeted.cache());
         Ok(Self { moe: Box::new(move |parts| budgeted.layer(parts)), cache, ..self })

@@ -34,20 +34,7 @@ impl LayerRouters {
     pub fn parse(model: &Model, text: &str) -> Result<Self> {
         let mut routers = Self::new(model);
         let layers = model.config().layers;
-        let (mut rest, mut is_one) = (Some(text), true);
-        while let Some(text) = rest {
-            let (part, after) = split_outside_quotes(text, ';');
-            (rest, is_one) = (after, is_one && after.is_none());
-            let (at, spec) = match split_outside_quotes(part, '@') {
-                (spec, None) if is_one => (None, spec),
-                (_, None) => {
-                    let found = if part.trim().is_empty() { "nothing" } else { part };
-                    let expected = "LAYERS@SPEC;LAYERS@SPEC, such as 0-3@top-k:k=1;4@dense";
-                    return Err(not_as_expected(expected, found));
-                }
-                (at, Some(spec)) => (Some(at), spec),
-            };
-            let spec: RouterSpec = spec.parse()?;
+        for (at, spec) in parts(text)? {
             routers.replays |= spec.trace().is_some();
             let router = built(&spec)?;
             let ranges = match at {
@@ -62,6 +49,15 @@ impl LayerRouters {
             }
         }
         Ok(routers)
+    }
+
+    /// What a token's experts depend on under the routers of a [text](Self::parse) at most, where it may be without a model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RouterSpec`] for a text that is no router; [`Error::Setting`] for one of another form; [`Error::Layer`].
+    pub fn locality_of(text: &str) -> Result<Locality> {
+        parts(text)?.iter().try_fold(Locality::Token, |most, (_, spec)| Ok(most.max(built(spec)?.locality())))
     }
 
     /// One router for every layer of a model, such as a [replay](moe_router::trace::Replay).
@@ -134,6 +130,27 @@ pub(crate) fn built_without(spec: &RouterSpec, experts: &[usize]) -> Result<Arc<
     }
     let off: Vec<_> = experts.iter().map(usize::to_string).collect();
     built(&format!("steered({spec}):off=[{}]", off.join(",")).parse()?)
+}
+
+/// The specs of a text, each with the layers that it is for where it is not for all.
+fn parts(text: &str) -> Result<Vec<(Option<&str>, RouterSpec)>> {
+    let (mut parts, mut rest) = (Vec::new(), Some(text));
+    while let Some(text) = rest {
+        let (part, after) = split_outside_quotes(text, ';');
+        let is_one = parts.is_empty() && after.is_none();
+        rest = after;
+        let (at, spec) = match split_outside_quotes(part, '@') {
+            (spec, None) if is_one => (None, spec),
+            (_, None) => {
+                let found = if part.trim().is_empty() { "nothing" } else { part };
+                let expected = "LAYERS@SPEC;LAYERS@SPEC, such as 0-3@top-k:k=1;4@dense";
+                return Err(not_as_expected(expected, found));
+            }
+            (at, Some(spec)) => (Some(at), spec),
+        };
+        parts.push((at, spec.parse()?));
+    }
+    Ok(parts)
 }
 
 /// What stands before the first of these characters that is in no quotation marks, and what after it.

@@ -47,14 +47,17 @@ pub(crate) struct Passes {
     /// Those of them whose logits are wanted.
     pub(crate) logits: usize,
     /// Bytes of what the command keeps besides.
-    pub(crate) kept: u64,
+    pub(crate) besides: u64,
+    /// Most positions of a session, where the command knows.
+    pub(crate) context: Option<usize>,
     /// Whether routers may be others than the model's own, which may choose all experts.
     pub(crate) any_router: bool,
 }
 
 impl Passes {
     /// Of a text that is generated: its prompt is read in chunks of 512 tokens.
-    pub(crate) const TEXT: Self = Self { sessions: 1, tokens: 512, logits: 1, kept: 0, any_router: false };
+    pub(crate) const TEXT: Self =
+        Self { sessions: 1, tokens: 512, logits: 1, besides: 0, context: None, any_router: false };
 
     /// Of windows of a text, of which every token is predicted, in passes of so many.
     pub(crate) fn windows(chunk: usize) -> Self {
@@ -73,8 +76,7 @@ impl args::Budget {
         bytes: u64,
     ) -> Result<MemoryPlan> {
         let uses = cache.uses(passes);
-        // What the command keeps is no part of what the plan knows.
-        let plan = MemoryPlan::new(config, checkpoint, &uses, bytes.saturating_sub(passes.kept))?;
+        let plan = MemoryPlan::new(config, checkpoint, &uses, bytes)?;
         Ok(plan.with_policy(self.cache_policy.unwrap_or(DEFAULT_POLICY)))
     }
 }
@@ -83,10 +85,12 @@ impl args::Cache {
     /// What sessions and passes take.
     pub(crate) fn uses(&self, passes: Passes) -> MemoryUse {
         let mut uses = MemoryUse::default();
-        let Passes { sessions, tokens, logits, any_router, kept: _ } = passes;
-        (uses.sessions, uses.tokens, uses.logits) = (sessions, tokens, logits);
+        let Passes { sessions, tokens, logits, any_router, besides, context } = passes;
+        (uses.sessions, uses.tokens, uses.logits, uses.besides) = (sessions, tokens, logits, besides);
         uses.choices = any_router.then_some(usize::MAX);
-        (uses.context, uses.kv_dtype) = (self.context.map(NonZeroUsize::get), self.kv_type.into());
+        let asked = self.context.map(NonZeroUsize::get);
+        uses.context = asked.into_iter().chain(context).min();
+        uses.kv_dtype = self.kv_type.into();
         uses
     }
 }
@@ -106,6 +110,13 @@ impl Running {
     pub(crate) fn compute(&self) -> Compute {
         let (backend, activations) = (self.machine.backend.unwrap_or_default(), self.activations);
         Compute { backend, activations }
+    }
+
+    /// The checkpoint, of which only headers and some bytes are read.
+    pub(crate) fn look_at(&self, source: &Source) -> Result<Checkpoint> {
+        // Under a budget, what a map brings into the page cache counts.
+        let access = if self.budget.memory.is_some() { Access::Uncached } else { Access::Map };
+        Ok(source.checkpoint(access)?)
     }
 
     /// Loads the model for passes of a kind, with a warning of what in its files it has no use for.
@@ -141,8 +152,18 @@ impl Running {
         router: &RouterArgs,
         passes: impl FnOnce(&Config) -> Passes,
     ) -> Result<Model> {
-        let any_router = router.router.is_some();
-        let mut model = self.load(source, |config| Passes { any_router, ..passes(config) })?;
+        let locality = router.router.as_deref().map(LayerRouters::locality_of).transpose()?;
+        let mut model = self.load(source, |config| {
+            let mut passes = Passes { any_router: locality.is_some(), ..passes(config) };
+            if locality.is_some_and(|locality| locality != Locality::Token) {
+                // They read a prompt, or a window, in one pass.
+                let all_wanted = passes.logits == passes.tokens;
+                let context = self.cache.context.map_or(config.max_positions, NonZeroUsize::get);
+                passes.tokens = passes.tokens.max(context);
+                passes.logits = if all_wanted { passes.tokens } else { passes.logits };
+            }
+            passes
+        })?;
         if let Some(path) = &router.gates {
             let gates = Checkpoint::open_path(path, Access::Map)?;
             let replaced = model.load_gates(&gates)?;

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
     let source = args.running.model.source()?;
     let tokens = args.ids.0.len();
     let model = args.running.load_with(&source, &args.router, |config| Passes {
-        kept: kept(config, tokens),
+        besides: kept(config, tokens),
         ..Passes::windows(args.prefill.map_or(tokens, usize::from).min(tokens))
     })?;
     let mut session = args.running.session(&model, args.seed)?;
@@ -56,7 +56,8 @@ pub(crate) fn run(args: &Logits, interrupt: &Interrupt) -> Result<()> {
 /// Bytes of what is kept of so many tokens: logits, and of every layer what goes in, what comes out, and what the router did.
 fn kept(config: &Config, tokens: usize) -> u64 {
     let of_layer = 2 * config.hidden_size + config.experts.most() + 4 * config.experts_per_token;
-    4 * tokens as u64 * (config.layers * of_layer + config.vocab_size + config.hidden_size) as u64
+    let of_token = (config.layers * of_layer + config.vocab_size + config.hidden_size) as u64;
+    (4 * of_token).saturating_mul(tokens as u64)
 }
 
 /// Tells before the work that there is no place for its result.

@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
 /// Reads a text.
 fn measure(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
     let text = input::text_option(args.text.as_deref())?;
-    let Ready { source, model, mut session } = Ready::new(args)?;
+    let Ready { source, model, mut session } = Ready::new(args, 16 * text.len() as u64)?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let window = args.window.map_or(WINDOW.min(session.context()), NonZeroUsize::get);
     let options = match args.llama_cpp || args.save_logits.is_some() {
@@ -68,7 +68,7 @@ fn measure(args: &Perplexity, interrupt: &Interrupt) -> Result<()> {
 /// Reads the text of a file of logits.
 fn compare(args: &Perplexity, path: &Path, interrupt: &Interrupt) -> Result<()> {
     let mut file = LogitsFile::open(path)?;
-    let Ready { model, mut session, .. } = Ready::new(args)?;
+    let Ready { model, mut session, .. } = Ready::new(args, 4 * file.tokens().len() as u64)?;
     let options = PerplexityOptions::llama_cpp(file.window(), None);
     let (tokens, read) = (file.tokens().len(), options.tokens_read(file.tokens().len()));
     let mut observer = (interrupt.clone(), Progress::new(&model, read));
@@ -94,9 +94,11 @@ struct Ready {
 }
 
 impl Ready {
-    fn new(args: &Perplexity) -> Result<Self> {
+    /// For a text that takes so many bytes of memory.
+    fn new(args: &Perplexity, besides: u64) -> Result<Self> {
+        let passes = Passes { besides, ..Passes::windows(512) };
         let source = args.running.model.source()?;
-        let model = args.running.load_with(&source, &args.router, |_| Passes::windows(512))?;
+        let model = args.running.load_with(&source, &args.router, |_| passes)?;
         let session = args.running.session(&model, args.seed)?;
         Ok(Self { source, model, session })
     }

@@ -1,7 +1,7 @@
 //! The bank of one layer's experts, most of which may lie on the disk.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use memmap2::MmapMut;
 use moe_core::{Dispatch, Error as CoreError, Experts, Reserve, Result as CoreResult, RowWork, Scratch};
@@ -10,7 +10,7 @@ use ndarray::{ArrayViewMut2, Axis, Slice};
 
 use super::fetch::{Fetch, Wanted};
 use super::place::{ExpertPlace, Loaded};
-use super::store::{Action, ExpertStore, STREAMED, Turns, memory_for};
+use super::store::{Action, ExpertStore, Promised, STREAMED, Turns, memory_for};
 use crate::{Compute, Result};
 
 /// The experts of a layer under a budget: what has rows is in memory or is read, computed as it comes, and kept as long as there is room.
@@ -23,8 +23,6 @@ pub(super) struct CachedExperts {
     bank: SwiGlu,
     /// Each expert by itself, to be computed as soon as it is there.
     single: Vec<SwiGlu>,
-    /// Whose weights were found to be fit for their products.
-    checked: Vec<AtomicBool>,
 }
 
 impl CachedExperts {
@@ -40,8 +38,7 @@ impl CachedExperts {
         let of = |formats: &[_]| SwiGlu::new(dim, hidden, formats.iter().copied(), activations, backend);
         let bank = of(&formats)?;
         let single = formats.chunks(1).map(of).collect::<moe_kernels::Result<_>>()?;
-        let checked = formats.iter().map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { store, layer, bank, single, checked })
+        Ok(Self { store, layer, bank, single })
     }
 
     /// How the layer is computed.
@@ -51,9 +48,10 @@ impl CachedExperts {
 
     fn view<'a>(&self, expert: usize, loaded: &'a Loaded) -> CoreResult<SwiGluView<'a>> {
         let view = self.store.places(self.layer)[expert].view(loaded).map_err(CoreError::experts)?;
-        if !self.checked[expert].load(Ordering::Relaxed) {
+        // Once a time that it is read.
+        if !loaded.is_checked.load(Ordering::Relaxed) {
             self.bank.check(expert, view).map_err(CoreError::experts)?;
-            self.checked[expert].store(true, Ordering::Relaxed);
+            loaded.is_checked.store(true, Ordering::Relaxed);
         }
         Ok(view)
     }
@@ -85,21 +83,19 @@ impl CachedExperts {
     fn compute_as_they_come(
         &self,
         experts: &[usize],
-        actions: Vec<Action>,
+        (actions, mut promised): (Vec<Action>, Promised<'_>),
         dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         out: &mut ArrayViewMut2<'_, f32>,
     ) -> CoreResult<()> {
         let (places, store) = (self.store.places(self.layer), &*self.store);
-        let fetched = Fetch::run(|fetch| {
-            let (mut have, mut kept, mut passing) = (Vec::new(), Vec::new(), Vec::new());
+        let missing = actions.iter().filter(|action| !matches!(action, Action::Have(_))).count();
+        let fetched = Fetch::run(missing, |fetch| {
+            let (mut have, mut passing) = (Vec::new(), Vec::new());
             for (action, &expert) in actions.into_iter().zip(experts) {
                 match action {
                     Action::Have(loaded) => have.push((expert, loaded)),
-                    Action::Keep(memory) => {
-                        kept.push(expert);
-                        fetch.ask(Wanted { expert, place: &places[expert], memory });
-                    }
+                    Action::Keep(memory) => fetch.ask(Wanted { expert, place: &places[expert], memory }),
                     Action::Pass => passing.push(expert),
                 }
             }
@@ -117,22 +113,18 @@ impl CachedExperts {
             // All that was asked for comes back, whatever became of the others.
             let (mut reads, mut bytes) = (0, 0);
             while let Some((expert, read)) = fetch.next() {
-                let keeps = kept.contains(&expert);
+                let keeps = promised.has(expert);
                 let loaded = match read {
                     Ok(loaded) => Arc::new(loaded),
                     Err(error) => {
-                        if keeps {
-                            store.keep(self.layer, expert, None);
-                        }
-                        let failed = store.failed(self.layer, (expert, Err(error)));
-                        result = result.and_then(|()| failed.map_or(Ok(()), Err));
+                        result = result.and(Err(store.failed(self.layer, expert, error)));
                         continue;
                     }
                 };
                 reads += 1;
                 bytes += places[expert].bytes();
                 if keeps {
-                    store.keep(self.layer, expert, Some(loaded.clone()));
+                    promised.keep(expert, loaded.clone());
                 }
                 if result.is_ok() {
                     result = self.compute(expert, &loaded, dispatch, scratch, out);
@@ -146,13 +138,7 @@ impl CachedExperts {
             store.count(reads, bytes, [fetch.reading(), fetch.waited]);
             result
         });
-        match fetched {
-            Ok(result) => result,
-            Err(source) => {
-                experts.iter().for_each(|&expert| store.keep(self.layer, expert, None));
-                Err(CoreError::experts(source))
-            }
-        }
+        fetched.map_err(CoreError::experts)?
     }
 }
 
@@ -193,7 +179,7 @@ impl Experts for CachedExperts {
             false => Some(self.store.turn(false)?),
         };
         let experts: Vec<_> = (0..self.experts()).filter(|&e| !dispatch.rows_of(e).is_empty()).collect();
-        let actions = self.store.begin(self.layer, &experts)?;
+        let (actions, promised) = self.store.begin(self.layer, &experts)?;
         let mut views = vec![None; self.experts()];
         for (action, &expert) in actions.iter().zip(&experts) {
             if let Action::Have(loaded) = action {
@@ -207,7 +193,7 @@ impl Experts for CachedExperts {
             return computed.map_err(|error| error.in_layer(CoreError::experts));
         }
         drop(views);
-        self.compute_as_they_come(&experts, actions, dispatch, scratch, &mut out)
+        self.compute_as_they_come(&experts, (actions, promised), dispatch, scratch, &mut out)
     }
 
     fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> CoreResult<()> {

@@ -1,6 +1,7 @@
 //! Reading experts while others compute.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -62,17 +63,17 @@ pub(super) struct Fetch<'p> {
 }
 
 impl<'p> Fetch<'p> {
-    /// Runs `work` with threads that read what it [asks for](Self::ask). They end with it.
+    /// Runs `work` with threads that read what it [asks for](Self::ask), as many as so many experts keep busy. They end with it.
     ///
     /// # Errors
     ///
     /// That of the system where it gives no thread.
-    pub(super) fn run<T>(work: impl FnOnce(&mut Fetch<'p>) -> T) -> io::Result<T> {
+    pub(super) fn run<T>(experts: usize, work: impl FnOnce(&mut Fetch<'p>) -> T) -> io::Result<T> {
         let (jobs, to_do) = channel::<Job<'p>>();
         let (report, done) = channel();
         let to_do = Mutex::new(to_do);
         thread::scope(|scope| {
-            for n in 0..READERS {
+            for n in 0..READERS.min(3 * experts).max(1) {
                 let report = report.clone();
                 let to_do = &to_do;
                 let reader = move || read_all(to_do, &report);
@@ -115,7 +116,7 @@ impl<'p> Fetch<'p> {
             let came = self.done.recv();
             self.waited += since.elapsed();
             let Ok(Done { expert, matrix, at: ended, memory, read }) = came else {
-                // All readers are gone, which a panic in one of them can bring about.
+                // All readers are gone: nobody reads any more.
                 let (expert, _) = self.partial.swap_remove(0);
                 return Some((expert, Err((0, io::Error::other("reading ended")))));
             };
@@ -146,7 +147,9 @@ fn read_all(to_do: &Mutex<Receiver<Job<'_>>>, report: &Sender<Done>) {
     loop {
         let job = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { expert, matrix, place, mut memory }) = job else { return };
-        let read = place.0[matrix].read(&mut memory);
+        // A panic must not leave somebody waiting for the matrix.
+        let read = catch_unwind(AssertUnwindSafe(|| place.0[matrix].read(&mut memory)));
+        let read = read.unwrap_or_else(|_| Err(io::Error::other("reading panicked")));
         if report.send(Done { expert, matrix, at: Instant::now(), memory, read }).is_err() {
             return;
         }

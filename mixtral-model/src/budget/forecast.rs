@@ -109,7 +109,7 @@ fn instead(
     let bits = 8.0 * weights / Manifest::new(config).parameters() as f64;
     let smaller = |of: f64| {
         let scaled = (plan.weights as f64 + (plan.least - plan.fixed()) as f64) * of / bits;
-        plan.program + plan.kv_cache + plan.workspace + scaled as u64
+        (plan.fixed() - plan.weights).saturating_add(scaled as u64)
     };
     let fitting = SMALLER.iter().find(|(_, of)| *of < 0.9 * bits && smaller(*of) <= plan.budget);
     if let Some((name, of)) = fitting {
@@ -136,7 +136,7 @@ fn disk_speed(config: &Config, checkpoint: &Checkpoint) -> Result<Option<f64>> {
         return Ok(None);
     }
     let begun = Instant::now();
-    let read = Fetch::run(|fetch| {
+    let read = Fetch::run(STREAMED, |fetch| {
         let (mut next, mut read, mut left) = (places.iter().enumerate(), 0, Vec::new());
         for _ in 0..STREAMED {
             if let Some((expert, place)) = next.next() {

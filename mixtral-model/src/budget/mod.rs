@@ -27,7 +27,6 @@ use moe_core::expert_cache::CachePolicy;
 use crate::load::MoeParts;
 use crate::{Checkpoint, Config, Error, Result};
 use bank::CachedExperts;
-use fetch::Fetched;
 pub use forecast::{AtHitRate, Forecast};
 pub use plan::{MemoryPlan, MemoryUse};
 use store::ExpertStore;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use memmap2::MmapMut;
 use moe_kernels::{SwiGluView, WeightFormat, WeightView};
@@ -29,6 +30,8 @@ pub(super) struct ExpertPlace(pub(super) [MatrixPlace; 3]);
 #[derive(Debug)]
 pub(super) struct Loaded {
     matrices: [(MmapMut, usize); 3],
+    /// Whether the weights were found to be fit for their products.
+    pub(super) is_checked: AtomicBool,
 }
 
 impl ExpertPlace {
@@ -40,7 +43,7 @@ impl ExpertPlace {
     ) -> Result<Self> {
         let [w1, w2, w3] = ExpertMatrix::ALL.map(|matrix| {
             let place: Place<'_> = checkpoint.place(&layer.expert(expert, matrix), config)?;
-            let (_, raw) = checkpoint.raw(&place)?;
+            let raw = checkpoint.raw(&place)?;
             let bytes = usize::try_from(place.bytes).map_err(|_| too_large(&place))?;
             let Place { offset, format, rows, columns, .. } = place;
             Ok::<_, Error>(MatrixPlace { raw, offset, bytes, format, rows, columns })
@@ -119,7 +122,7 @@ impl MatrixPlace {
 impl Loaded {
     /// Of matrices that were read, with their places in the memory.
     pub(super) fn new(matrices: [(MmapMut, usize); 3]) -> Self {
-        Self { matrices }
+        Self { matrices, is_checked: AtomicBool::new(false) }
     }
 
     /// Gives up its memory.

@@ -14,6 +14,9 @@ use crate::{Checkpoint, Config, Error, Result};
 /// Bytes that the program itself may grow by while it runs: stacks of threads, a vocabulary, a page of text.
 const PROGRAM: u64 = 48 << 20;
 
+/// Bytes of lists and of what is rounded up in the buffers of a pass.
+const SLACK: u64 = 8 << 20;
+
 /// How a model is to be used, as far as memory depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -30,12 +33,15 @@ pub struct MemoryUse {
     pub logits: usize,
     /// Most experts that a token has in a layer; `None` for as many as the model's own routers choose.
     pub choices: Option<usize>,
+    /// Bytes that the caller keeps besides: results, texts.
+    pub besides: u64,
 }
 
 impl Default for MemoryUse {
     /// One session that reads a prompt in chunks of 512 tokens.
     fn default() -> Self {
-        Self { context: None, sessions: 1, kv_dtype: Dtype::F32, tokens: 512, logits: 1, choices: None }
+        let (kv_dtype, choices) = (Dtype::F32, None);
+        Self { context: None, sessions: 1, kv_dtype, tokens: 512, logits: 1, choices, besides: 0 }
     }
 }
 
@@ -53,6 +59,8 @@ pub struct MemoryPlan {
     pub kv_cache: u64,
     /// Buffers of a pass.
     pub workspace: u64,
+    /// What the caller keeps besides.
+    pub besides: u64,
     /// Two experts that pass through where the cache has no room.
     pub streamed: u64,
     /// What is left for experts that stay.
@@ -96,13 +104,18 @@ impl MemoryPlan {
         uses: &MemoryUse,
         budget: u64,
     ) -> Result<Self> {
+        // A config that was read is valid, but its fields are public.
+        config.validate(checkpoint.root())?;
         let manifest = Manifest::new(config);
-        let mut weights = 0;
+        let mut weights = 0u64;
         for spec in manifest.tensors().filter(|spec| spec.kind() != Kind::Experts) {
             let place = checkpoint.place(&spec, config)?;
             // Read into pages of its own; norms are widened besides.
-            let read = UncachedFile::room(place.offset, place.bytes as usize) as u64;
-            weights += read + if spec.kind() == Kind::Norms { 4 * spec.elements() } else { 0 };
+            let bytes = usize::try_from(place.bytes).unwrap_or(usize::MAX);
+            let widened = if spec.kind() == Kind::Norms { 4 * spec.elements() } else { 0 };
+            weights = weights
+                .saturating_add(UncachedFile::room(place.offset, bytes) as u64)
+                .saturating_add(widened);
         }
         let (mut all_experts, mut largest_expert, mut experts_of_token) = (0, 0, 0);
         for n in 0..config.layers {
@@ -118,7 +131,8 @@ impl MemoryPlan {
         }
         let program = own_memory() + PROGRAM;
         let (kv_cache, workspace) = (kv_cache(config, uses), workspace(config, uses));
-        let fixed = program + weights + kv_cache + workspace;
+        let fixed =
+            [program, weights, kv_cache, workspace, uses.besides].into_iter().fold(0, u64::saturating_add);
         let streamed = (STREAMED as u64 * largest_expert).min(all_experts);
         let left = budget.saturating_sub(fixed);
         // Where all fit, none passes through.
@@ -126,13 +140,14 @@ impl MemoryPlan {
             true => (0, all_experts),
             false => (streamed, left.saturating_sub(streamed)),
         };
-        let least = fixed + (STREAMED as u64 * largest_expert).min(all_experts);
+        let least = fixed.saturating_add((STREAMED as u64 * largest_expert).min(all_experts));
         Ok(Self {
             budget,
             program,
             weights,
             kv_cache,
             workspace,
+            besides: uses.besides,
             streamed,
             experts,
             all_experts,
@@ -150,41 +165,57 @@ impl MemoryPlan {
 
     /// What the budget must hold whatever becomes of experts.
     pub(crate) fn fixed(&self) -> u64 {
-        self.program + self.weights + self.kv_cache + self.workspace
+        let parts = [self.program, self.weights, self.kv_cache, self.workspace, self.besides];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 
     /// Bytes that are spoken for, the cache of experts included.
     pub fn planned(&self) -> u64 {
-        self.fixed() + self.streamed + self.experts
+        self.fixed().saturating_add(self.streamed).saturating_add(self.experts)
     }
 }
 
 /// Keys and values of all sessions at their full length, and one layer's twice, since it moves when it grows.
 fn kv_cache(config: &Config, uses: &MemoryUse) -> u64 {
-    let context = uses.context.unwrap_or(config.max_positions).min(config.max_positions);
-    let needed = config.sliding_window.map_or(context, |window| (window + uses.tokens).min(context));
-    let positions = needed.next_power_of_two().max(64).min(context.max(needed)) as u64;
+    let positions = positions(config, uses);
     let row = padded_row_bytes(uses.kv_dtype, config.head_dim) as u64;
-    let layer = 2 * positions * config.kv_heads as u64 * row;
-    layer * (config.layers as u64 * uses.sessions as u64 + 1)
+    let layer = product(&[2, positions, config.kv_heads as u64, row]);
+    layer.saturating_mul(product(&[config.layers as u64, uses.sessions as u64]).saturating_add(1))
+}
+
+/// Rows of a head that a session's cache has at most.
+fn positions(config: &Config, uses: &MemoryUse) -> u64 {
+    let context = uses.context.unwrap_or(config.max_positions).min(config.max_positions);
+    let needed =
+        config.sliding_window.map_or(context, |window| window.saturating_add(uses.tokens).min(context));
+    let doubled = needed.checked_next_power_of_two().unwrap_or(usize::MAX);
+    doubled.max(64).min(context.max(needed)) as u64
 }
 
 /// Buffers of a pass: more than it takes, by as much as sizes are rounded up.
 fn workspace(config: &Config, uses: &MemoryUse) -> u64 {
-    let Config { hidden_size: dim, intermediate_size: hidden, vocab_size, heads, kv_heads, head_dim, .. } =
-        *config;
+    let Config { hidden_size, intermediate_size, vocab_size, heads, kv_heads, head_dim, .. } = *config;
+    let queries = heads.saturating_mul(head_dim);
+    let rounded = |n: usize, to: usize| n.checked_next_multiple_of(to).unwrap_or(usize::MAX) as u64;
     let [dim, hidden, vocabulary, queries, keys] =
-        [dim, hidden, vocab_size, heads * head_dim, kv_heads * head_dim]
-            .map(|n| n.next_multiple_of(64) as u64);
+        [hidden_size, intermediate_size, vocab_size, queries, kv_heads.saturating_mul(head_dim)]
+            .map(|n| rounded(n, 64));
     // Rows are packed by tiles.
-    let tokens = uses.tokens.next_multiple_of(16) as u64;
-    let wanted = uses.logits.min(uses.tokens).next_multiple_of(16) as u64;
-    let choices = uses.choices.unwrap_or(config.experts_per_token).min(config.experts.most());
-    let rows = tokens * choices as u64 + 16 * config.experts.most() as u64;
-    let stream = 3 * tokens * dim;
-    let attention = tokens * (2 * queries + 2 * keys) + tokens * (dim + queries.max(dim));
-    let experts = rows * (2 * dim + 2 * hidden + dim);
-    let logits = wanted * (2 * vocabulary + dim);
-    let floats = stream + attention + experts + logits;
-    4 * floats + floats / 2 + (8 << 20)
+    let (tokens, wanted) = (rounded(uses.tokens, 16), rounded(uses.logits.min(uses.tokens), 16));
+    let choices = uses.choices.unwrap_or(config.experts_per_token).min(config.experts.most()) as u64;
+    let rows = product(&[tokens, choices]).saturating_add(16 * config.experts.most() as u64);
+    // Residual stream, norm and what is added; queries, keys, values, what attention gives, and x packed.
+    let stream = [3 * dim, 2 * queries, 2 * keys, dim, queries.max(dim)];
+    let stream = product(&[tokens, stream.into_iter().fold(0, u64::saturating_add)]);
+    // Rows and hidden rows packed, and both as they come out of a product.
+    let experts = product(&[rows, (3 * dim).saturating_add(2 * hidden)]);
+    let logits = product(&[wanted, (2 * vocabulary).saturating_add(dim)]);
+    let floats = stream.saturating_add(experts).saturating_add(logits);
+    // Each thread has scores of a few queries over all positions.
+    let scores = product(&[rayon::current_num_threads() as u64, 4 * 64, positions(config, uses)]);
+    floats.saturating_mul(4).saturating_add(floats / 2).saturating_add(scores).saturating_add(SLACK)
+}
+
+fn product(factors: &[u64]) -> u64 {
+    factors.iter().copied().fold(1, u64::saturating_mul)
 }

@@ -1,6 +1,6 @@
 //! The experts of all layers, of which some are in memory.
 
-use std::path::PathBuf;
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,15 +8,15 @@ use memmap2::MmapMut;
 use moe_core::expert_cache::{Answer, CachePolicy, ExpertCache, ExpertKey, ExpertSizes, LayerAccess, belady};
 use moe_core::{Error as CoreError, Result as CoreResult, ScratchValue, memory};
 
+use super::CacheUse;
 use super::place::{ExpertPlace, Loaded};
-use super::{CacheUse, Fetched};
 use crate::{Checkpoint, Config, Error, ExpertMatrix, Manifest, Result};
 
 /// Experts that are read, used and let go at the same time: one computes while the next one is read.
 pub(super) const STREAMED: usize = 2;
 
 /// Accesses that are remembered to compare with Belady's bound, at most.
-const REMEMBERED: usize = 1 << 22;
+const REMEMBERED: usize = 1 << 19;
 
 /// All experts of a model: where they lie, which of them are in memory, and whose turn it is.
 #[derive(Debug)]
@@ -54,6 +54,15 @@ pub(super) enum Action {
     Keep([MmapMut; 3]),
     /// It is to be read, used and let go.
     Pass,
+}
+
+/// The experts of a layer for which the cache has made room, and which are not there yet. What is not by the time that this goes, an
+/// error or a panic in between, is no resident.
+#[derive(Debug)]
+pub(super) struct Promised<'s> {
+    store: &'s ExpertStore,
+    layer: usize,
+    experts: Vec<usize>,
 }
 
 /// That a pass has the store for itself, until this goes.
@@ -155,7 +164,14 @@ impl ExpertStore {
     }
 
     /// Says what is to be done for each of these experts of a layer, in their order. What has to make room for them is let go.
-    pub(super) fn begin(&self, layer: usize, experts: &[usize]) -> CoreResult<Vec<Action>> {
+    pub(super) fn begin(&self, layer: usize, experts: &[usize]) -> CoreResult<(Vec<Action>, Promised<'_>)> {
+        let mut promised = Promised { store: self, layer, experts: Vec::new() };
+        memory::reserve(&mut promised.experts, experts.len(), "experts of a pass")?;
+        let actions = self.decide(layer, experts, &mut promised.experts)?;
+        Ok((actions, promised))
+    }
+
+    fn decide(&self, layer: usize, experts: &[usize], promised: &mut Vec<usize>) -> CoreResult<Vec<Action>> {
         let state = &mut *self.state();
         if state.layer.is_none_or(|before| layer <= before) {
             state.cache.begin_step();
@@ -166,6 +182,8 @@ impl ExpertStore {
         state.cache.begin_layer(layer, experts.iter().copied())?;
         let (mut actions, mut evicted, mut left) = (Vec::new(), Vec::new(), Vec::new());
         memory::reserve(&mut actions, experts.len(), "experts of a pass")?;
+        // As many as there are: no request then fails for the list of what it evicts.
+        memory::reserve(&mut evicted, self.sizes.layers() * self.sizes.experts(), "experts of a pass")?;
         for &expert in experts {
             let answer = state.cache.request(expert, &mut evicted)?;
             for key in &evicted {
@@ -179,13 +197,10 @@ impl ExpertStore {
                     Action::Have(loaded)
                 }
                 (Answer::Stream, _) => Action::Pass,
-                (Answer::Hit | Answer::Load, _) => match memory_for(&self.places[layer][expert], &mut left) {
-                    Ok(memory) => Action::Keep(memory),
-                    Err(error) => {
-                        self.forget(state, layer, expert, &actions, experts);
-                        return Err(error);
-                    }
-                },
+                (Answer::Hit | Answer::Load, _) => {
+                    promised.push(expert);
+                    Action::Keep(memory_for(&self.places[layer][expert], &mut left)?)
+                }
             });
             // What fits nothing is given back before more is taken.
             left.clear();
@@ -193,25 +208,6 @@ impl ExpertStore {
         state.counts.resident = state.cache.resident_bytes();
         state.counts.peak = state.counts.peak.max(state.counts.resident);
         Ok(actions)
-    }
-
-    /// Takes back what was promised to a layer whose work cannot begin.
-    fn forget(&self, state: &mut State, layer: usize, expert: usize, actions: &[Action], experts: &[usize]) {
-        state.cache.forget(ExpertKey::new(layer, expert));
-        for (action, &expert) in actions.iter().zip(experts) {
-            if matches!(action, Action::Keep(_)) {
-                state.cache.forget(ExpertKey::new(layer, expert));
-            }
-        }
-    }
-
-    /// Notes what came of an expert that was to be kept.
-    pub(super) fn keep(&self, layer: usize, expert: usize, loaded: Option<Arc<Loaded>>) {
-        let state = &mut *self.state();
-        if loaded.is_none() {
-            state.cache.forget(ExpertKey::new(layer, expert));
-        }
-        state.loaded[layer][expert] = loaded;
     }
 
     /// Notes what was read, how long that took, and how long the pass waited for it.
@@ -244,14 +240,39 @@ impl ExpertStore {
     }
 
     /// The error of a matrix that cannot be read.
-    pub(super) fn failed(&self, layer: usize, (expert, read): Fetched) -> Option<CoreError> {
-        let (matrix, source) = read.err()?;
-        let (path, name) = match self.places(layer).get(expert) {
-            Some(place) => (place.0[matrix].path().to_path_buf(), ExpertMatrix::ALL[matrix].name()),
-            None => (PathBuf::new(), ExpertMatrix::ALL[matrix].name()),
-        };
-        let what = format!("layer {layer}, expert {expert}, {name}: {source}");
-        Some(CoreError::experts(Error::Io { path, source: std::io::Error::new(source.kind(), what) }))
+    pub(super) fn failed(
+        &self,
+        layer: usize,
+        expert: usize,
+        (matrix, source): (usize, io::Error),
+    ) -> CoreError {
+        let path = self.places[layer][expert].0[matrix].path().to_path_buf();
+        let what = format!("layer {layer}, expert {expert}, {}: {source}", ExpertMatrix::ALL[matrix].name());
+        CoreError::experts(Error::Io { path, source: io::Error::new(source.kind(), what) })
+    }
+}
+
+impl Promised<'_> {
+    /// Whether the expert is to be kept.
+    pub(super) fn has(&self, expert: usize) -> bool {
+        self.experts.contains(&expert)
+    }
+
+    /// Keeps an expert that was read.
+    pub(super) fn keep(&mut self, expert: usize, loaded: Arc<Loaded>) {
+        self.experts.retain(|&promised| promised != expert);
+        self.store.state().loaded[self.layer][expert] = Some(loaded);
+    }
+}
+
+impl Drop for Promised<'_> {
+    fn drop(&mut self) {
+        if !self.experts.is_empty() {
+            let cache = &mut self.store.state().cache;
+            for &expert in &self.experts {
+                cache.forget(ExpertKey::new(self.layer, expert));
+            }
+        }
     }
 }
 

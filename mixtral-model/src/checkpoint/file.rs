@@ -69,7 +69,7 @@ impl WeightFile {
                 Source::Shared(map::map(&file, len, access).map_err(io)?)
             }
             Access::Read => Source::File(Mutex::new(file)),
-            Access::Uncached => Source::Uncached(Arc::new(UncachedFile::new(&path, file))),
+            Access::Uncached => Source::Uncached(Arc::new(UncachedFile::new(&path, file, data))),
         };
         Ok((Self { path, len, container, data, source }, entries))
     }

@@ -53,8 +53,8 @@ pub enum Access {
     /// Each tensor is read into memory, in large pages where the system gives them, when it is asked for. A file that shrinks
     /// or fails gives an error.
     Read,
-    /// The same, but nothing that was read stays in the system's page cache: it is read past it where system and file system allow that
-    /// (Linux, most disks), else dropped from it.
+    /// The same, but on Linux nothing that was read stays in the system's page cache: it is read past it where the file system allows
+    /// that, else dropped from it. Elsewhere the system may keep what it likes.
     Uncached,
 }
 

@@ -124,13 +124,12 @@ impl Checkpoint {
     /// # Errors
     ///
     /// [`Error::Setting`](crate::Error::Setting) for a checkpoint that is [read](super::Access::Read) otherwise.
-    pub(crate) fn raw(&self, place: &Place<'_>) -> Result<(usize, RawFile)> {
-        let raw = self.files[place.file].raw().ok_or_else(|| Error::Setting {
+    pub(crate) fn raw(&self, place: &Place<'_>) -> Result<RawFile> {
+        self.files[place.file].raw().ok_or_else(|| Error::Setting {
             setting: "access",
             expected: "uncached, or mapped weights".to_owned(),
             found: "weights that are read".to_owned(),
-        })?;
-        Ok((place.file, raw))
+        })
     }
 
     /// The bytes of some of the rows at a place of this checkpoint, counted from 0 in the order that is stored.

@@ -27,17 +27,18 @@ pub(crate) struct UncachedFile {
 }
 
 impl UncachedFile {
-    /// The file of that path, which is open.
-    pub(crate) fn new(path: &Path, file: File) -> Self {
-        let direct = open_direct(path);
-        drop_cached(&file, 0, 0);
+    /// The file of that path, which is open, and of which so many bytes were read through the page cache.
+    pub(crate) fn new(path: &Path, file: File, read: u64) -> Self {
+        let direct = open_direct(path).filter(|direct| is_same(direct, &file));
+        drop_cached(&file, 0, read);
         Self { path: path.to_path_buf(), file, direct, refused: AtomicBool::new(false) }
     }
 
     /// The bytes of memory that reading `len` bytes at `offset` takes.
     pub(crate) fn room(offset: u64, len: usize) -> usize {
         let skip = (offset % ALIGNMENT) as usize;
-        (skip + len).next_multiple_of(ALIGNMENT as usize)
+        // No memory is that large, and whoever asks for it is told.
+        skip.saturating_add(len).checked_next_multiple_of(ALIGNMENT as usize).unwrap_or(usize::MAX)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -111,6 +112,19 @@ impl UncachedFile {
     }
 }
 
+/// Whether both are one file: a name may have been given to another in between.
+#[cfg(unix)]
+fn is_same(one: &File, other: &File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let place = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+    place(one).is_some() && place(one) == place(other)
+}
+
+#[cfg(not(unix))]
+fn is_same(_: &File, _: &File) -> bool {
+    false
+}
+
 /// Reads some bytes; an interruption is no error.
 fn read_at(file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
     loop {
@@ -137,10 +151,12 @@ fn open_direct(_: &Path) -> Option<File> {
     None
 }
 
-/// Lets go of the pages of `len` bytes from `begin` on, or of all from there on if it is 0; it is a wish.
+/// Lets go of the pages of `len` bytes from `begin` on; it is a wish.
 #[cfg(target_os = "linux")]
 fn drop_cached(file: &File, begin: u64, len: u64) {
-    let _ = rustix::fs::fadvise(file, begin, std::num::NonZeroU64::new(len), rustix::fs::Advice::DontNeed);
+    if let Some(len) = std::num::NonZeroU64::new(len) {
+        let _ = rustix::fs::fadvise(file, begin, Some(len), rustix::fs::Advice::DontNeed);
+    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -158,8 +174,8 @@ mod tests {
         let path = dir.path().join("file");
         let all: Vec<u8> = (0..20_000u32).map(|i| (i * 7 % 251) as u8).collect();
         std::fs::write(&path, &all).unwrap();
-        let direct = UncachedFile::new(&path, File::open(&path).unwrap());
-        let cached = UncachedFile { direct: None, ..UncachedFile::new(&path, File::open(&path).unwrap()) };
+        let direct = UncachedFile::new(&path, File::open(&path).unwrap(), 10);
+        let cached = UncachedFile { direct: None, ..UncachedFile::new(&path, File::open(&path).unwrap(), 0) };
         for file in [&direct, &cached] {
             for (offset, len) in
                 [(0, 20_000), (0, 4096), (4096, 1), (5000, 9000), (19_999, 1), (8191, 2), (7, 0)]

@@ -7,7 +7,7 @@ use moe_core::expert_cache::CachePolicy;
 /// How much memory there is to use.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Budget {
-    /// Memory that all of it may take, as 12GiB or 500MB, caches of the system included: experts come from the disk when they are wanted,
+    /// Memory that all of it may take, as 12GiB or 500MB, on Linux with the page cache that it causes: experts come from the disk when they are wanted,
     /// into what everything else leaves of it; results are the same. `inspect --memory` foretells what that costs
     #[arg(long, value_name = "BYTES", conflicts_with_all = ["read", "prefault", "lock"], help_heading = "Model")]
     pub(crate) memory: Option<Bytes>,

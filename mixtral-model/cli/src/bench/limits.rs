@@ -7,7 +7,7 @@ use super::Spread;
 use crate::failure::Result;
 
 /// Bytes that are read: more than caches hold.
-const READ: usize = 256 << 20;
+pub(super) const READ: usize = 256 << 20;
 
 /// Measurements of which a median is taken: of fewer, one that was disturbed would count.
 const LEAST: usize = 3;

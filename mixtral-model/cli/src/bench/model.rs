@@ -20,6 +20,7 @@ use crate::args::Bench;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::load::Passes;
+use crate::summary::write_memory;
 
 /// Tokens that a session holds before it is continued.
 const BEFORE: usize = 16;
@@ -62,7 +63,14 @@ pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<Done> {
     let source = args.running.model.source()?;
     let most = |numbers: &[NonZeroUsize]| numbers.iter().map(|n| n.get()).max().unwrap_or(1);
     let (tokens, sessions) = (most(&args.tokens), most(&args.sessions));
-    let passes = Passes { sessions, tokens: tokens.max(sessions), logits: sessions, ..Passes::TEXT };
+    let passes = Passes {
+        sessions,
+        tokens: tokens.max(sessions),
+        logits: sessions,
+        besides: limits::READ as u64,
+        context: Some(tokens.max(BEFORE + 16)),
+        ..Passes::TEXT
+    };
     let model = args.running.load(&source, |_| passes)?;
     // Headers only, so that nothing is prefaulted or locked a second time.
     let report = Report::new(model.config(), &source.checkpoint(Access::Map)?)?;
@@ -82,7 +90,9 @@ pub(super) fn run(args: &Bench, interrupt: &Interrupt) -> Result<Done> {
     }
     let interrupted = interrupt.wished().then_some(args.tokens.len() + args.sessions.len());
     passes.iter_mut().for_each(|pass| pass.interrupted = interrupted.is_some());
-    Done::new(args, &passes, interrupted, || table(&model, &passes))
+    let done = Done::new(args, &passes, interrupted, || table(&model, &passes));
+    write_memory(&model);
+    done
 }
 
 /// Refuses what no session holds, or no memory, before anything is made.

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 
+use mixtral_model::PerplexityOptions;
 use mixtral_model::lab::{Ablated, CompareOptions, ExpertBytes, ablate};
-use mixtral_model::{Access, PerplexityOptions};
 use serde_json::json;
 
 use super::{Subject, WINDOW};
@@ -13,13 +13,13 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::summary::aside;
+use crate::summary::{aside, write_memory};
 
 pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
     let subject = Subject::new(&args.running, args.text.as_deref(), args.window)?;
     let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
     let Subject { source, model, ids } = &subject;
-    let bytes = ExpertBytes::of(&source.checkpoint(Access::Map)?, model.config())?;
+    let bytes = ExpertBytes::of(&args.running.look_at(source)?, model.config())?;
     let window = args.window.map_or(WINDOW.min(args.running.context(model)), NonZeroUsize::get);
     let windows = PerplexityOptions::new(window).with_chunk(window);
     let options = CompareOptions::new(windows).with_session(args.running.session_options());
@@ -47,6 +47,7 @@ pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
         table(&found.experts, found.nll.mean())
     };
     Output::new().text(&text)?;
+    write_memory(model);
     if found.stopped {
         aside(&format!("interrupted after {} windows", found.windows));
         return Err(Failure::Interrupted);

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use mixtral_model::lab::{CompareOptions, ExpertBytes, compare};
-use mixtral_model::{Access, LayerRouters, PerplexityOptions};
+use mixtral_model::{LayerRouters, PerplexityOptions};
 
 use super::table::Table;
 use super::{Subject, WINDOW};
@@ -16,7 +16,7 @@ use crate::summary::{aside, write_memory, write_products};
 
 pub(super) fn run(args: &Compare, interrupt: &Interrupt) -> Result<()> {
     let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref(), args.window)?;
-    let bytes = ExpertBytes::of(&source.checkpoint(Access::Map)?, model.config())?;
+    let bytes = ExpertBytes::of(&args.running.look_at(&source)?, model.config())?;
     let routers = args.routers.iter().map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, spec)?)));
     let routers = routers.collect::<Result<Vec<_>>>()?;
     let context = args.running.context(&model);

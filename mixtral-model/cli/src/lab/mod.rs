@@ -45,7 +45,9 @@ impl Subject {
         let source = running.model.source()?;
         let tokens = tokens.map_or(WINDOW, NonZeroUsize::get);
         let model = running.load(&source, |config| Passes {
-            kept: 4 * tokens as u64 * config.vocab_size as u64,
+            // Logits of a window, twice, and the text in its tokens.
+            besides: (8 * config.vocab_size as u64).saturating_mul(tokens.min(config.max_positions) as u64)
+                + 16 * text.len() as u64,
             any_router: true,
             ..Passes::windows(tokens.min(config.max_positions))
         })?;

@@ -14,7 +14,7 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::load;
 use crate::output::{Output, harmless};
-use crate::summary::aside;
+use crate::summary::{aside, write_memory};
 
 pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
     let subject = Subject::new(&args.running, args.text.as_deref(), Some(NonZeroUsize::MIN))?;
@@ -92,6 +92,7 @@ pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
         );
         Output::new().text(&text)?;
     }
+    write_memory(model);
     if stopped {
         aside("interrupted: of the tokens until then");
         return Err(Failure::Interrupted);

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use mixtral_model::lab::{CompareOptions, ExpertBytes, MappedToken, RoutingMap, compare, picture};
-use mixtral_model::{Access, Error, LayerRouters, Model, PerplexityOptions, Tokenizer};
+use mixtral_model::{Error, LayerRouters, Model, PerplexityOptions, Tokenizer};
 
 use super::page::{Page, Picture};
 use super::table::Table;
@@ -15,12 +15,12 @@ use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
 use crate::load;
 use crate::progress::Progress;
-use crate::summary::aside;
+use crate::summary::{aside, write_memory};
 
 pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
     let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref(), args.window)?;
     let tokenizer = load::tokenizer(&source, &model)?;
-    let checkpoint = source.checkpoint(Access::Map)?;
+    let checkpoint = args.running.look_at(&source)?;
     let bytes = ExpertBytes::of(&checkpoint, model.config())?;
     let specs = numbers_of_experts(&model).into_iter().map(|k| format!("top-k:k={k}"));
     let mut specs: Vec<_> = specs.collect();
@@ -90,6 +90,7 @@ pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
     let files = pictures.iter().map(|picture| (args.out.join(picture.file), &picture.svg));
     write_all(&files.chain([(index.clone(), &html)]).collect::<Vec<_>>())?;
     aside(&format!("{}, and {} pictures", index.display(), pictures.len()));
+    write_memory(&model);
     if found.stopped {
         let all = windows.windows(ids.len()).count();
         aside(&format!("interrupted after {} of {all} windows", found.windows));

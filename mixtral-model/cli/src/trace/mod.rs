@@ -41,7 +41,9 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
     let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
     let chunk = args.chunk.or(args.window).map_or(WINDOW, NonZeroUsize::get);
-    let model = args.running.load_with(&source, &args.router, |_| Passes::windows(chunk))?;
+    let besides = 16 * text.len() as u64;
+    let passes = Passes { besides, ..Passes::windows(chunk) };
+    let model = args.running.load_with(&source, &args.router, |_| passes)?;
     let ids = load::tokenizer(&source, &model)?.encode_prompt(&text)?;
     let mut session = args.running.session(&model, args.seed)?;
     let options = windows(&session, args.window, args.chunk);
@@ -49,7 +51,7 @@ fn record(args: &args::Record, interrupt: &Interrupt) -> Result<()> {
     header.model = Some(
         args.running.model.model.as_ref().map_or("built-in demo".to_owned(), |m| m.display().to_string()),
     );
-    header.checkpoint = Some(source.checkpoint(Access::Map)?.digest()?.to_string());
+    header.checkpoint = Some(args.running.look_at(&source)?.digest()?.to_string());
     header.router.clone_from(&args.router.router);
     if let Some(path) = &args.router.gates {
         let digest = Checkpoint::open_path(path, Access::Map)?.digest()?;
@@ -80,7 +82,10 @@ fn replay(args: &args::Replay, interrupt: &Interrupt) -> Result<()> {
     let text = input::text_option(args.text.as_deref())?;
     let source = args.running.model.source()?;
     let chunk = args.chunk.or(args.window).map_or(WINDOW, NonZeroUsize::get);
-    let passes = Passes { any_router: true, ..Passes::windows(chunk) };
+    // A replay holds its trace, and more.
+    let trace = std::fs::metadata(&args.trace).map_or(0, |metadata| metadata.len());
+    let besides = 3 * trace + 16 * text.len() as u64;
+    let passes = Passes { any_router: true, besides, ..Passes::windows(chunk) };
     let mut model = args.running.load(&source, |_| passes)?;
     let file = open(&args.trace)?;
     let replay = Replay::read(file, args.weights.into()).map_err(of_file(&args.trace))?;
