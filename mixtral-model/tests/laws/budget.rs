@@ -257,7 +257,7 @@ fn buffers_and_keys_are_planned_for() {
                 let (taken, keys) = (workspace.bytes() as u64, session.cache_bytes() as u64);
                 let planned = plan.workspace - SLACK;
                 assert!(
-                    taken <= planned && planned < 3 * taken,
+                    taken <= planned && planned < 3 * taken + (2 << 20),
                     "{router} {tokens} {logits}: {taken} {planned}"
                 );
                 assert!(keys <= plan.kv_cache, "{keys} {plan:?}");
