@@ -24,7 +24,7 @@ pub(crate) fn run(args: &Inspect) -> Result<()> {
         if args.check_values {
             checkpoint.check_values()?;
         }
-        return Ok(out.text(&json(&Budgeted { report: &report, budget }, true)?)?);
+        return Ok(out.text(&json(&WithForecast { report: &report, budget }, true)?)?);
     }
     out.text(&report.to_string())?;
     if let Some(budget) = budget {
@@ -39,7 +39,7 @@ pub(crate) fn run(args: &Inspect) -> Result<()> {
 
 /// What is known of a model, with what a budget would mean.
 #[derive(Serialize)]
-struct Budgeted<'a> {
+struct WithForecast<'a> {
     #[serde(flatten)]
     report: &'a Report,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,7 @@
 //! What running within a budget of memory will cost.
 
 use std::fmt;
+use std::io;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -135,52 +136,25 @@ fn disk_speed(config: &Config, checkpoint: &Checkpoint) -> Result<Option<f64>> {
     if places.is_empty() {
         return Ok(None);
     }
-    let begun = Instant::now();
-    let read = Fetch::run(STREAMED, |fetch| {
-        let (mut next, mut read, mut left) = (places.iter().enumerate(), 0, Vec::new());
-        for _ in 0..STREAMED {
-            if let Some((expert, place)) = next.next() {
-                let memory = memory_for(place, &mut left)?;
+    let (begun, mut read, mut took, mut left) = (Instant::now(), 0, Duration::ZERO, Vec::new());
+    // Two at a time, as a token's experts of a layer are read.
+    for pair in places.chunks(STREAMED).take_while(|_| begun.elapsed() < PATIENCE) {
+        let fetched = Fetch::run(pair.len(), |fetch| {
+            for (expert, place) in pair.iter().enumerate() {
+                let memory = memory_for(place, &mut left).map_err(io::Error::other)?;
                 fetch.ask(Wanted { expert, place, memory });
             }
-        }
-        while let Some((expert, loaded)) = fetch.next() {
-            let place = &places[expert];
-            let loaded = loaded.map_err(|(matrix, source)| Error::Io {
-                path: place.0[matrix].path().to_path_buf(),
-                source,
-            })?;
-            read += place.bytes();
-            if let Some((expert, place)) = next.next().filter(|_| begun.elapsed() < PATIENCE) {
-                let memory = memory_for(place, &mut loaded.into_memory().into_iter().collect())?;
-                fetch.ask(Wanted { expert, place, memory });
+            while let Some((expert, loaded)) = fetch.next() {
+                let loaded = loaded.map_err(|(_, source)| source)?;
+                left.extend(loaded.into_memory());
+                read += pair[expert].bytes();
             }
-        }
-        Ok::<_, Failed>((read, fetch.reading()))
-    });
-    let (read, took) = match read {
-        Ok(found) => found.map_err(|Failed(error)| error)?,
-        Err(source) => return Err(Error::Io { path: checkpoint.root().to_path_buf(), source }),
-    };
+            Ok::<_, io::Error>(fetch.reading())
+        });
+        let failed = |source| Error::Io { path: checkpoint.root().to_path_buf(), source };
+        took += fetched.and_then(|reading| reading).map_err(failed)?;
+    }
     Ok(Some(read as f64 / took.as_secs_f64()).filter(|speed| speed.is_finite()))
-}
-
-/// Of reading, or of memory for it.
-struct Failed(Error);
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self(error)
-    }
-}
-
-impl From<moe_core::Error> for Failed {
-    fn from(error: moe_core::Error) -> Self {
-        Self(match error {
-            moe_core::Error::OutOfMemory(error) => error.into(),
-            other => Error::Layer { layer: 0, source: other },
-        })
-    }
 }
 
 impl fmt::Display for Forecast {
