@@ -12,6 +12,9 @@ use crate::{LayerRouters, Result, Session};
 /// What the batch is in errors.
 const WHAT: &str = "tokens of a forward pass";
 
+/// Most tokens of a pass that reads a text, unless something else is asked for. It changes no result.
+pub const DEFAULT_CHUNK: usize = 512;
+
 /// Which of a step's tokens are to have their logits computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wanted {

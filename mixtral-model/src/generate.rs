@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use crate::{Error, Generation, Model, Observer, Result, Sampling, Session, Workspace};
+use crate::{DEFAULT_CHUNK, Error, Generation, Model, Observer, Result, Sampling, Session, Workspace};
 
 /// What to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +22,12 @@ pub struct GenerateOptions {
 impl GenerateOptions {
     /// Up to `max_tokens` tokens, greedily, ended by the model's own end tokens.
     pub fn new(model: &Model, max_tokens: usize) -> Self {
-        Self { max_tokens, sampling: Sampling::greedy(), stop: model.config().eos.clone(), chunk: 512 }
+        Self {
+            max_tokens,
+            sampling: Sampling::greedy(),
+            stop: model.config().eos.clone(),
+            chunk: DEFAULT_CHUNK,
+        }
     }
 
     /// The same, drawn in another way.

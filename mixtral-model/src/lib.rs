@@ -61,7 +61,7 @@ mod source;
 pub mod tokenizer;
 mod workspace;
 
-pub use batch::{Step, Wanted};
+pub use batch::{DEFAULT_CHUNK, Step, Wanted};
 pub use budget::{AtHitRate, CacheUse, DEFAULT_POLICY, Forecast, MemoryPlan, MemoryUse};
 pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Digest, Place, TensorEntry, TensorView};

@@ -6,7 +6,7 @@ use moe_core::{Locality, numerics};
 use rayon::prelude::*;
 
 use crate::lab::{BlockMean, Predicted, Reading};
-use crate::{Error, Model, Observer, Result, Session, Workspace};
+use crate::{DEFAULT_CHUNK, Error, Model, Observer, Result, Session, Workspace};
 
 /// How a text is cut into windows, and how these are read.
 ///
@@ -34,7 +34,14 @@ pub struct PerplexityOptions {
 impl PerplexityOptions {
     /// Windows of so many tokens without overlap, read 512 tokens at a time.
     pub fn new(window: usize) -> Self {
-        Self { window, stride: window, chunk: 512, unscored: 1, whole_windows: false, first_token: None }
+        Self {
+            window,
+            stride: window,
+            chunk: DEFAULT_CHUNK,
+            unscored: 1,
+            whole_windows: false,
+            first_token: None,
+        }
     }
 
     /// As llama-perplexity reads a text: whole windows without overlap, a BOS in place of the first token of each, of a model that has

@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{
-    Access, ChatFormat, Checkpoint, Compute, Config, DEFAULT_POLICY, Embedded, LayerRouters, Loader,
-    MemoryPlan, MemoryUse, Model, Session, SessionOptions, Source, Template, Tokenizer,
+    Access, ChatFormat, Checkpoint, Compute, Config, DEFAULT_CHUNK, DEFAULT_POLICY, Embedded, LayerRouters,
+    Loader, MemoryPlan, MemoryUse, Model, Session, SessionOptions, Source, Template, Tokenizer,
 };
 
 use moe_core::Locality;
@@ -57,7 +57,7 @@ pub(crate) struct Passes {
 impl Passes {
     /// Of a text that is generated: its prompt is read in chunks of 512 tokens.
     pub(crate) const TEXT: Self =
-        Self { sessions: 1, tokens: 512, logits: 1, besides: 0, context: None, any_router: false };
+        Self { sessions: 1, tokens: DEFAULT_CHUNK, logits: 1, besides: 0, context: None, any_router: false };
 
     /// Of windows of a text, of which every token is predicted, in passes of so many.
     pub(crate) fn windows(chunk: usize) -> Self {

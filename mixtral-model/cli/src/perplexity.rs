@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use mixtral_model::lab::{Divergence, LogitsFile, against, save_logits};
-use mixtral_model::{Model, Perplexity as Found, PerplexityOptions, Session, Source, Workspace};
+use mixtral_model::{
+    DEFAULT_CHUNK, Model, Perplexity as Found, PerplexityOptions, Session, Source, Workspace,
+};
 
 use crate::args::Perplexity;
 use crate::failure::{Failure, Result};
@@ -96,7 +98,7 @@ struct Ready {
 impl Ready {
     /// For a text that takes so many bytes of memory.
     fn new(args: &Perplexity, besides: u64) -> Result<Self> {
-        let passes = Passes { besides, ..Passes::windows(512) };
+        let passes = Passes { besides, ..Passes::windows(DEFAULT_CHUNK) };
         let source = args.running.model.source()?;
         let model = args.running.load_with(&source, &args.router, |_| passes)?;
         let session = args.running.session(&model, args.seed)?;

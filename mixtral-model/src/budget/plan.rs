@@ -9,7 +9,7 @@ use super::store::STREAMED;
 use crate::checkpoint::UncachedFile;
 use crate::inspect::own_memory;
 use crate::manifest::{Kind, Manifest};
-use crate::{Checkpoint, Config, Error, Result};
+use crate::{Checkpoint, Config, DEFAULT_CHUNK, Error, Result};
 
 /// Bytes that the program itself may grow by while it runs: stacks of threads, a vocabulary, a page of text.
 const PROGRAM: u64 = 48 << 20;
@@ -41,7 +41,7 @@ impl Default for MemoryUse {
     /// One session that reads a prompt in chunks of 512 tokens.
     fn default() -> Self {
         let (kv_dtype, choices) = (Dtype::F32, None);
-        Self { context: None, sessions: 1, kv_dtype, tokens: 512, logits: 1, choices, besides: 0 }
+        Self { context: None, sessions: 1, kv_dtype, tokens: DEFAULT_CHUNK, logits: 1, choices, besides: 0 }
     }
 }
 

@@ -36,6 +36,19 @@ impl TokenRoute {
     pub fn experts(&self) -> impl Iterator<Item = usize> + Clone {
         self.kept.iter().map(|pair| usize::from(pair.expert))
     }
+
+    /// What the token asked for, best first: kept and refused pairs by rank, each with whether it was kept.
+    pub fn by_rank(&self) -> impl Iterator<Item = (&Pair, bool)> {
+        let (mut kept, mut refused) = (self.kept.iter().peekable(), self.refused.iter().peekable());
+        std::iter::from_fn(move || {
+            let is_kept = match (kept.peek(), refused.peek()) {
+                (Some(one), Some(other)) => one.rank <= other.rank,
+                (one, _) => one.is_some(),
+            };
+            let next = if is_kept { kept.next() } else { refused.next() };
+            next.map(|pair| (pair, is_kept))
+        })
+    }
 }
 
 /// Reads a trace, token by token and layer by layer, in constant memory. Nothing is given of a stretch of 1,024 records whose sum is not right.

@@ -64,9 +64,7 @@ impl Replay {
         while reader.next(&mut route)? {
             let begin = pairs.len();
             memory::reserve(&mut pairs, route.kept.len() + route.refused.len(), "pairs of a trace")?;
-            pairs.extend(route.kept.iter().map(|&pair| (pair, true)));
-            pairs.extend(route.refused.iter().map(|&pair| (pair, false)));
-            pairs[begin..].sort_by_key(|(pair, _)| pair.rank);
+            pairs.extend(route.by_rank().map(|(pair, is_kept)| (*pair, is_kept)));
             memory::reserve(&mut tokens, 1, "tokens of a trace")?;
             let key = [u32::from(route.layer), route.sequence, route.position];
             let (token, offset) = (route.token, route.offset);

@@ -18,7 +18,7 @@ use crate::summary::{aside, write_memory};
 pub(super) fn run(args: &Ablate, interrupt: &Interrupt) -> Result<()> {
     let subject = Subject::new(&args.running, args.text.as_deref(), args.window)?;
     let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
-    let Subject { source, model, ids } = &subject;
+    let Subject { source, model, ids, .. } = &subject;
     let bytes = ExpertBytes::of(&args.running.look_at(source)?, model.config())?;
     let window = args.window.map_or(WINDOW.min(args.running.context(model)), NonZeroUsize::get);
     let windows = PerplexityOptions::new(window).with_chunk(window);

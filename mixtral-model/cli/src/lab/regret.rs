@@ -12,14 +12,13 @@ use super::{Subject, WINDOW};
 use crate::args::Regret;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::load;
 use crate::output::{Output, harmless};
 use crate::summary::{aside, write_memory};
 
 pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
     let subject = Subject::new(&args.running, args.text.as_deref(), Some(NonZeroUsize::MIN))?;
     let router = args.router.clone().map_or_else(|| subject.own_router(), Ok)?;
-    let Subject { source, model, ids } = &subject;
+    let Subject { model, tokenizer, ids, .. } = &subject;
     let tokens = args.tokens.map_or(WINDOW, NonZeroUsize::get).min(args.running.context(model));
     let ids = &ids[..tokens.min(ids.len())];
     let options = RegretOptions::new(args.layer, router.clone())
@@ -60,7 +59,6 @@ pub(super) fn run(args: &Regret, interrupt: &Interrupt) -> Result<()> {
         });
         Output::new().text(&format!("{json}\n"))?;
     } else {
-        let tokenizer = load::tokenizer(source, model)?;
         let piece = |id: u32| harmless(&tokenizer.decode(&[id])).replace(['\n', '\t'], "?");
         // Writing to a string cannot fail.
         let mut text =

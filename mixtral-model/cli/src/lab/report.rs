@@ -4,8 +4,8 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use mixtral_model::lab::{CompareOptions, ExpertBytes, MappedToken, RoutingMap, compare, picture};
-use mixtral_model::{Error, LayerRouters, Model, PerplexityOptions, Tokenizer};
+use mixtral_model::lab::{CompareOptions, ExpertBytes, MappedToken, RoutingMap, picture};
+use mixtral_model::{Error, Model, PerplexityOptions, Tokenizer};
 
 use super::page::{Page, Picture};
 use super::table::Table;
@@ -13,16 +13,14 @@ use super::{Subject, WINDOW};
 use crate::args::Report;
 use crate::failure::{Failure, Result};
 use crate::interrupt::Interrupt;
-use crate::load;
-use crate::progress::Progress;
 use crate::summary::{aside, write_memory};
 
 pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
-    let Subject { source, model, ids } = Subject::new(&args.running, args.text.as_deref(), args.window)?;
-    let tokenizer = load::tokenizer(&source, &model)?;
-    let checkpoint = args.running.look_at(&source)?;
+    let subject = Subject::new(&args.running, args.text.as_deref(), args.window)?;
+    let Subject { source, model, tokenizer, ids } = &subject;
+    let checkpoint = args.running.look_at(source)?;
     let bytes = ExpertBytes::of(&checkpoint, model.config())?;
-    let specs = numbers_of_experts(&model).into_iter().map(|k| format!("top-k:k={k}"));
+    let specs = numbers_of_experts(model).into_iter().map(|k| format!("top-k:k={k}"));
     let mut specs: Vec<_> = specs.collect();
     // Twice the same is once.
     args.routers.iter().for_each(|spec| {
@@ -30,9 +28,8 @@ pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
             specs.push(spec.clone());
         }
     });
-    let routers = specs.into_iter().map(|spec| Ok((spec.clone(), LayerRouters::parse(&model, &spec)?)));
-    let routers = routers.collect::<Result<Vec<_>>>()?;
-    let window = args.window.map_or(WINDOW.min(args.running.context(&model)), NonZeroUsize::get);
+    let routers = subject.routers(&specs)?;
+    let window = args.window.map_or(WINDOW.min(args.running.context(model)), NonZeroUsize::get);
     let windows = PerplexityOptions::new(window).with_chunk(window);
     let session = args.running.session_options().with_seed(args.seed);
     let options = CompareOptions::new(windows).with_session(session).with_map(args.shown);
@@ -45,12 +42,7 @@ pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
     }
     fs::create_dir_all(&args.out).map_err(failed(&args.out))?;
 
-    let read = windows.tokens_read(ids.len());
-    let mut observer = (interrupt.clone(), Progress::new(&model, read * (1 + routers.len())));
-    let go_on = |_, _| interrupt.go_on();
-    let found =
-        interrupt.during(|| compare(&model, &ids, &options, &routers, &bytes, &mut observer, go_on))?;
-    drop(observer);
+    let found = subject.compare(&routers, &options, &bytes, interrupt)?;
     if found.windows == 0 {
         aside("interrupted before the end of the first window: nothing is written");
         return Err(Failure::Interrupted);
@@ -60,7 +52,7 @@ pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
     draw("perplexity.svg", PERPLEXITY, picture::perplexity_by_experts(&found));
     if let Some(map) = &found.map {
         draw("load.svg", LOAD, picture::load(map));
-        let texts = texts(map, &tokenizer)?;
+        let texts = texts(map, tokenizer)?;
         draw("text.svg", TEXT, picture::routed_text(map, &texts));
         // One layer has no next one.
         if !map.transitions.is_empty() {
@@ -90,7 +82,7 @@ pub(super) fn run(args: &Report, interrupt: &Interrupt) -> Result<()> {
     let files = pictures.iter().map(|picture| (args.out.join(picture.file), &picture.svg));
     write_all(&files.chain([(index.clone(), &html)]).collect::<Vec<_>>())?;
     aside(&format!("{}, and {} pictures", index.display(), pictures.len()));
-    write_memory(&model);
+    write_memory(model);
     if found.stopped {
         let all = windows.windows(ids.len()).count();
         aside(&format!("interrupted after {} of {all} windows", found.windows));

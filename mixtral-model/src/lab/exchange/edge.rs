@@ -15,7 +15,6 @@ use std::io::{BufRead, Read, Write};
 use moe_core::memory;
 use moe_router::trace::{Phase, TokenRoute, TraceWeights};
 
-use super::grid::by_rank;
 use super::lines::{Lines, number};
 use super::sink::{Sink, next_pass};
 use super::{ExchangeError, Exported, Place, Routes};
@@ -197,14 +196,14 @@ pub(super) fn export(
         exported.routes += 1;
         let TokenRoute { sequence, position, layer, phase, .. } = route;
         let phase = u8::from(phase == Phase::Decode);
-        by_rank(&route, |pair, kept| {
+        for (pair, kept) in route.by_rank() {
             write!(out, "{sequence},{phase},{position},{layer},{},{},", pair.rank, pair.expert)?;
             match weighed && kept {
                 true => write!(out, "{}", pair.weight)?,
                 // Nobody knows it of a pair that was refused.
                 false => out.write_all(b"nan")?,
             }
-            Ok(writeln!(out, ",{}", u8::from(!kept))?)
-        })?;
+            writeln!(out, ",{}", u8::from(!kept))?;
+        }
     }
 }

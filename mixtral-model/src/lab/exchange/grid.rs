@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 
 use moe_core::memory;
-use moe_router::trace::{Pair, Phase, TokenRoute, TraceWeights};
+use moe_router::trace::{Phase, TokenRoute, TraceWeights};
 
 use super::sink::{Sink, next_pass};
 use super::{ExchangeError, Exported, Place, Routes};
@@ -80,24 +80,10 @@ impl Grid<'_> {
 /// What a router asked for, best first: kept and refused pairs by rank, as if there were no capacity.
 pub(super) fn asked(route: &TokenRoute, experts: &mut Vec<u16>) -> Result<(), ExchangeError> {
     experts.clear();
-    by_rank(route, |pair, _| Ok(memory::push(experts, pair.requested, "experts of a token")?))
-}
-
-/// Walks over kept and refused pairs by rank; the flag is for kept ones.
-pub(super) fn by_rank(
-    route: &TokenRoute,
-    mut visit: impl FnMut(&Pair, bool) -> Result<(), ExchangeError>,
-) -> Result<(), ExchangeError> {
-    let (mut kept, mut refused) = (route.kept.iter().peekable(), route.refused.iter().peekable());
-    loop {
-        let first = match (kept.peek(), refused.peek()) {
-            (Some(one), Some(other)) => one.rank <= other.rank,
-            (one, _) => one.is_some(),
-        };
-        let next = if first { kept.next() } else { refused.next() };
-        let Some(pair) = next else { return Ok(()) };
-        visit(pair, first)?;
+    for (pair, _) in route.by_rank() {
+        memory::push(experts, pair.requested, "experts of a token")?;
     }
+    Ok(())
 }
 
 /// Which numbers an array has.
@@ -173,11 +159,11 @@ impl Gathered {
     fn add(&mut self, route: &TokenRoute, content: Content) -> Result<(), ExchangeError> {
         let at = self.pairs.len();
         let pairs = &mut self.pairs;
-        by_rank(route, |pair, kept| {
+        for (pair, is_kept) in route.by_rank() {
             let expert = if content == Content::Asked { pair.requested } else { pair.expert };
-            let weight = if kept { pair.weight } else { 0.0 };
-            Ok(memory::push(pairs, (expert, weight), "pairs of a trace")?)
-        })?;
+            let weight = if is_kept { pair.weight } else { 0.0 };
+            memory::push(pairs, (expert, weight), "pairs of a trace")?;
+        }
         let TokenRoute { sequence, position, layer, .. } = *route;
         let new = pairs.get(at..).unwrap_or_default();
         let choices = new.len();

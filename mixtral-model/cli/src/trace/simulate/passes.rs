@@ -33,13 +33,13 @@ impl LayerPass {
     /// Reads a trace, and hands over every pass of every layer.
     pub(super) fn each(path: &Path, mut take: impl FnMut(&Self) -> Result<()>) -> Result<()> {
         let mut reader = reader(path)?;
-        let (mut pass, mut route, mut sorted) = (Self::default(), TokenRoute::default(), Vec::new());
+        let (mut pass, mut route) = (Self::default(), TokenRoute::default());
         while reader.next(&mut route).map_err(of_file(path))? {
             if (pass.step, pass.layer) != (route.step, route.layer) {
                 pass.hand_over(&mut take)?;
                 (pass.step, pass.layer) = (route.step, route.layer);
             }
-            pass.push(&route, &mut sorted)?;
+            pass.push(&route)?;
         }
         pass.hand_over(&mut take)
     }
@@ -54,18 +54,13 @@ impl LayerPass {
         Ok(())
     }
 
-    /// `sorted` is room to put a token's pairs in order.
-    fn push(&mut self, route: &TokenRoute, sorted: &mut Vec<(u16, u16)>) -> Result<()> {
+    fn push(&mut self, route: &TokenRoute) -> Result<()> {
         let TokenRoute { kept, refused, sequence, position, .. } = route;
-        sorted.clear();
-        memory::reserve(sorted, kept.len() + refused.len(), "pairs of a token")?;
-        sorted.extend(kept.iter().chain(refused).map(|pair| (pair.rank, pair.requested)));
-        sorted.sort_unstable();
         memory::reserve(&mut self.kept, kept.len(), "experts of a pass")?;
-        memory::reserve(&mut self.asked, sorted.len(), "experts of a pass")?;
+        memory::reserve(&mut self.asked, kept.len() + refused.len(), "experts of a pass")?;
         memory::reserve(&mut self.tokens, 1, "tokens of a pass")?;
         self.kept.extend(kept.iter().map(|pair| u32::from(pair.expert)));
-        self.asked.extend(sorted.iter().map(|&(_, expert)| u32::from(expert)));
+        self.asked.extend(route.by_rank().map(|(pair, _)| u32::from(pair.requested)));
         let ends = [self.kept.len(), self.asked.len()];
         self.tokens.push(Token { sequence: *sequence, position: *position, ends });
         Ok(())
