@@ -7,13 +7,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use nix::pty::openpty;
+use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{LocalFlags, tcgetattr};
 
 use crate::{mixtral, output};
 
 /// Enough for a machine that has much else to do.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Wide enough for every line that is typed here. Where a line goes on in the next row, it is shown again with its prompt, which a test
+/// would take for the prompt of the next line; and what is typed between two lines is lost where it is Ctrl-D.
+const WINDOW: Winsize = Winsize { ws_row: 24, ws_col: 500, ws_xpixel: 0, ws_ypixel: 0 };
 
 /// A command whose standard input and output are a terminal.
 struct Terminal {
@@ -26,7 +30,7 @@ struct Terminal {
 
 impl Terminal {
     fn start(line: &str, values: &[&str]) -> Self {
-        let pair = openpty(None, None).unwrap();
+        let pair = openpty(&WINDOW, None).unwrap();
         let mut command = mixtral(line, values);
         command.env("TERM", "xterm").env("NO_COLOR", "1");
         command.stdin(pair.slave.try_clone().unwrap()).stdout(pair.slave).stderr(Stdio::piped());
@@ -63,10 +67,23 @@ impl Terminal {
         }
     }
 
-    /// Standard error and the exit status.
-    fn end(self) -> (String, Option<i32>) {
+    /// Standard error and the exit status, once the command has ended; one that goes on is killed.
+    #[track_caller]
+    fn end(mut self) -> (String, Option<i32>) {
+        let end = Instant::now() + PATIENCE;
+        let ended = loop {
+            match self.child.try_wait().unwrap() {
+                None if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+                status => break status.is_some(),
+            }
+        };
+        if !ended {
+            self.child.kill().unwrap();
+        }
         let output = self.child.wait_with_output().unwrap();
-        (String::from_utf8(output.stderr).unwrap(), output.status.code())
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert!(ended, "the command goes on, and has said {err:?}");
+        (err, output.status.code())
     }
 }
 
