@@ -8,7 +8,7 @@ use moe_core::{Dispatch, Error as CoreError, Experts, Reserve, Result as CoreRes
 use moe_kernels::{Error as KernelError, SwiGlu, SwiGluView, over_rows};
 use ndarray::{ArrayViewMut2, Axis, Slice};
 
-use super::fetch::{Fetch, Wanted};
+use super::fetch::Fetch;
 use super::place::{ExpertPlace, Loaded};
 use super::store::{Action, ExpertStore, Promised, STREAMED, Turns, memory_for};
 use crate::{Compute, Result};
@@ -89,71 +89,68 @@ impl CachedExperts {
         out: &mut ArrayViewMut2<'_, f32>,
     ) -> CoreResult<()> {
         let (places, store) = (self.store.places(self.layer), &*self.store);
-        let missing = actions.iter().filter(|action| !matches!(action, Action::Have(_))).count();
-        let fetched = Fetch::run(missing, |fetch| {
-            let (mut have, mut passing) = (Vec::new(), Vec::new());
-            for (action, &expert) in actions.into_iter().zip(experts) {
-                match action {
-                    Action::Have(loaded) => have.push((expert, loaded)),
-                    Action::Keep(memory) => fetch.ask(Wanted { expert, place: &places[expert], memory }),
-                    Action::Pass => passing.push(expert),
-                }
+        let mut fetch = store.readers().fetch();
+        let (mut have, mut passing) = (Vec::new(), Vec::new());
+        for (action, &expert) in actions.into_iter().zip(experts) {
+            match action {
+                Action::Have(loaded) => have.push((expert, loaded)),
+                Action::Keep(memory) => fetch.ask(expert, &places[expert], memory),
+                Action::Pass => passing.push(expert),
             }
-            // What passes through is asked for when there is memory for it.
-            let mut passing = passing.into_iter();
-            let mut result: CoreResult<()> = Ok(());
-            for _ in 0..STREAMED {
-                result = result.and_then(|()| ask_next(fetch, &mut passing, places, &mut Vec::new()));
+        }
+        // What passes through is asked for when there is memory for it.
+        let mut passing = passing.into_iter();
+        let mut result: CoreResult<()> = Ok(());
+        for _ in 0..STREAMED {
+            result = result.and_then(|()| ask_next(&mut fetch, &mut passing, places, &mut Vec::new()));
+        }
+        for (expert, loaded) in &have {
+            if result.is_ok() {
+                result = self.compute(*expert, loaded, dispatch, scratch, out);
             }
-            for (expert, loaded) in &have {
-                if result.is_ok() {
-                    result = self.compute(*expert, loaded, dispatch, scratch, out);
+        }
+        // All that was asked for comes back, whatever became of the others.
+        let (mut reads, mut bytes) = (0, 0);
+        while let Some((expert, read)) = fetch.next() {
+            let keeps = promised.has(expert);
+            let loaded = match read {
+                Ok(loaded) => Arc::new(loaded),
+                Err(error) => {
+                    result = result.and(Err(store.failed(self.layer, expert, error)));
+                    continue;
                 }
+            };
+            reads += 1;
+            bytes += places[expert].bytes();
+            if keeps {
+                promised.keep(expert, loaded.clone());
             }
-            // All that was asked for comes back, whatever became of the others.
-            let (mut reads, mut bytes) = (0, 0);
-            while let Some((expert, read)) = fetch.next() {
-                let keeps = promised.has(expert);
-                let loaded = match read {
-                    Ok(loaded) => Arc::new(loaded),
-                    Err(error) => {
-                        result = result.and(Err(store.failed(self.layer, expert, error)));
-                        continue;
-                    }
-                };
-                reads += 1;
-                bytes += places[expert].bytes();
-                if keeps {
-                    promised.keep(expert, loaded.clone());
-                }
-                if result.is_ok() {
-                    result = self.compute(expert, &loaded, dispatch, scratch, out);
-                }
-                if !keeps && result.is_ok() {
-                    let mut left =
-                        Arc::into_inner(loaded).map(Loaded::into_memory).into_iter().flatten().collect();
-                    result = ask_next(fetch, &mut passing, places, &mut left);
-                }
+            if result.is_ok() {
+                result = self.compute(expert, &loaded, dispatch, scratch, out);
             }
-            store.count(reads, bytes, [fetch.reading(), fetch.waited]);
-            result
-        });
-        fetched.map_err(CoreError::experts)?
+            if !keeps && result.is_ok() {
+                let mut left =
+                    Arc::into_inner(loaded).map(Loaded::into_memory).into_iter().flatten().collect();
+                result = ask_next(&mut fetch, &mut passing, places, &mut left);
+            }
+        }
+        store.count(reads, bytes, fetch.waited);
+        result
     }
 }
 
 /// Asks for the next expert that passes through, into memory that was left over or new.
-fn ask_next<'p>(
-    fetch: &mut Fetch<'p>,
+fn ask_next(
+    fetch: &mut Fetch,
     passing: &mut impl Iterator<Item = usize>,
-    places: &'p [ExpertPlace],
+    places: &[ExpertPlace],
     left: &mut Vec<MmapMut>,
 ) -> CoreResult<()> {
     let Some(expert) = passing.next() else { return Ok(()) };
     let place = &places[expert];
     let memory = memory_for(place, left)?;
     left.clear();
-    fetch.ask(Wanted { expert, place, memory });
+    fetch.ask(expert, place, memory);
     Ok(())
 }
 

@@ -2,111 +2,125 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use memmap2::MmapMut;
 
-use super::place::{ExpertPlace, Loaded};
+use super::place::{ExpertPlace, Loaded, MatrixPlace};
 
 /// Threads that read at the same time. A disk wants several requests at once to be fast; more than these bring nothing.
 const READERS: usize = 4;
 
-/// An expert that is to be read.
-pub(super) struct Wanted<'p> {
-    /// Whatever the caller calls it.
-    pub(super) expert: usize,
-    pub(super) place: &'p ExpertPlace,
-    pub(super) memory: [MmapMut; 3],
+/// Threads that read what they are asked for, in the order in which they are asked, as long as this is there.
+#[derive(Debug)]
+pub(super) struct Readers {
+    jobs: Sender<Job>,
+    busy: Arc<Mutex<Busy>>,
 }
 
-/// One of its matrices.
-struct Job<'p> {
+/// When something was being read.
+#[derive(Debug, Default)]
+struct Busy {
+    /// Reads at this moment.
+    active: usize,
+    /// Since when there has been one.
+    since: Option<Instant>,
+    /// Time before that.
+    total: Duration,
+    /// Bytes that were read.
+    bytes: u64,
+}
+
+/// A matrix that is to be read.
+struct Job {
     expert: usize,
     matrix: usize,
-    place: &'p ExpertPlace,
+    place: MatrixPlace,
     memory: MmapMut,
+    abandoned: Arc<AtomicBool>,
+    report: Sender<Done>,
 }
 
+/// What came of a matrix.
 struct Done {
     expert: usize,
     matrix: usize,
-    at: Instant,
     memory: MmapMut,
     read: io::Result<usize>,
 }
 
-/// An expert of which not all has been read.
-#[derive(Default)]
+/// An expert of which not all has come.
+#[derive(Debug)]
 struct Partial {
+    expert: usize,
     matrices: [Option<(MmapMut, usize)>; 3],
     /// Matrices that came, read or not.
     came: usize,
     error: Option<(usize, io::Error)>,
+    abandoned: Arc<AtomicBool>,
 }
 
 /// What came of an expert: its weights, or which matrix failed, and why.
 pub(super) type Fetched = (usize, Result<Loaded, (usize, io::Error)>);
 
 /// Experts on their way.
-pub(super) struct Fetch<'p> {
-    jobs: Sender<Job<'p>>,
+#[derive(Debug)]
+pub(super) struct Fetch {
+    jobs: Sender<Job>,
+    report: Sender<Done>,
     done: Receiver<Done>,
-    partial: Vec<(usize, Partial)>,
+    partial: Vec<Partial>,
     /// Time that was spent waiting for the disk.
     pub(super) waited: Duration,
-    begun: Instant,
-    /// When the last matrix came.
-    ended: Instant,
 }
 
-impl<'p> Fetch<'p> {
-    /// Runs `work` with threads that read what it [asks for](Self::ask), as many as so many experts keep busy. They end with it.
+impl Readers {
+    /// Starts the threads.
     ///
     /// # Errors
     ///
     /// That of the system where it gives no thread.
-    pub(super) fn run<T>(experts: usize, work: impl FnOnce(&mut Fetch<'p>) -> T) -> io::Result<T> {
-        let (jobs, to_do) = channel::<Job<'p>>();
-        let (report, done) = channel();
-        let to_do = Mutex::new(to_do);
-        thread::scope(|scope| {
-            for n in 0..READERS.min(3 * experts).max(1) {
-                let report = report.clone();
-                let to_do = &to_do;
-                let reader = move || read_all(to_do, &report);
-                let begun = thread::Builder::new().name("experts".to_owned()).spawn_scoped(scope, reader);
-                // One is enough to come to an end.
-                if n == 0 {
-                    begun?;
-                }
-            }
-            drop(report);
-            let now = Instant::now();
-            let (partial, waited) = (Vec::new(), Duration::ZERO);
-            let mut fetch = Fetch { jobs, done, partial, waited, begun: now, ended: now };
-            let result = work(&mut fetch);
-            // Readers end when nobody can ask any more.
-            drop(fetch);
-            Ok(result)
-        })
-    }
-
-    /// Time from the beginning to the last matrix that came.
-    pub(super) fn reading(&self) -> Duration {
-        self.ended.saturating_duration_since(self.begun)
-    }
-
-    /// Asks for an expert.
-    pub(super) fn ask(&mut self, wanted: Wanted<'p>) {
-        let Wanted { expert, place, memory } = wanted;
-        self.partial.push((expert, Partial::default()));
-        for (matrix, memory) in memory.into_iter().enumerate() {
-            // Readers listen as long as this is there.
-            let _ = self.jobs.send(Job { expert, matrix, place, memory });
+    pub(super) fn new() -> io::Result<Self> {
+        let (jobs, to_do) = channel::<Job>();
+        let (to_do, busy) = (Arc::new(Mutex::new(to_do)), Arc::new(Mutex::new(Busy::default())));
+        for _ in 0..READERS {
+            let (to_do, busy) = (to_do.clone(), busy.clone());
+            let reader = thread::Builder::new().name("reader".to_owned());
+            reader.spawn(move || read_all(&to_do, &busy))?;
         }
+        Ok(Self { jobs, busy })
+    }
+
+    /// Nothing on its way yet.
+    pub(super) fn fetch(&self) -> Fetch {
+        let (report, done) = channel();
+        let (partial, waited) = (Vec::new(), Duration::ZERO);
+        Fetch { jobs: self.jobs.clone(), report, done, partial, waited }
+    }
+
+    /// Bytes that were read, and the time in which something was being read.
+    pub(super) fn read(&self) -> (u64, Duration) {
+        let busy = lock(&self.busy);
+        (busy.bytes, busy.total + busy.since.map_or(Duration::ZERO, |since| since.elapsed()))
+    }
+}
+
+impl Fetch {
+    /// Asks for an expert, whatever the caller calls it.
+    pub(super) fn ask(&mut self, expert: usize, place: &ExpertPlace, memory: [MmapMut; 3]) {
+        let abandoned = Arc::new(AtomicBool::new(false));
+        for (matrix, memory) in memory.into_iter().enumerate() {
+            let (place, report) = (place.0[matrix].clone(), self.report.clone());
+            let job = Job { expert, matrix, place, memory, abandoned: abandoned.clone(), report };
+            // Without readers, which end with the model, nobody waits for it.
+            let _ = self.jobs.send(job);
+        }
+        let matrices = [const { None }; 3];
+        self.partial.push(Partial { expert, matrices, came: 0, error: None, abandoned });
     }
 
     /// Waits for the next expert to be whole, in whatever order they come; none if nothing is on its way.
@@ -115,43 +129,67 @@ impl<'p> Fetch<'p> {
             let since = Instant::now();
             let came = self.done.recv();
             self.waited += since.elapsed();
-            let Ok(Done { expert, matrix, at: ended, memory, read }) = came else {
-                // All readers are gone: nobody reads any more.
-                let (expert, _) = self.partial.swap_remove(0);
-                return Some((expert, Err((0, io::Error::other("reading ended")))));
-            };
-            let Some(at) = self.partial.iter().position(|(known, _)| *known == expert) else { continue };
-            let partial = &mut self.partial[at].1;
-            partial.came += 1;
-            self.ended = self.ended.max(ended);
-            match read {
-                Ok(skip) => partial.matrices[matrix] = Some((memory, skip)),
-                Err(error) => partial.error = Some((matrix, error)),
-            }
-            if partial.came == partial.matrices.len() {
-                let (expert, Partial { matrices, error, .. }) = self.partial.swap_remove(at);
-                return Some(match (matrices, error) {
-                    ([Some(w1), Some(w2), Some(w3)], None) => (expert, Ok(Loaded::new([w1, w2, w3]))),
-                    (_, error) => {
-                        (expert, Err(error.unwrap_or_else(|| (0, io::ErrorKind::UnexpectedEof.into()))))
-                    }
-                });
+            // There is a sender as long as this is there.
+            let Ok(came) = came else { break };
+            if let Some(whole) = self.take(came) {
+                return Some(whole);
             }
         }
         None
     }
+
+    fn take(&mut self, Done { expert, matrix, memory, read }: Done) -> Option<Fetched> {
+        let at = self.partial.iter().position(|partial| partial.expert == expert)?;
+        let partial = &mut self.partial[at];
+        partial.came += 1;
+        match read {
+            Ok(skip) => partial.matrices[matrix] = Some((memory, skip)),
+            Err(error) => partial.error = Some((matrix, error)),
+        }
+        if partial.came < partial.matrices.len() {
+            return None;
+        }
+        let Partial { matrices, error, .. } = self.partial.swap_remove(at);
+        Some(match (matrices, error) {
+            ([Some(w1), Some(w2), Some(w3)], None) => (expert, Ok(Loaded::new([w1, w2, w3]))),
+            (_, error) => (expert, Err(error.unwrap_or_else(|| (0, io::ErrorKind::UnexpectedEof.into())))),
+        })
+    }
+}
+
+fn lock(busy: &Mutex<Busy>) -> MutexGuard<'_, Busy> {
+    busy.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Busy {
+    fn begin(&mut self) {
+        self.active += 1;
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    fn end(&mut self) {
+        self.active -= 1;
+        if self.active == 0 {
+            self.total += self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        }
+    }
 }
 
 /// What a thread does: one matrix after the other.
-fn read_all(to_do: &Mutex<Receiver<Job<'_>>>, report: &Sender<Done>) {
+fn read_all(to_do: &Mutex<Receiver<Job>>, busy: &Mutex<Busy>) {
     loop {
         let job = to_do.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { expert, matrix, place, mut memory }) = job else { return };
+        let Ok(Job { expert, matrix, place, mut memory, abandoned, report }) = job else { return };
+        lock(busy).begin();
         // A panic must not leave somebody waiting for the matrix.
-        let read = catch_unwind(AssertUnwindSafe(|| place.0[matrix].read(&mut memory)));
+        let mut go_on = |bytes: usize| {
+            lock(busy).bytes += bytes as u64;
+            !abandoned.load(Ordering::Relaxed)
+        };
+        let read = catch_unwind(AssertUnwindSafe(|| place.read(&mut memory, &mut go_on)));
         let read = read.unwrap_or_else(|_| Err(io::Error::other("reading panicked")));
-        if report.send(Done { expert, matrix, at: Instant::now(), memory, read }).is_err() {
-            return;
-        }
+        lock(busy).end();
+        // Nobody may want it any more.
+        let _ = report.send(Done { expert, matrix, memory, read });
     }
 }

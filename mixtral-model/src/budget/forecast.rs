@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::fetch::{Fetch, Wanted};
+use super::fetch::Readers;
 use super::place::ExpertPlace;
 use super::plan::{MemoryPlan, MemoryUse};
 use super::store::{STREAMED, memory_for};
@@ -136,24 +136,19 @@ fn disk_speed(config: &Config, checkpoint: &Checkpoint) -> Result<Option<f64>> {
     if places.is_empty() {
         return Ok(None);
     }
-    let (begun, mut read, mut took, mut left) = (Instant::now(), 0, Duration::ZERO, Vec::new());
+    let failed = |source| Error::Io { path: checkpoint.root().to_path_buf(), source };
+    let (readers, begun, mut left) = (Readers::new().map_err(failed)?, Instant::now(), Vec::new());
+    let mut fetch = readers.fetch();
     // Two at a time, as a token's experts of a layer are read.
     for pair in places.chunks(STREAMED).take_while(|_| begun.elapsed() < PATIENCE) {
-        let fetched = Fetch::run(pair.len(), |fetch| {
-            for (expert, place) in pair.iter().enumerate() {
-                let memory = memory_for(place, &mut left).map_err(io::Error::other)?;
-                fetch.ask(Wanted { expert, place, memory });
-            }
-            while let Some((expert, loaded)) = fetch.next() {
-                let loaded = loaded.map_err(|(_, source)| source)?;
-                left.extend(loaded.into_memory());
-                read += pair[expert].bytes();
-            }
-            Ok::<_, io::Error>(fetch.reading())
-        });
-        let failed = |source| Error::Io { path: checkpoint.root().to_path_buf(), source };
-        took += fetched.and_then(|reading| reading).map_err(failed)?;
+        for (expert, place) in pair.iter().enumerate() {
+            fetch.ask(expert, place, memory_for(place, &mut left).map_err(io::Error::other).map_err(failed)?);
+        }
+        while let Some((_, loaded)) = fetch.next() {
+            left.extend(loaded.map_err(|(_, source)| failed(source))?.into_memory());
+        }
     }
+    let (read, took) = readers.read();
     Ok(Some(read as f64 / took.as_secs_f64()).filter(|speed| speed.is_finite()))
 }
 

@@ -53,8 +53,10 @@ pub struct CacheUse {
     pub hits: u64,
     /// Experts read.
     pub reads: u64,
-    /// Bytes of weights read.
+    /// Bytes of their weights.
     pub bytes_read: u64,
+    /// Bytes that came from the disk, with what lies beside weights in its blocks.
+    pub disk_bytes: u64,
     /// Time in which something was being read.
     pub reading: Duration,
     /// Time that passes waited for the disk with nothing else to do.

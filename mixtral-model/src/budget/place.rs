@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use memmap2::MmapMut;
 use moe_kernels::{SwiGluView, WeightFormat, WeightView};
 
-use crate::checkpoint::{Place, RawFile, UncachedFile, map};
+use crate::checkpoint::{GoOn, Place, RawFile, UncachedFile, map};
 use crate::manifest::ExpertMatrix;
 use crate::{Checkpoint, Config, Error, LayerManifest, Result};
 
@@ -97,14 +97,15 @@ impl MatrixPlace {
         }
     }
 
-    /// Reads it, and gives its place in the memory.
-    pub(super) fn read(&self, memory: &mut [u8]) -> io::Result<usize> {
+    /// Reads it, and gives its place in the memory; piece by piece, as [`GoOn`] says.
+    pub(super) fn read(&self, memory: &mut [u8], go_on: &mut GoOn<'_>) -> io::Result<usize> {
         match &self.raw {
-            RawFile::Uncached(file) => file.read(self.offset, self.bytes, memory),
+            RawFile::Uncached(file) => file.read(self.offset, self.bytes, memory, go_on),
             RawFile::Shared(bytes) => {
                 let begin = self.offset as usize;
                 let from = bytes.get(begin..begin + self.bytes).ok_or(io::ErrorKind::UnexpectedEof)?;
                 memory[..self.bytes].copy_from_slice(from);
+                let _ = go_on(self.bytes);
                 Ok(0)
             }
         }

@@ -9,6 +9,7 @@ use moe_core::expert_cache::{Answer, CachePolicy, ExpertCache, ExpertKey, Expert
 use moe_core::{Error as CoreError, Result as CoreResult, ScratchValue, memory};
 
 use super::CacheUse;
+use super::fetch::Readers;
 use super::place::{ExpertPlace, Loaded};
 use crate::{Checkpoint, Config, Error, ExpertMatrix, Manifest, Result};
 
@@ -25,6 +26,7 @@ pub(super) struct ExpertStore {
     places: Vec<Vec<ExpertPlace>>,
     sizes: ExpertSizes,
     budget: u64,
+    readers: Readers,
     taken: Mutex<bool>,
     given_back: Condvar,
     state: Mutex<State>,
@@ -135,6 +137,7 @@ impl ExpertStore {
             places,
             sizes,
             budget,
+            readers: Readers::new().map_err(|source| Error::Io { path: checkpoint.root().into(), source })?,
             taken: Mutex::new(false),
             given_back: Condvar::new(),
             state: Mutex::new(state),
@@ -144,6 +147,11 @@ impl ExpertStore {
     /// Where the experts of a layer lie.
     pub(super) fn places(&self, layer: usize) -> &[ExpertPlace] {
         self.places.get(layer).map_or(&[], Vec::as_slice)
+    }
+
+    /// Who reads.
+    pub(super) fn readers(&self) -> &Readers {
+        &self.readers
     }
 
     /// Has the pass wait for its turn, or fail where it may not wait.
@@ -210,12 +218,11 @@ impl ExpertStore {
         Ok(actions)
     }
 
-    /// Notes what was read, how long that took, and how long the pass waited for it.
-    pub(super) fn count(&self, experts: u64, bytes: u64, [reading, waited]: [Duration; 2]) {
+    /// Notes how many experts were read, of how many bytes, and how long the pass waited for them.
+    pub(super) fn count(&self, experts: u64, bytes: u64, waited: Duration) {
         let counts = &mut self.state().counts;
         counts.reads += experts;
         counts.bytes_read += bytes;
-        counts.reading += reading;
         counts.waited += waited;
     }
 
@@ -224,6 +231,7 @@ impl ExpertStore {
         let state = self.state();
         let mut counts = state.counts.clone();
         counts.policy = state.cache.policy().to_string();
+        (counts.disk_bytes, counts.reading) = self.readers.read();
         let (accesses, accessed) = (state.accesses.clone(), state.accessed.clone());
         let whole = state.remembers;
         drop(state);

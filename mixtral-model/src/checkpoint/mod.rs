@@ -35,7 +35,7 @@ use file::{Container, WeightFile};
 use index::Index;
 pub use place::Place;
 pub(crate) use stored::{Entry, StoredType};
-pub(crate) use uncached::UncachedFile;
+pub(crate) use uncached::{GoOn, UncachedFile};
 
 /// How a tensor's bytes are reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -11,8 +11,12 @@ use super::map;
 
 /// What addresses in the file, in memory, and lengths of direct reads must be multiples of, on every file system in use.
 const ALIGNMENT: u64 = 4096;
-/// Bytes of one read through the page cache, so that little lies there at a time.
-const CACHED: usize = 4 << 20;
+/// Bytes of one read: large enough for the disk, and small enough that little lies in the page cache at a time, and that who wants no
+/// more of it is soon heard.
+const PIECE: usize = 1 << 20;
+
+/// What hears how many bytes a piece had, and says whether there is a point in the next one.
+pub(crate) type GoOn<'a> = dyn FnMut(usize) -> bool + 'a;
 
 /// A file whose bytes are read past the page cache where system and file system allow that, and otherwise through it, after which
 /// they are dropped from it.
@@ -46,17 +50,24 @@ impl UncachedFile {
     }
 
     /// Reads `len` bytes at `offset` into the memory, which begins at a page and has [room](Self::room) for them. Gives their place in it.
+    /// `go_on` hears how many bytes each piece had, and whether there is a point in the next one.
     ///
     /// # Errors
     ///
-    /// That of the system; `UnexpectedEof` where the file has become shorter.
-    pub(crate) fn read(&self, offset: u64, len: usize, memory: &mut [u8]) -> io::Result<usize> {
+    /// That of the system; `UnexpectedEof` where the file has become shorter; `Interrupted` where there is no point in going on.
+    pub(crate) fn read(
+        &self,
+        offset: u64,
+        len: usize,
+        memory: &mut [u8],
+        go_on: &mut GoOn<'_>,
+    ) -> io::Result<usize> {
         let skip = (offset % ALIGNMENT) as usize;
         let (begin, wanted) = (offset - skip as u64, skip + len);
         let memory = &mut memory[..Self::room(offset, len)];
-        let mut done = self.read_direct(begin, wanted, memory)?;
+        let mut done = self.read_direct(begin, wanted, memory, go_on)?;
         while done < wanted {
-            let end = wanted.min(done + CACHED);
+            let end = wanted.min(done + PIECE);
             let count = read_at(&self.file, &mut memory[done..end], begin + done as u64)?;
             if count == 0 {
                 let what = format!("{len} bytes expected at offset {offset}, fewer found");
@@ -64,22 +75,31 @@ impl UncachedFile {
             }
             done += count;
             drop_cached(&self.file, begin, done as u64);
+            heard(go_on(count))?;
         }
         Ok(skip)
     }
 
     /// How many of the bytes could be read directly.
-    fn read_direct(&self, begin: u64, wanted: usize, memory: &mut [u8]) -> io::Result<usize> {
+    fn read_direct(
+        &self,
+        begin: u64,
+        wanted: usize,
+        memory: &mut [u8],
+        go_on: &mut GoOn<'_>,
+    ) -> io::Result<usize> {
         let Some(direct) = self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed)) else {
             return Ok(0);
         };
         let mut done = 0;
         while done < wanted {
-            match read_at(direct, &mut memory[done..], begin + done as u64) {
+            let end = memory.len().min(done + PIECE);
+            match read_at(direct, &mut memory[done..end], begin + done as u64) {
                 // At the end of the file a read is short; what is missing then is said elsewhere.
                 Ok(0) => break,
                 Ok(count) => {
                     done += count;
+                    heard(go_on(count))?;
                     if !done.is_multiple_of(ALIGNMENT as usize) {
                         break;
                     }
@@ -105,11 +125,15 @@ impl UncachedFile {
         }
         let mut skip = 0;
         let all = map::memory(Self::room(offset, len), |memory| {
-            skip = self.read(offset, len, memory)?;
+            skip = self.read(offset, len, memory, &mut |_| true)?;
             Ok(())
         })?;
         Ok(all.slice(skip..skip + len))
     }
+}
+
+fn heard(goes_on: bool) -> io::Result<()> {
+    if goes_on { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 /// Whether both are one file: a name may have been given to another in between.
@@ -184,9 +208,16 @@ mod tests {
                 assert_eq!(bytes, all[offset as usize..offset as usize + len], "{offset} {len}");
             }
             let mut memory = MmapMut::map_anon(UncachedFile::room(19_000, 2000)).unwrap();
-            let error = file.read(19_000, 2000, &mut memory).unwrap_err();
+            let error = file.read(19_000, 2000, &mut memory, &mut |_| true).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
             assert!(error.to_string().contains("2000 bytes expected at offset 19000"), "{error}");
+            let mut heard = 0;
+            let read = file.read(0, 1000, &mut memory, &mut |bytes| {
+                heard += bytes;
+                false
+            });
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::Interrupted);
+            assert!(heard >= 1000, "{heard}");
         }
     }
 }
