@@ -27,6 +27,10 @@
 //! - [`generate`](fn@generate), [`perplexity`](fn@perplexity) and [`Dump`] are made of such passes.
 //! - [`Tokenizer`], [`ChatFormat`] and [`GenerationFile`] are what a model's files say besides; [`convert`] writes them anew.
 
+// Tests within the crate share the models of those without.
+#[cfg(test)]
+extern crate self as mixtral_model;
+
 mod attention;
 mod batch;
 mod budget;
@@ -41,6 +45,7 @@ mod gates;
 mod generate;
 mod generation;
 mod gguf;
+mod guess;
 mod input;
 pub mod inspect;
 pub mod lab;
@@ -62,7 +67,9 @@ pub mod tokenizer;
 mod workspace;
 
 pub use batch::{DEFAULT_CHUNK, Step, Wanted};
-pub use budget::{AtHitRate, CacheUse, DEFAULT_POLICY, Forecast, MemoryPlan, MemoryUse};
+pub use budget::{
+    AtHitRate, CacheUse, DEFAULT_POLICY, DiskReads, ExpertPrior, Forecast, MemoryPlan, MemoryUse, ReadAhead,
+};
 pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Digest, Place, TensorEntry, TensorView};
 pub use config::{Config, GenerationConfig, GenerationFile, LayerExperts, RopeScaling};

@@ -78,9 +78,37 @@ impl<'a> Loader<'a> {
     pub fn within(self, plan: &MemoryPlan) -> Result<Self> {
         // A config that was read is valid, but its fields are public.
         self.config.validate(self.checkpoint.root())?;
-        let budgeted = Budgeted::new(self.checkpoint, &self.config, plan.experts, plan.policy)?;
+        let budgeted = Budgeted::new(self.checkpoint, &self.config, plan)?;
+        Ok(self.over(budgeted))
+    }
+
+    /// The same with the experts of a model that was loaded [within a budget](Self::within): both have one cache, and take turns. So a
+    /// model under other routers or gates, or several of them, takes memory for its other weights alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] if that model is under no budget, computes otherwise, or is of other files; [`Error::Tensor`] for a
+    /// checkpoint that is not of the config.
+    pub fn sharing_experts(self, model: &Model) -> Result<Self> {
+        self.config.validate(self.checkpoint.root())?;
+        let differs =
+            |expected: String, found: String| Error::Setting { setting: "shared experts", expected, found };
+        let Some(cache) = &model.cache else {
+            return Err(differs(
+                "a model under a budget of memory".to_owned(),
+                "one that is under none".to_owned(),
+            ));
+        };
+        if model.compute != self.compute {
+            return Err(differs(format!("{:?}", model.compute), format!("{:?}", self.compute)));
+        }
+        let budgeted = Budgeted::of(cache, self.checkpoint, &self.config)?;
+        Ok(self.over(budgeted))
+    }
+
+    fn over(self, budgeted: Budgeted) -> Self {
         let cache = Some(budgeted.cache());
-        Ok(Self { moe: Box::new(move |parts| budgeted.layer(parts)), cache, ..self })
+        Self { moe: Box::new(move |parts| budgeted.layer(parts)), cache, ..self }
     }
 
     /// The same, with every matrix that is multiplied with, but for the gates', replaced by what `weight(spec, matrix)` makes of

@@ -11,6 +11,7 @@ use ndarray::ArrayView2;
 use crate::attention::{Attention, AttentionPass};
 use crate::batch::Batch;
 use crate::budget::{CacheOf, CacheUse};
+use crate::guess;
 use crate::products::Products;
 use crate::reserved::Reserved;
 use crate::rope::Rope;
@@ -266,6 +267,8 @@ impl Model {
         let backend = self.compute.backend;
         let all_rows = batch.wanted() == batch.rows() || observer.wants_all_rows();
 
+        let reads_ahead = self.cache.as_ref().is_some_and(CacheOf::reads_ahead);
+
         // hidden = embedding[token]
         let mut hidden = matrix(&mut workspace.hidden, batch.rows(), dim)?;
         for (&token, mut row) in batch.ids().iter().zip(hidden.rows_mut()) {
@@ -299,6 +302,12 @@ impl Model {
             check_finite(hidden.view(), batch, Some(n), "attention")?;
             let mixed = layer.attention.mixed(attention, batch.rows());
             observer.attended(n, mixed).map_err(|source| Error::Observer { source })?;
+
+            // a bank that reads its experts from a disk hears early what the next layer is likely to want
+            if let Some(next) = self.layers.get(n + 1).filter(|_| reads_ahead) {
+                let (compute, chosen) = ((self.compute, eps), self.config.experts_per_token);
+                guess::expect(next, chosen, compute, hidden.view(), &mut workspace.normed, moe.scratch())?;
+            }
 
             // hidden += moe(norm(hidden))
             let mut normed = matrix(&mut workspace.normed, batch.rows(), dim)?;

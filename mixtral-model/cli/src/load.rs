@@ -4,8 +4,8 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 
 use mixtral_model::{
-    Access, ChatFormat, Checkpoint, Compute, Config, DEFAULT_CHUNK, DEFAULT_POLICY, Embedded, LayerRouters,
-    Loader, MemoryPlan, MemoryUse, Model, Session, SessionOptions, Source, Template, Tokenizer,
+    Access, ChatFormat, Checkpoint, Compute, Config, DEFAULT_CHUNK, DEFAULT_POLICY, Embedded, ExpertPrior,
+    LayerRouters, Loader, MemoryPlan, MemoryUse, Model, Session, SessionOptions, Source, Template, Tokenizer,
 };
 
 use moe_core::Locality;
@@ -77,7 +77,14 @@ impl args::Budget {
     ) -> Result<MemoryPlan> {
         let uses = cache.uses(passes);
         let plan = MemoryPlan::new(config, checkpoint, &uses, bytes)?;
-        Ok(plan.with_policy(self.cache_policy.unwrap_or(DEFAULT_POLICY)))
+        let plan = plan
+            .with_policy(self.cache_policy.unwrap_or(DEFAULT_POLICY))
+            .with_read_ahead(self.read_ahead.unwrap_or_default())
+            .with_disk_reads(self.disk_reads.unwrap_or_default());
+        Ok(match &self.cache_prior {
+            Some(path) => plan.with_prior(ExpertPrior::read(path, config)?),
+            None => plan,
+        })
     }
 }
 

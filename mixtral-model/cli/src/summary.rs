@@ -85,14 +85,29 @@ pub(crate) fn write_memory(model: &Model) {
     if let Some(bound) = found.bound {
         let _ = write!(line, "; foreknowledge {:.1} %", percent(bound));
     }
-    let _ = write!(line, "); {:.2} GB read", gigabytes(found.bytes_read));
+    let _ = write!(line, "); {:.2} GB read", gigabytes(found.disk_bytes));
     if !found.reading.is_zero() {
-        let speed = gigabytes(found.bytes_read) / found.reading.as_secs_f64();
+        let seconds = found.reading.as_secs_f64();
+        // While something is read, the disk does what it can.
         let _ = write!(
             line,
-            " in {:.2} s, {speed:.2} GB/s, of which {:.2} s with nothing else to do",
-            found.reading.as_secs_f64(),
+            " in {seconds:.2} s, {:.2} GB/s, which is {:.0} % of the time and so of what the disk allows at these hits, {:.2} s of it with nothing else to do",
+            gigabytes(found.disk_bytes) / seconds,
+            100.0 * seconds / found.passing.as_secs_f64().max(seconds),
             found.waited.as_secs_f64()
+        );
+    }
+    if found.ahead > 0 {
+        let pays = match found.ahead_pays {
+            Some(true) => ", which pays",
+            Some(false) => ", which does not pay",
+            None => "",
+        };
+        let _ = write!(
+            line,
+            "; {} experts read ahead of the router, of which {:.0} % were wanted{pays}",
+            found.ahead,
+            100.0 * found.ahead_wanted as f64 / found.ahead as f64
         );
     }
     aside(&line);

@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use memmap2::MmapMut;
-use moe_core::{Dispatch, Error as CoreError, Experts, Reserve, Result as CoreResult, RowWork, Scratch};
+use moe_core::{
+    Dispatch, Error as CoreError, Expected, Experts, Reserve, Result as CoreResult, RowWork, Scratch,
+};
 use moe_kernels::{Error as KernelError, SwiGlu, SwiGluView, over_rows};
 use ndarray::{ArrayViewMut2, Axis, Slice};
 
 use super::fetch::Fetch;
 use super::place::{ExpertPlace, Loaded};
-use super::store::{Action, ExpertStore, Promised, STREAMED, Turns, memory_for};
+use super::store::{Action, Begun, ExpertStore, STREAMED, memory_for};
+use super::turn::{Turn, Turns};
 use crate::{Compute, Result};
 
 /// The experts of a layer under a budget: what has rows is in memory or is read, computed as it comes, and kept as long as there is room.
@@ -83,27 +86,33 @@ impl CachedExperts {
     fn compute_as_they_come(
         &self,
         experts: &[usize],
-        (actions, mut promised): (Vec<Action>, Promised<'_>),
+        Begun { actions, mut promised, mut fetch }: Begun<'_>,
         dispatch: Dispatch<'_>,
         scratch: &mut Scratch,
         out: &mut ArrayViewMut2<'_, f32>,
     ) -> CoreResult<()> {
         let (places, store) = (self.store.places(self.layer), &*self.store);
-        let mut fetch = store.readers().fetch();
-        let (mut have, mut passing) = (Vec::new(), Vec::new());
+        let (mut have, mut passing, mut coming) = (Vec::new(), Vec::new(), 0);
         for (action, &expert) in actions.into_iter().zip(experts) {
             match action {
                 Action::Have(loaded) => have.push((expert, loaded)),
+                Action::Coming => coming += usize::from(!promised.has(expert)),
                 Action::Keep(memory) => fetch.ask(expert, &places[expert], memory),
                 Action::Pass => passing.push(expert),
             }
         }
         // What passes through is asked for when there is memory for it.
-        let mut passing = passing.into_iter();
-        let mut result: CoreResult<()> = Ok(());
-        for _ in 0..STREAMED {
-            result = result.and_then(|()| ask_next(&mut fetch, &mut passing, places, &mut Vec::new()));
+        let mut left = if passing.is_empty() { Vec::new() } else { store.spare(&mut fetch) };
+        let (mut passing, mut through, mut result) = (passing.into_iter(), coming, Ok(()));
+        while result.is_ok() && through < STREAMED {
+            match ask_next(&mut fetch, &mut passing, places, &mut left) {
+                Ok(true) => through += 1,
+                Ok(false) => break,
+                Err(error) => result = Err(error),
+            }
         }
+        drop(left);
+        store.read_ahead(self.layer, through + fetch.abandoned(), &mut Vec::new());
         for (expert, loaded) in &have {
             if result.is_ok() {
                 result = self.compute(*expert, loaded, dispatch, scratch, out);
@@ -129,9 +138,16 @@ impl CachedExperts {
                 result = self.compute(expert, &loaded, dispatch, scratch, out);
             }
             if !keeps && result.is_ok() {
-                let mut left =
-                    Arc::into_inner(loaded).map(Loaded::into_memory).into_iter().flatten().collect();
-                result = ask_next(&mut fetch, &mut passing, places, &mut left);
+                let loaded = Arc::into_inner(loaded).map(Loaded::into_memory);
+                let mut left = loaded.into_iter().flatten().collect();
+                match ask_next(&mut fetch, &mut passing, places, &mut left) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        through -= 1;
+                        store.read_ahead(self.layer, through + fetch.abandoned(), &mut left);
+                    }
+                    Err(error) => result = Err(error),
+                }
             }
         }
         store.count(reads, bytes, fetch.waited);
@@ -139,19 +155,18 @@ impl CachedExperts {
     }
 }
 
-/// Asks for the next expert that passes through, into memory that was left over or new.
+/// Asks for the next expert that passes through, into memory that was left over or new; `false` if there is none.
 fn ask_next(
     fetch: &mut Fetch,
     passing: &mut impl Iterator<Item = usize>,
     places: &[ExpertPlace],
     left: &mut Vec<MmapMut>,
-) -> CoreResult<()> {
-    let Some(expert) = passing.next() else { return Ok(()) };
+) -> CoreResult<bool> {
+    let Some(expert) = passing.next() else { return Ok(false) };
     let place = &places[expert];
     let memory = memory_for(place, left)?;
-    left.clear();
     fetch.ask(expert, place, memory);
-    Ok(())
+    Ok(true)
 }
 
 impl Experts for CachedExperts {
@@ -173,29 +188,40 @@ impl Experts for CachedExperts {
         // A layer that is used alone reserves nothing: it has its turn for this call, if it is free.
         let _turn = match scratch.of::<Turns>().has(&self.store) {
             true => None,
-            false => Some(self.store.turn(false)?),
+            false => Some(Turn::new(&self.store, dispatch.rows(), false)?),
         };
         let experts: Vec<_> = (0..self.experts()).filter(|&e| !dispatch.rows_of(e).is_empty()).collect();
-        let (actions, promised) = self.store.begin(self.layer, &experts)?;
+        let begun = self.store.begin(self.layer, &experts)?;
         let mut views = vec![None; self.experts()];
-        for (action, &expert) in actions.iter().zip(&experts) {
+        for (action, &expert) in begun.actions.iter().zip(&experts) {
             if let Action::Have(loaded) = action {
                 views[expert] = Some(self.view(expert, loaded)?);
             }
         }
         if views.iter().flatten().count() == experts.len() {
+            self.store.read_ahead(self.layer, begun.fetch.abandoned(), &mut Vec::new());
             let view =
                 |e: usize| views[e].unwrap_or_else(|| unreachable!("only experts with rows are asked for"));
             let computed = self.bank.forward(view, dispatch, scratch, out);
             return computed.map_err(|error| error.in_layer(CoreError::experts));
         }
         drop(views);
-        self.compute_as_they_come(&experts, (actions, promised), dispatch, scratch, &mut out)
+        self.compute_as_they_come(&experts, begun, dispatch, scratch, &mut out)
+    }
+
+    fn expect(&self, layer: usize, experts: &[Expected]) {
+        // What is certain is wanted at once, and asked for then.
+        let mut guessed: Vec<_> = experts.iter().filter(|expected| expected.certainty < 1.0).collect();
+        if layer == self.layer && !guessed.is_empty() {
+            guessed.sort_by(|a, b| b.certainty.total_cmp(&a.certainty));
+            let known = guessed.iter().map(|expected| expected.expert).filter(|&e| e < self.experts());
+            self.store.expect(layer, known.collect());
+        }
     }
 
     fn reserve(&self, request: &Reserve, scratch: &mut Scratch) -> CoreResult<()> {
         if !scratch.of::<Turns>().has(&self.store) {
-            let turn = self.store.turn(request.may_wait)?;
+            let turn = Turn::new(&self.store, request.tokens, request.may_wait)?;
             scratch.of::<Turns>().add(turn);
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -74,6 +74,10 @@ pub(super) struct Fetch {
     report: Sender<Done>,
     done: Receiver<Done>,
     partial: Vec<Partial>,
+    /// What is whole and was not asked for yet.
+    ready: Vec<Fetched>,
+    /// Memory of experts that nobody wants any more.
+    left: Vec<MmapMut>,
     /// Time that was spent waiting for the disk.
     pub(super) waited: Duration,
 }
@@ -98,8 +102,8 @@ impl Readers {
     /// Nothing on its way yet.
     pub(super) fn fetch(&self) -> Fetch {
         let (report, done) = channel();
-        let (partial, waited) = (Vec::new(), Duration::ZERO);
-        Fetch { jobs: self.jobs.clone(), report, done, partial, waited }
+        let (partial, ready, left) = (Vec::new(), Vec::new(), Vec::new());
+        Fetch { jobs: self.jobs.clone(), report, done, partial, ready, left, waited: Duration::ZERO }
     }
 
     /// Bytes that were read, and the time in which something was being read.
@@ -116,26 +120,60 @@ impl Fetch {
         for (matrix, memory) in memory.into_iter().enumerate() {
             let (place, report) = (place.0[matrix].clone(), self.report.clone());
             let job = Job { expert, matrix, place, memory, abandoned: abandoned.clone(), report };
-            // Without readers, which end with the model, nobody waits for it.
-            let _ = self.jobs.send(job);
+            if let Err(SendError(job)) = self.jobs.send(job) {
+                let Job { expert, matrix, memory, report, .. } = job;
+                let read = Err(io::Error::other("nobody reads any more"));
+                let _ = report.send(Done { expert, matrix, memory, read });
+            }
         }
         let matrices = [const { None }; 3];
         self.partial.push(Partial { expert, matrices, came: 0, error: None, abandoned });
     }
 
-    /// Waits for the next expert to be whole, in whatever order they come; none if nothing is on its way.
+    /// Whether an expert is on its way, and wanted.
+    pub(super) fn has(&self, expert: usize) -> bool {
+        self.partial.iter().any(|partial| partial.expert == expert && !partial.is_abandoned())
+    }
+
+    /// Experts that were asked for and did not yet come.
+    pub(super) fn len(&self) -> usize {
+        self.partial.len() + self.ready.len()
+    }
+
+    /// Abandons what is on its way, but for these experts.
+    pub(super) fn abandon_but(&self, experts: &[usize]) {
+        for partial in self.partial.iter().filter(|partial| !experts.contains(&partial.expert)) {
+            partial.abandoned.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Experts that were abandoned and whose memory may still be read into.
+    pub(super) fn abandoned(&self) -> usize {
+        self.partial.iter().filter(|partial| partial.is_abandoned()).count()
+    }
+
+    /// Waits until nothing is read any more that was abandoned, which is soon, and gives its memory.
+    pub(super) fn settle(&mut self) -> Vec<MmapMut> {
+        while self.abandoned() > 0 {
+            // There is a sender as long as this is there.
+            let Ok(came) = self.done.recv() else { break };
+            let whole = self.take(came);
+            self.ready.extend(whole);
+        }
+        std::mem::take(&mut self.left)
+    }
+
+    /// Waits for the next expert to be whole that is wanted, in whatever order they come; none if none is on its way.
     pub(super) fn next(&mut self) -> Option<Fetched> {
-        while !self.partial.is_empty() {
+        while self.ready.is_empty() && self.partial.iter().any(|partial| !partial.is_abandoned()) {
             let since = Instant::now();
             let came = self.done.recv();
             self.waited += since.elapsed();
-            // There is a sender as long as this is there.
             let Ok(came) = came else { break };
-            if let Some(whole) = self.take(came) {
-                return Some(whole);
-            }
+            let whole = self.take(came);
+            self.ready.extend(whole);
         }
-        None
+        self.ready.pop()
     }
 
     fn take(&mut self, Done { expert, matrix, memory, read }: Done) -> Option<Fetched> {
@@ -143,17 +181,36 @@ impl Fetch {
         let partial = &mut self.partial[at];
         partial.came += 1;
         match read {
+            _ if partial.is_abandoned() => self.left.push(memory),
             Ok(skip) => partial.matrices[matrix] = Some((memory, skip)),
             Err(error) => partial.error = Some((matrix, error)),
         }
         if partial.came < partial.matrices.len() {
             return None;
         }
-        let Partial { matrices, error, .. } = self.partial.swap_remove(at);
-        Some(match (matrices, error) {
+        let partial = self.partial.swap_remove(at);
+        if partial.is_abandoned() {
+            self.left.extend(partial.matrices.into_iter().flatten().map(|(memory, _)| memory));
+            return None;
+        }
+        Some(match (partial.matrices, partial.error) {
             ([Some(w1), Some(w2), Some(w3)], None) => (expert, Ok(Loaded::new([w1, w2, w3]))),
             (_, error) => (expert, Err(error.unwrap_or_else(|| (0, io::ErrorKind::UnexpectedEof.into())))),
         })
+    }
+}
+
+impl Drop for Fetch {
+    /// Nothing is read any more when this is gone: its memory counts until then.
+    fn drop(&mut self) {
+        self.abandon_but(&[]);
+        self.settle();
+    }
+}
+
+impl Partial {
+    fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
     }
 }
 

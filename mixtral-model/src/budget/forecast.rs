@@ -1,22 +1,15 @@
 //! What running within a budget of memory will cost.
 
 use std::fmt;
-use std::io;
-use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::fetch::Readers;
-use super::place::ExpertPlace;
+use super::disk;
+use super::place::places;
 use super::plan::{MemoryPlan, MemoryUse};
-use super::store::{STREAMED, memory_for};
 use crate::inspect::Bytes;
 use crate::manifest::Manifest;
 use crate::{Checkpoint, Config, Error, Result};
-
-/// Bytes that are read to see how fast the disk is, at most, and time that is taken for it.
-const PROBED: u64 = 1 << 30;
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shares of experts that may be in memory when a token wants them.
 const HIT_RATES: [f64; 5] = [0.0, 0.5, 0.8, 0.9, 0.95];
@@ -40,6 +33,8 @@ pub struct Forecast {
     pub experts_of_model: u64,
     /// Bytes a second that experts were read with; none for weights that are no file.
     pub disk_bytes_per_second: Option<f64>,
+    /// Whether files were read past the page cache; none for weights that are no file.
+    pub direct: Option<bool>,
     /// What a token reads, and how many of them the disk allows a second, at stated shares of experts in memory.
     pub tokens: Vec<AtHitRate>,
     /// What would do with a budget that is too small, in words.
@@ -65,7 +60,10 @@ impl Forecast {
     ///
     /// Those of [`MemoryPlan::unchecked`]; [`Error::Io`].
     pub fn new(config: &Config, checkpoint: &Checkpoint, uses: &MemoryUse, plan: MemoryPlan) -> Result<Self> {
-        let disk = disk_speed(config, checkpoint)?;
+        let places = places(checkpoint, config)?;
+        let measured = plan.disk_reads.choose(&places).and_then(|direct| Ok((direct, disk::speed(&places)?)));
+        let failed = |source| Error::Io { path: checkpoint.root().to_path_buf(), source };
+        let (direct, disk) = measured.map_err(failed)?;
         let works = plan.budget >= plan.least;
         let experts_of_model = (0..config.layers).map(|n| config.experts.of(n) as u64).sum::<u64>();
         let share = plan.experts as f64 / plan.all_experts.max(1) as f64;
@@ -81,6 +79,7 @@ impl Forecast {
             resident_experts: resident,
             experts_of_model,
             disk_bytes_per_second: disk,
+            direct,
             tokens: HIT_RATES.map(at).to_vec(),
             instead,
             plan,
@@ -119,39 +118,6 @@ fn instead(
     Ok(found)
 }
 
-/// Bytes a second of reading experts as a pass reads them.
-fn disk_speed(config: &Config, checkpoint: &Checkpoint) -> Result<Option<f64>> {
-    let (manifest, mut places) = (Manifest::new(config), Vec::new());
-    let mut bytes = 0;
-    'all: for n in 0..config.layers {
-        for e in 0..config.experts.of(n) {
-            let place = ExpertPlace::of(checkpoint, config, &manifest.layer(n), e)?;
-            bytes += place.bytes();
-            if !place.is_file() || bytes > PROBED && !places.is_empty() {
-                break 'all;
-            }
-            places.push(place);
-        }
-    }
-    if places.is_empty() {
-        return Ok(None);
-    }
-    let failed = |source| Error::Io { path: checkpoint.root().to_path_buf(), source };
-    let (readers, begun, mut left) = (Readers::new().map_err(failed)?, Instant::now(), Vec::new());
-    let mut fetch = readers.fetch();
-    // Two at a time, as a token's experts of a layer are read.
-    for pair in places.chunks(STREAMED).take_while(|_| begun.elapsed() < PATIENCE) {
-        for (expert, place) in pair.iter().enumerate() {
-            fetch.ask(expert, place, memory_for(place, &mut left).map_err(io::Error::other).map_err(failed)?);
-        }
-        while let Some((_, loaded)) = fetch.next() {
-            left.extend(loaded.map_err(|(_, source)| failed(source))?.into_memory());
-        }
-    }
-    let (read, took) = readers.read();
-    Ok(Some(read as f64 / took.as_secs_f64()).filter(|speed| speed.is_finite()))
-}
-
 impl fmt::Display for Forecast {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let MemoryPlan {
@@ -181,7 +147,10 @@ impl fmt::Display for Forecast {
             self.experts_of_model
         )?;
         match self.disk_bytes_per_second {
-            Some(speed) => writeln!(f, "disk        {}/s, reading experts", Bytes(speed as u64))?,
+            Some(speed) => {
+                let way = if self.direct == Some(true) { "past" } else { "through" };
+                writeln!(f, "disk        {}/s, reading experts {way} the page cache", Bytes(speed as u64))?;
+            }
             None => writeln!(f, "disk        none: the weights are in memory")?,
         }
         for AtHitRate { hit_rate, bytes_read, most_tokens_per_second } in &self.tokens {

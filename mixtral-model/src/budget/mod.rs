@@ -9,14 +9,23 @@
 //!
 //! In a layer, all experts that have rows and are not in memory are asked for at once, several reads at a time; those that are in memory
 //! compute meanwhile, and each of the others as soon as it is whole. What the cache has no room for passes through memory of two experts. So
-//! a chunk of a prompt reads every expert at most once.
+//! a chunk of a prompt reads every expert at most once. While a layer computes and nothing else is to be read, experts that the next one is
+//! likely to want may be [read ahead](ReadAhead).
 
+mod ahead;
 mod bank;
+mod disk;
 mod fetch;
 mod forecast;
+mod history;
 mod place;
 mod plan;
+mod prior;
 mod store;
+#[cfg(test)]
+mod tests;
+mod trial;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,9 +35,12 @@ use moe_core::expert_cache::CachePolicy;
 
 use crate::load::MoeParts;
 use crate::{Checkpoint, Config, Error, Result};
+pub use ahead::ReadAhead;
 use bank::CachedExperts;
+pub use disk::DiskReads;
 pub use forecast::{AtHitRate, Forecast};
 pub use plan::{MemoryPlan, MemoryUse};
+pub use prior::ExpertPrior;
 use store::ExpertStore;
 
 /// What is evicted first, unless something else is asked for: of all policies it hit most in traces of decoding, and does not fall off the
@@ -51,12 +63,22 @@ pub struct CacheUse {
     pub requests: u64,
     /// Times that it was in memory.
     pub hits: u64,
-    /// Experts read.
+    /// Experts read for them.
     pub reads: u64,
     /// Bytes of their weights.
     pub bytes_read: u64,
-    /// Bytes that came from the disk, with what lies beside weights in its blocks.
+    /// Experts that were asked for before the router had spoken.
+    pub ahead: u64,
+    /// Those of them that it then wanted.
+    pub ahead_wanted: u64,
+    /// Whether passes were faster with that, as far as it was [measured](ReadAhead::Measured).
+    pub ahead_pays: Option<bool>,
+    /// Whether files are read past the page cache; none for weights that are no file.
+    pub direct: Option<bool>,
+    /// Bytes that came from the disk, with what was in memory from the start, what was read ahead in vain and what lies beside weights in the disk's blocks.
     pub disk_bytes: u64,
+    /// Time that passes took.
+    pub passing: Duration,
     /// Time in which something was being read.
     pub reading: Duration,
     /// Time that passes waited for the disk with nothing else to do.
@@ -73,7 +95,7 @@ impl CacheUse {
 }
 
 /// The experts of a model under a budget, as its layers are made.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Budgeted {
     store: Arc<ExpertStore>,
 }
@@ -84,13 +106,17 @@ pub(crate) struct CacheOf(Arc<ExpertStore>);
 
 impl Budgeted {
     /// The experts of a checkpoint, of which those in memory may take so many bytes.
-    pub(crate) fn new(
-        checkpoint: &Checkpoint,
-        config: &Config,
-        bytes: u64,
-        policy: CachePolicy,
-    ) -> Result<Self> {
-        Ok(Self { store: Arc::new(ExpertStore::new(checkpoint, config, bytes, policy)?) })
+    pub(crate) fn new(checkpoint: &Checkpoint, config: &Config, plan: &MemoryPlan) -> Result<Self> {
+        Ok(Self { store: Arc::new(ExpertStore::new(checkpoint, config, plan)?) })
+    }
+
+    /// Those that another model has.
+    pub(crate) fn of(cache: &CacheOf, checkpoint: &Checkpoint, config: &Config) -> Result<Self> {
+        if cache.0.is_of(checkpoint, config)? {
+            return Ok(Self { store: cache.0.clone() });
+        }
+        let (expected, found) = ("a checkpoint of the same files".to_owned(), "others".to_owned());
+        Err(Error::Setting { setting: "shared experts", expected, found })
     }
 
     /// A layer over them.
@@ -111,5 +137,10 @@ impl Budgeted {
 impl CacheOf {
     pub(crate) fn counts(&self) -> CacheUse {
         self.0.counts()
+    }
+
+    /// Whether the pass at hand reads experts ahead of its routers.
+    pub(crate) fn reads_ahead(&self) -> bool {
+        self.0.reads_ahead()
     }
 }

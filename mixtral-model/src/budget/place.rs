@@ -8,13 +8,13 @@ use memmap2::MmapMut;
 use moe_kernels::{SwiGluView, WeightFormat, WeightView};
 
 use crate::checkpoint::{GoOn, Place, RawFile, UncachedFile, map};
-use crate::manifest::ExpertMatrix;
+use crate::manifest::{ExpertMatrix, Manifest};
 use crate::{Checkpoint, Config, Error, LayerManifest, Result};
 
 /// Where one matrix lies.
 #[derive(Clone, Debug)]
 pub(super) struct MatrixPlace {
-    raw: RawFile,
+    pub(super) raw: RawFile,
     offset: u64,
     bytes: usize,
     pub(super) format: WeightFormat,
@@ -25,6 +25,16 @@ pub(super) struct MatrixPlace {
 /// Where the matrices of an expert lie, in the order of their names.
 #[derive(Clone, Debug)]
 pub(super) struct ExpertPlace(pub(super) [MatrixPlace; 3]);
+
+/// Where all experts of a model lie, by layer and expert.
+pub(super) fn places(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<Vec<ExpertPlace>>> {
+    let manifest = Manifest::new(config);
+    let of_layer = |n: usize| {
+        let layer = manifest.layer(n);
+        (0..config.experts.of(n)).map(|e| ExpertPlace::of(checkpoint, config, &layer, e)).collect()
+    };
+    (0..config.layers).map(of_layer).collect()
+}
 
 /// The matrices of an expert in memory of its own.
 #[derive(Debug)]
@@ -59,6 +69,45 @@ impl ExpertPlace {
     /// Whether it is read from a file.
     pub(super) fn is_file(&self) -> bool {
         self.0.iter().all(|matrix| matches!(matrix.raw, RawFile::Uncached(_)))
+    }
+
+    /// Whether it is read past the page cache.
+    pub(super) fn is_direct(&self) -> bool {
+        let mut files = self.files().peekable();
+        files.peek().is_some() && files.all(|(file, _)| file.is_direct())
+    }
+
+    /// Has it be read past the page cache, where that is possible, or not.
+    pub(super) fn read_directly(&self, directly: bool) {
+        self.files().for_each(|(file, _)| file.read_directly(directly));
+    }
+
+    /// Drops it from the page cache.
+    pub(super) fn forget(&self) {
+        self.files().for_each(|(file, matrix)| file.forget(matrix.offset, matrix.bytes));
+    }
+
+    /// The files of its matrices, as far as they are read from files.
+    fn files(&self) -> impl Iterator<Item = (&UncachedFile, &MatrixPlace)> {
+        self.0.iter().filter_map(|matrix| match &matrix.raw {
+            RawFile::Uncached(file) => Some((&**file, matrix)),
+            RawFile::Shared(_) => None,
+        })
+    }
+
+    /// Whether both are the same bytes of the same file, of the same meaning.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let is = |one: &MatrixPlace, other: &MatrixPlace| {
+            let what =
+                |place: &MatrixPlace| (place.offset, place.bytes, place.format, place.rows, place.columns);
+            let same_file = match (&one.raw, &other.raw) {
+                (RawFile::Uncached(one), RawFile::Uncached(other)) => one.is(other),
+                (RawFile::Shared(one), RawFile::Shared(other)) => one.as_ptr() == other.as_ptr(),
+                _ => false,
+            };
+            same_file && what(one) == what(other)
+        };
+        self.0.iter().zip(&other.0).all(|(one, other)| is(one, other))
     }
 
     /// Bytes of memory that it takes.

@@ -3,9 +3,9 @@
 use moe_core::expert_cache::CachePolicy;
 use moe_kernels::{Dtype, padded_row_bytes};
 
-use super::DEFAULT_POLICY;
 use super::place::ExpertPlace;
 use super::store::STREAMED;
+use super::{DEFAULT_POLICY, DiskReads, ExpertPrior, ReadAhead};
 use crate::checkpoint::UncachedFile;
 use crate::inspect::own_memory;
 use crate::manifest::{Kind, Manifest};
@@ -76,6 +76,15 @@ pub struct MemoryPlan {
     /// What is evicted first.
     #[serde(skip)]
     pub policy: CachePolicy,
+    /// Whether experts are read before a router has spoken.
+    #[serde(skip)]
+    pub read_ahead: ReadAhead,
+    /// How files are read.
+    #[serde(skip)]
+    pub disk_reads: DiskReads,
+    /// How often experts were wanted before, which says which of them are in memory from the start.
+    #[serde(skip)]
+    pub prior: Option<ExpertPrior>,
 }
 
 impl MemoryPlan {
@@ -155,12 +164,30 @@ impl MemoryPlan {
             experts_of_token,
             least,
             policy: DEFAULT_POLICY,
+            read_ahead: ReadAhead::default(),
+            disk_reads: DiskReads::default(),
+            prior: None,
         })
     }
 
     /// The same with another order of eviction.
     pub fn with_policy(self, policy: CachePolicy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// The same, reading ahead of routers or not.
+    pub fn with_read_ahead(self, read_ahead: ReadAhead) -> Self {
+        Self { read_ahead, ..self }
+    }
+
+    /// The same, reading files in another way.
+    pub fn with_disk_reads(self, disk_reads: DiskReads) -> Self {
+        Self { disk_reads, ..self }
+    }
+
+    /// The same, with the experts in memory from the start that were wanted most before. They are read when the model is loaded.
+    pub fn with_prior(self, prior: ExpertPrior) -> Self {
+        Self { prior: Some(prior), ..self }
     }
 
     /// What the budget must hold whatever becomes of experts.

@@ -1,23 +1,28 @@
 //! The experts of all layers, of which some are in memory.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use memmap2::MmapMut;
-use moe_core::expert_cache::{Answer, CachePolicy, ExpertCache, ExpertKey, ExpertSizes, LayerAccess, belady};
-use moe_core::{Error as CoreError, Result as CoreResult, ScratchValue, memory};
+use moe_core::expert_cache::{Answer, ExpertCache, ExpertKey, ExpertSizes};
+use moe_core::{Error as CoreError, Result as CoreResult, memory};
 
-use super::CacheUse;
-use super::fetch::Readers;
-use super::place::{ExpertPlace, Loaded};
-use crate::{Checkpoint, Config, Error, ExpertMatrix, Manifest, Result};
+use super::ahead::{Ahead, ReadAhead};
+use super::fetch::{Fetch, Readers};
+use super::history::History;
+use super::place::{ExpertPlace, Loaded, places};
+use super::trial::Trial;
+use super::turn::Turnstile;
+use super::{CacheUse, MemoryPlan};
+use crate::{Checkpoint, Config, Error, ExpertMatrix, Result};
 
 /// Experts that are read, used and let go at the same time: one computes while the next one is read.
 pub(super) const STREAMED: usize = 2;
 
-/// Accesses that are remembered to compare with Belady's bound, at most.
-const REMEMBERED: usize = 1 << 19;
+/// Tokens of a pass whose layers want some of their experts only.
+const FEW: usize = 8;
 
 /// All experts of a model: where they lie, which of them are in memory, and whose turn it is.
 #[derive(Debug)]
@@ -27,8 +32,8 @@ pub(super) struct ExpertStore {
     sizes: ExpertSizes,
     budget: u64,
     readers: Readers,
-    taken: Mutex<bool>,
-    given_back: Condvar,
+    read_ahead: ReadAhead,
+    pub(super) turnstile: Turnstile,
     state: Mutex<State>,
 }
 
@@ -41,21 +46,32 @@ struct State {
     layer: Option<usize>,
     step: u64,
     counts: CacheUse,
-    /// Pass, layer, and where its experts end.
-    accesses: Vec<(u64, usize, usize)>,
-    accessed: Vec<u32>,
-    /// Whether all accesses so far are there.
-    remembers: bool,
+    history: History,
+    ahead: Ahead,
+    trial: Trial,
+    /// Whether the pass at hand reads ahead.
+    reads_ahead: bool,
 }
 
 /// What is to be done for an expert of a layer.
 pub(super) enum Action {
     /// It is in memory.
     Have(Arc<Loaded>),
+    /// It is on its way already, and kept if it is promised.
+    Coming,
     /// It is to be read into this memory, and kept.
     Keep([MmapMut; 3]),
     /// It is to be read, used and let go.
     Pass,
+}
+
+/// What a layer begins with.
+pub(super) struct Begun<'s> {
+    /// For each of its experts.
+    pub(super) actions: Vec<Action>,
+    pub(super) promised: Promised<'s>,
+    /// What is on its way already.
+    pub(super) fetch: Fetch,
 }
 
 /// The experts of a layer for which the cache has made room, and which are not there yet. What is not by the time that this goes, an
@@ -67,81 +83,73 @@ pub(super) struct Promised<'s> {
     experts: Vec<usize>,
 }
 
-/// That a pass has the store for itself, until this goes.
-#[derive(Debug)]
-pub(super) struct Turn(Arc<ExpertStore>);
-
-/// The turns that a pass has, in whatever stores.
-#[derive(Debug, Default)]
-pub(super) struct Turns(Vec<Turn>);
-
-impl ScratchValue for Turns {
-    fn bytes(&self) -> usize {
-        memory::held(&self.0)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *self.0.taken.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        self.0.given_back.notify_one();
-    }
-}
-
-impl Turns {
-    /// Whether the pass has its turn in a store.
-    pub(super) fn has(&self, store: &Arc<ExpertStore>) -> bool {
-        self.0.iter().any(|turn| Arc::ptr_eq(&turn.0, store))
-    }
-
-    pub(super) fn add(&mut self, turn: Turn) {
-        self.0.push(turn);
-    }
-
-    /// Gives back the turn in a store.
-    pub(super) fn end(&mut self, store: &Arc<ExpertStore>) {
-        self.0.retain(|turn| !Arc::ptr_eq(&turn.0, store));
-    }
-}
-
 impl ExpertStore {
     /// All experts of a checkpoint, of which those in memory may take so many bytes.
-    pub(super) fn new(
-        checkpoint: &Checkpoint,
-        config: &Config,
-        budget: u64,
-        policy: CachePolicy,
-    ) -> Result<Self> {
-        let (manifest, mut places, mut rooms) = (Manifest::new(config), Vec::new(), Vec::new());
-        let most = config.experts.most();
-        for layer in 0..config.layers {
-            let manifest = manifest.layer(layer);
-            let of_expert = |e| ExpertPlace::of(checkpoint, config, &manifest, e);
-            let of_layer = (0..config.experts.of(layer)).map(of_expert).collect::<Result<Vec<_>>>()?;
-            rooms.extend((0..most).map(|e| of_layer.get(e).map_or(0, ExpertPlace::room)));
-            places.push(of_layer);
-        }
+    pub(super) fn new(checkpoint: &Checkpoint, config: &Config, plan: &MemoryPlan) -> Result<Self> {
+        let &MemoryPlan { experts: budget, policy, read_ahead, disk_reads, ref prior, .. } = plan;
+        let (places, most) = (places(checkpoint, config)?, config.experts.most());
+        let room = |layer: &Vec<ExpertPlace>, e| layer.get(e).map_or(0, ExpertPlace::room);
+        let rooms: Vec<_> = places.iter().flat_map(|layer| (0..most).map(move |e| room(layer, e))).collect();
         let of_cache = |source: CoreError| Error::Setting {
             setting: "expert cache",
             expected: "experts of a model".to_owned(),
             found: source.to_string(),
         };
         let sizes = ExpertSizes::new(config.layers, most, &rooms).map_err(of_cache)?;
-        let cache = ExpertCache::new(sizes.clone(), budget, policy).map_err(of_cache)?;
+        let mut cache = ExpertCache::new(sizes.clone(), budget, policy).map_err(of_cache)?;
+        if let Some(prior) = prior {
+            cache = cache.with_prior(&prior.worth(config, most)).map_err(of_cache)?;
+        }
+        let failed = |source| Error::Io { path: checkpoint.root().into(), source };
+        let direct = disk_reads.choose(&places).map_err(failed)?;
+        let readers = Readers::new().map_err(failed)?;
         let loaded = places.iter().map(|layer| layer.iter().map(|_| None).collect()).collect();
-        let counts = CacheUse { budget, ..CacheUse::default() };
-        let (accesses, accessed) = (Vec::new(), Vec::new());
-        let remembers = true;
-        let state = State { cache, loaded, layer: None, step: 0, counts, accesses, accessed, remembers };
-        Ok(Self {
+        let counts = CacheUse { budget, direct, ..CacheUse::default() };
+        let (history, ahead, trial) = (History::default(), Ahead::default(), Trial::default());
+        let state =
+            State { cache, loaded, layer: None, step: 0, counts, history, ahead, trial, reads_ahead: false };
+        let store = Self {
             places,
             sizes,
             budget,
-            readers: Readers::new().map_err(|source| Error::Io { path: checkpoint.root().into(), source })?,
-            taken: Mutex::new(false),
-            given_back: Condvar::new(),
+            readers,
+            read_ahead,
+            turnstile: Turnstile::default(),
             state: Mutex::new(state),
-        })
+        };
+        store.read_residents()?;
+        Ok(store)
+    }
+
+    /// Reads what the cache begins with.
+    fn read_residents(&self) -> Result<()> {
+        let residents: Vec<_> = self.state().cache.residents().collect();
+        let mut fetch = self.readers.fetch();
+        for (n, key) in residents.iter().enumerate() {
+            let place = &self.places[key.layer][key.expert];
+            let memory = memory_for(place, &mut Vec::new());
+            fetch.ask(n, place, memory.map_err(|error| Error::moe(key.layer, error, |row| row))?);
+        }
+        while let Some((n, read)) = fetch.next() {
+            let ExpertKey { layer, expert, .. } = residents[n];
+            let read = read.map_err(|error| self.failed(layer, expert, error));
+            let loaded = Arc::new(read.map_err(|error| Error::moe(layer, error, |row| row))?);
+            self.state().loaded[layer][expert] = Some(loaded);
+        }
+        let state = &mut *self.state();
+        state.history.begins_with(&residents);
+        state.counts.resident = state.cache.resident_bytes();
+        state.counts.peak = state.counts.resident;
+        Ok(())
+    }
+
+    /// Whether a checkpoint has these experts.
+    pub(super) fn is_of(&self, checkpoint: &Checkpoint, config: &Config) -> Result<bool> {
+        let other = places(checkpoint, config)?;
+        let same = |(one, other): (&Vec<ExpertPlace>, &Vec<ExpertPlace>)| {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.is(other))
+        };
+        Ok(self.places.len() == other.len() && self.places.iter().zip(&other).all(same))
     }
 
     /// Where the experts of a layer lie.
@@ -149,22 +157,57 @@ impl ExpertStore {
         self.places.get(layer).map_or(&[], Vec::as_slice)
     }
 
-    /// Who reads.
-    pub(super) fn readers(&self) -> &Readers {
-        &self.readers
+    /// Begins a pass of so many tokens, which has its turn. Says whether passes like it are compared with each other.
+    pub(super) fn begin_pass(&self, tokens: usize) -> bool {
+        // Of many tokens, a layer wants nearly all experts: what is guessed is right.
+        let compared = tokens <= FEW && self.read_ahead == ReadAhead::Measured;
+        let state = &mut *self.state();
+        state.reads_ahead = match self.read_ahead {
+            ReadAhead::Measured if compared => state.trial.next(),
+            ReadAhead::Measured | ReadAhead::On => true,
+            ReadAhead::Off => false,
+        };
+        compared
     }
 
-    /// Has the pass wait for its turn, or fail where it may not wait.
-    pub(super) fn turn(self: &Arc<Self>, may_wait: bool) -> CoreResult<Turn> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        while *taken {
-            if !may_wait {
-                return Err(CoreError::Busy { what: "experts under a budget of memory" });
-            }
-            taken = self.given_back.wait(taken).unwrap_or_else(PoisonError::into_inner);
+    /// Ends a pass, which took so long. Nothing is read any more when this is done.
+    pub(super) fn end_pass(&self, took: Duration, compared: bool) {
+        let mut state = self.state();
+        state.counts.passing += took;
+        if compared {
+            state.trial.passed(took);
         }
-        *taken = true;
-        Ok(Turn(self.clone()))
+        let on_its_way = state.ahead.take();
+        drop(state);
+        drop(on_its_way);
+    }
+
+    /// Whether the pass at hand reads experts ahead of its routers.
+    pub(super) fn reads_ahead(&self) -> bool {
+        self.state().reads_ahead
+    }
+
+    /// Hears which experts of a layer are likely to be wanted, the likeliest first.
+    pub(super) fn expect(&self, layer: usize, experts: VecDeque<usize>) {
+        self.state().ahead.expect(layer, experts);
+    }
+
+    /// The memory that experts were to be read ahead into, once nothing reads into it.
+    pub(super) fn spare(&self, fetch: &mut Fetch) -> Vec<MmapMut> {
+        let mut spare = fetch.settle();
+        spare.append(&mut self.state().ahead.spare());
+        spare
+    }
+
+    /// Begins to read what the layer after this one is likely to want, beside so many experts that are not in the cache; into memory that was
+    /// left over, first.
+    pub(super) fn read_ahead(&self, layer: usize, beside: usize, left: &mut Vec<MmapMut>) {
+        let State { ahead, loaded, counts, .. } = &mut *self.state();
+        ahead.keep(left);
+        let next = layer + 1;
+        let (Some(places), Some(loaded)) = (self.places.get(next), loaded.get(next)) else { return };
+        let asked = ahead.ask(next, beside, &self.readers, places, |expert| loaded[expert].is_some());
+        counts.ahead += asked as u64;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -172,21 +215,32 @@ impl ExpertStore {
     }
 
     /// Says what is to be done for each of these experts of a layer, in their order. What has to make room for them is let go.
-    pub(super) fn begin(&self, layer: usize, experts: &[usize]) -> CoreResult<(Vec<Action>, Promised<'_>)> {
+    pub(super) fn begin(&self, layer: usize, experts: &[usize]) -> CoreResult<Begun<'_>> {
         let mut promised = Promised { store: self, layer, experts: Vec::new() };
         memory::reserve(&mut promised.experts, experts.len(), "experts of a pass")?;
-        let actions = self.decide(layer, experts, &mut promised.experts)?;
-        Ok((actions, promised))
+        let on_its_way = self.state().ahead.take();
+        // What is on its way for another layer is of a pass that failed.
+        let fetch = on_its_way.filter(|(of, _)| *of == layer).map(|(_, fetch)| fetch);
+        let fetch = fetch.unwrap_or_else(|| self.readers.fetch());
+        fetch.abandon_but(experts);
+        let actions = self.decide(layer, experts, &fetch, &mut promised.experts)?;
+        Ok(Begun { actions, promised, fetch })
     }
 
-    fn decide(&self, layer: usize, experts: &[usize], promised: &mut Vec<usize>) -> CoreResult<Vec<Action>> {
+    fn decide(
+        &self,
+        layer: usize,
+        experts: &[usize],
+        fetch: &Fetch,
+        promised: &mut Vec<usize>,
+    ) -> CoreResult<Vec<Action>> {
         let state = &mut *self.state();
         if state.layer.is_none_or(|before| layer <= before) {
             state.cache.begin_step();
             state.step += 1;
         }
         state.layer = Some(layer);
-        state.remember(layer, experts)?;
+        state.history.remember(state.step, layer, experts)?;
         state.cache.begin_layer(layer, experts.iter().copied())?;
         let (mut actions, mut evicted, mut left) = (Vec::new(), Vec::new(), Vec::new());
         memory::reserve(&mut actions, experts.len(), "experts of a pass")?;
@@ -204,12 +258,19 @@ impl ExpertStore {
                     state.counts.hits += 1;
                     Action::Have(loaded)
                 }
+                (Answer::Stream, _) if fetch.has(expert) => Action::Coming,
                 (Answer::Stream, _) => Action::Pass,
                 (Answer::Hit | Answer::Load, _) => {
                     promised.push(expert);
-                    Action::Keep(memory_for(&self.places[layer][expert], &mut left)?)
+                    if fetch.has(expert) {
+                        state.ahead.keep(&mut left);
+                        Action::Coming
+                    } else {
+                        Action::Keep(memory_for(&self.places[layer][expert], &mut left)?)
+                    }
                 }
             });
+            state.counts.ahead_wanted += u64::from(matches!(actions.last(), Some(Action::Coming)));
             // What fits nothing is given back before more is taken.
             left.clear();
         }
@@ -232,18 +293,10 @@ impl ExpertStore {
         let mut counts = state.counts.clone();
         counts.policy = state.cache.policy().to_string();
         (counts.disk_bytes, counts.reading) = self.readers.read();
-        let (accesses, accessed) = (state.accesses.clone(), state.accessed.clone());
-        let whole = state.remembers;
+        counts.ahead_pays = state.trial.pays();
+        let history = state.history.clone();
         drop(state);
-        let mut begin = 0;
-        let all = accesses.iter().map(|&(step, layer, end)| {
-            let experts = &accessed[std::mem::replace(&mut begin, end)..end];
-            LayerAccess { step, layer, experts }
-        });
-        counts.bound = whole
-            .then(|| belady(&self.sizes, self.budget, [], all).ok())
-            .flatten()
-            .map(|found| found.total().hits);
+        counts.bound = history.bound(&self.sizes, self.budget);
         counts
     }
 
@@ -289,18 +342,6 @@ impl State {
     fn take(&mut self, key: ExpertKey) -> Option<[MmapMut; 3]> {
         let loaded = self.loaded.get_mut(key.layer)?.get_mut(key.expert)?.take()?;
         Arc::into_inner(loaded).map(Loaded::into_memory)
-    }
-
-    fn remember(&mut self, layer: usize, experts: &[usize]) -> CoreResult<()> {
-        self.remembers &= self.accessed.len() + experts.len() <= REMEMBERED;
-        if !self.remembers {
-            // There is no bound to compare with any more.
-            (self.accesses, self.accessed) = (Vec::new(), Vec::new());
-            return Ok(());
-        }
-        memory::reserve(&mut self.accessed, experts.len(), "accesses to experts")?;
-        self.accessed.extend(experts.iter().map(|&expert| expert as u32));
-        Ok(memory::push(&mut self.accesses, (self.step, layer, self.accessed.len()), "accesses to experts")?)
     }
 }
 

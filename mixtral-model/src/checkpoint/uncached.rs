@@ -26,8 +26,11 @@ pub(crate) struct UncachedFile {
     file: File,
     /// The same, open for direct reads.
     direct: Option<File>,
-    /// Whether direct reads are refused.
-    refused: AtomicBool,
+    /// Whether it is to be read through the page cache though it is open for direct reads.
+    cached: AtomicBool,
+    /// What goes wrong, in tests.
+    #[cfg(test)]
+    pub(crate) faults: faults::Faults,
 }
 
 impl UncachedFile {
@@ -35,7 +38,34 @@ impl UncachedFile {
     pub(crate) fn new(path: &Path, file: File, read: u64) -> Self {
         let direct = open_direct(path).filter(|direct| is_same(direct, &file));
         drop_cached(&file, 0, read);
-        Self { path: path.to_path_buf(), file, direct, refused: AtomicBool::new(false) }
+        Self {
+            path: path.to_path_buf(),
+            file,
+            direct,
+            cached: AtomicBool::new(false),
+            #[cfg(test)]
+            faults: faults::Faults::default(),
+        }
+    }
+
+    /// Has it be read directly, where that is possible, or not.
+    pub(crate) fn read_directly(&self, directly: bool) {
+        self.cached.store(!directly, Ordering::Relaxed);
+    }
+
+    /// Whether both are one file.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        is_same(&self.file, &other.file)
+    }
+
+    /// Whether it is read directly.
+    pub(crate) fn is_direct(&self) -> bool {
+        self.direct.is_some() && !self.cached.load(Ordering::Relaxed)
+    }
+
+    /// Drops some bytes from the page cache, so far as they are there.
+    pub(crate) fn forget(&self, offset: u64, len: usize) {
+        drop_cached(&self.file, offset, len as u64);
     }
 
     /// The bytes of memory that reading `len` bytes at `offset` takes.
@@ -68,7 +98,7 @@ impl UncachedFile {
         let mut done = self.read_direct(begin, wanted, memory, go_on)?;
         while done < wanted {
             let end = wanted.min(done + PIECE);
-            let count = read_at(&self.file, &mut memory[done..end], begin + done as u64)?;
+            let count = self.read_piece(&self.file, &mut memory[done..end], begin + done as u64)?;
             if count == 0 {
                 let what = format!("{len} bytes expected at offset {offset}, fewer found");
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, what));
@@ -88,13 +118,13 @@ impl UncachedFile {
         memory: &mut [u8],
         go_on: &mut GoOn<'_>,
     ) -> io::Result<usize> {
-        let Some(direct) = self.direct.as_ref().filter(|_| !self.refused.load(Ordering::Relaxed)) else {
+        let Some(direct) = self.direct.as_ref().filter(|_| self.is_direct()) else {
             return Ok(0);
         };
         let mut done = 0;
         while done < wanted {
             let end = memory.len().min(done + PIECE);
-            match read_at(direct, &mut memory[done..end], begin + done as u64) {
+            match self.read_piece(direct, &mut memory[done..end], begin + done as u64) {
                 // At the end of the file a read is short; what is missing then is said elsewhere.
                 Ok(0) => break,
                 Ok(count) => {
@@ -105,13 +135,22 @@ impl UncachedFile {
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    self.refused.store(true, Ordering::Relaxed);
+                    self.read_directly(false);
                     break;
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(done)
+    }
+
+    /// Reads some of these bytes.
+    fn read_piece(&self, file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        let to = match self.faults.next(to.len())? {
+            count => &mut to[..count],
+        };
+        read_at(file, to, offset)
     }
 
     /// The bytes in memory of their own.
@@ -144,6 +183,7 @@ fn is_same(one: &File, other: &File) -> bool {
     place(one).is_some() && place(one) == place(other)
 }
 
+/// The system does not tell.
 #[cfg(not(unix))]
 fn is_same(_: &File, _: &File) -> bool {
     false
@@ -186,6 +226,36 @@ fn drop_cached(file: &File, begin: u64, len: u64) {
 #[cfg(not(target_os = "linux"))]
 fn drop_cached(_: &File, _: u64, _: u64) {}
 
+/// A disk that fails, or reads less than it was asked for, at every k-th call.
+#[cfg(test)]
+pub(crate) mod faults {
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Faults {
+        calls: AtomicUsize,
+        /// 0 for never.
+        pub(crate) fails_at: AtomicUsize,
+        pub(crate) is_short_at: AtomicUsize,
+    }
+
+    impl Faults {
+        /// How many of so many bytes the next call reads.
+        pub(super) fn next(&self, bytes: usize) -> io::Result<usize> {
+            let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+            let is_at = |every: &AtomicUsize| match every.load(Ordering::Relaxed) {
+                0 => false,
+                every => call.is_multiple_of(every),
+            };
+            if is_at(&self.fails_at) {
+                return Err(io::Error::other("the disk fails"));
+            }
+            Ok(if is_at(&self.is_short_at) { bytes.div_ceil(3) } else { bytes })
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use memmap2::MmapMut;
@@ -199,7 +269,8 @@ mod tests {
         let all: Vec<u8> = (0..20_000u32).map(|i| (i * 7 % 251) as u8).collect();
         std::fs::write(&path, &all).unwrap();
         let direct = UncachedFile::new(&path, File::open(&path).unwrap(), 10);
-        let cached = UncachedFile { direct: None, ..UncachedFile::new(&path, File::open(&path).unwrap(), 0) };
+        let cached = UncachedFile::new(&path, File::open(&path).unwrap(), 0);
+        cached.read_directly(false);
         for file in [&direct, &cached] {
             for (offset, len) in
                 [(0, 20_000), (0, 4096), (4096, 1), (5000, 9000), (19_999, 1), (8191, 2), (7, 0)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use mixtral_model::{
-    Access, Checkpoint, Compute, Error, LayerRouters, Loader, MemoryPlan, MemoryUse, Model, Session,
-    SessionOptions, Step, Wanted, Workspace,
+    Access, Checkpoint, Compute, DiskReads, Error, ExpertPrior, LayerRouters, Loader, MemoryPlan, MemoryUse,
+    Model, ReadAhead, Session, SessionOptions, Step, Wanted, Workspace,
 };
 use moe_core::expert_cache::{CachePolicy, ExpertCache, ExpertSizes, LayerAccess, simulate};
 use moe_kernels::{Activations, Backend, Dtype};
@@ -50,7 +50,18 @@ fn plan(shape: &Shape, checkpoint: &Checkpoint, experts: u64, policy: &str) -> M
 }
 
 fn within(shape: &Shape, checkpoint: &Checkpoint, experts: u64, policy: &str, compute: Compute) -> Model {
-    let plan = plan(shape, checkpoint, experts, policy);
+    ahead(shape, checkpoint, experts, policy, compute, ReadAhead::default())
+}
+
+fn ahead(
+    shape: &Shape,
+    checkpoint: &Checkpoint,
+    experts: u64,
+    policy: &str,
+    compute: Compute,
+    read_ahead: ReadAhead,
+) -> Model {
+    let plan = plan(shape, checkpoint, experts, policy).with_read_ahead(read_ahead);
     Loader::new(shape.config(), checkpoint, compute).within(&plan).unwrap().load().unwrap()
 }
 
@@ -94,6 +105,38 @@ fn any_budget_gives_the_same_bits() {
                     assert_eq!(model.products(), whole.products());
                 }
             }
+        }
+    }
+}
+
+/// What is read before the router has spoken changes neither bits nor hits, and some of it is wanted.
+#[test]
+fn reading_ahead_changes_nothing() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let whole = shape.model(Backend::best());
+    let (ids, pieces) = (shape.ids(150), [vec![30], vec![1; 80], vec![3; 12], vec![4]].concat());
+    let expected = read(&whole, &ids, &pieces, SessionOptions::default(), &mut ());
+    let one = plan(&shape, &disk.open(Access::Uncached), 0, "lru").largest_expert;
+    for access in [Access::Uncached, Access::Map] {
+        for experts in [0, 1, 3, 6, 9, 14, 15] {
+            let [on, measured, off] =
+                [ReadAhead::On, ReadAhead::Measured, ReadAhead::Off].map(|read_ahead| {
+                    let (compute, policy) = (Compute::default(), POLICIES[experts as usize % 5]);
+                    let model = ahead(&shape, &disk.open(access), experts * one, policy, compute, read_ahead);
+                    let found = read(&model, &ids, &pieces, SessionOptions::default(), &mut ());
+                    assert_eq!(found, expected, "{access:?} {experts} {read_ahead:?}");
+                    model.expert_cache().unwrap()
+                });
+            for with in [&on, &measured] {
+                assert_eq!((with.requests, with.hits), (off.requests, off.hits), "{experts}");
+                assert_eq!((with.reads, with.bytes_read), (off.reads, off.bytes_read), "{experts}");
+                assert!(with.ahead_wanted <= with.ahead && with.disk_bytes >= with.bytes_read, "{with:?}");
+            }
+            assert_eq!((off.ahead, off.ahead_wanted, off.ahead_pays), (0, 0, None));
+            assert!(on.ahead_wanted > 0 && on.ahead_pays.is_none(), "{experts}: {on:?}");
+            let less = measured.ahead < on.ahead || experts >= 14;
+            assert!(measured.ahead_pays.is_some() && less, "{measured:?} {on:?}");
         }
     }
 }
@@ -177,13 +220,13 @@ fn sessions_on_many_threads() {
     let one = plan(&shape, &disk.open(Access::Map), 0, "lru").largest_expert;
     let model =
         Arc::new(within(&shape, &disk.open(Access::Uncached), 4 * one, "least-stale", Compute::default()));
-    let texts: Vec<Vec<u32>> = (0..8 * 4).map(|n| shape.ids(30)[n % 15..n % 15 + 10].to_vec()).collect();
+    let texts: Vec<Vec<u32>> = (0..8 * 16).map(|n| shape.ids(30)[n % 15..n % 15 + 10].to_vec()).collect();
     let expected: Vec<_> = texts
         .iter()
         .map(|ids| read(&whole, ids, &[4, 1, 1, 4], SessionOptions::default(), &mut ()))
         .collect();
     thread::scope(|scope| {
-        for (texts, expected) in texts.chunks(4).zip(expected.chunks(4)) {
+        for (texts, expected) in texts.chunks(16).zip(expected.chunks(16)) {
             let model = model.clone();
             scope.spawn(move || {
                 for (ids, expected) in texts.iter().zip(expected) {
@@ -197,6 +240,95 @@ fn sessions_on_many_threads() {
     });
     let found = model.expert_cache().unwrap();
     assert!(found.peak <= 4 * one, "{found:?}");
+}
+
+/// Two models over the same experts, one of them routed otherwise, have one cache between them, from several threads at once.
+#[test]
+fn models_that_share_experts() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let checkpoint = disk.open(Access::Uncached);
+    let one = plan(&shape, &checkpoint, 0, "lru").largest_expert;
+    let first = within(&shape, &checkpoint, 4 * one, "lfu-per-layer", Compute::default());
+    let sharing = |checkpoint: &Checkpoint, model: &Model, compute: Compute| {
+        Loader::new(shape.config(), checkpoint, compute).sharing_experts(model)?.load()
+    };
+    let mut second = sharing(&disk.open(Access::Uncached), &first, Compute::default()).unwrap();
+    let routers = |model: &Model| LayerRouters::parse(model, "top-k:k=3").unwrap();
+    second.set_routers(&routers(&second)).unwrap();
+    let whole = shape.model(Backend::best());
+    let mut routed = shape.model(Backend::best());
+    routed.set_routers(&routers(&routed)).unwrap();
+    let (ids, pieces) = (shape.ids(40), [vec![8], vec![1; 32]].concat());
+    let run = |model: &Model| read(model, &ids, &pieces, SessionOptions::default(), &mut ());
+    let expected = [run(&whole), run(&routed)];
+    assert_ne!(expected[0], expected[1]);
+    thread::scope(|scope| {
+        for n in 0..8 {
+            let (model, expected, run) = ([&first, &second][n % 2], &expected[n % 2], &run);
+            scope.spawn(move || assert_eq!(&run(model), expected, "{n}"));
+        }
+    });
+    let [found, same] = [&first, &second].map(|model| model.expert_cache().unwrap());
+    assert_eq!(found, same);
+    assert!(found.peak <= 4 * one && found.requests > 8 * 33 * 3, "{found:?}");
+
+    // Other files, other products, or no cache at all cannot be shared.
+    let other = OnDisk::new(&shape);
+    for refused in [
+        sharing(&other.open(Access::Uncached), &first, Compute::default()),
+        sharing(&checkpoint, &whole, Compute::default()),
+        sharing(&checkpoint, &first, Compute { activations: Activations::Bf16, ..Compute::default() }),
+    ] {
+        assert!(matches!(refused, Err(Error::Setting { setting: "shared experts", .. })));
+    }
+}
+
+/// A prior has experts in memory from the start, those that were wanted most; bits are the same, and of the files all ways to read them.
+#[test]
+fn a_prior_and_ways_to_read() {
+    let shape = shape();
+    let disk = OnDisk::new(&shape);
+    let checkpoint = disk.open(Access::Uncached);
+    let whole = shape.model(Backend::best());
+    let (ids, pieces) = (shape.ids(60), [vec![8], vec![1; 52]].concat());
+    let run = |model: &Model| read(model, &ids, &pieces, SessionOptions::default(), &mut ());
+    let expected = run(&whole);
+    let one = plan(&shape, &checkpoint, 0, "lru").largest_expert;
+    let load = |plan: &MemoryPlan| {
+        Loader::new(shape.config(), &checkpoint, Compute::default()).within(plan).unwrap().load().unwrap()
+    };
+    let header = mixtral_model::lab::trace_header(&whole);
+    let trace = disk.path.with_file_name("it.trace");
+    let writer = TraceWriter::new(std::fs::File::create(&trace).unwrap(), &header).unwrap();
+    let mut recorder = mixtral_model::lab::TraceRecorder::new(writer);
+    read(&whole, &ids, &pieces, SessionOptions::default(), &mut recorder);
+    recorder.into_inner().finish().unwrap();
+    let prior = ExpertPrior::read(&trace, &shape.config()).unwrap();
+    for policy in POLICIES {
+        let plan = plan(&shape, &checkpoint, 6 * one, policy);
+        let (cold, warm) = (load(&plan), load(&plan.clone().with_prior(prior.clone())));
+        let begin = warm.expert_cache().unwrap();
+        assert_eq!((begin.resident, begin.requests, begin.reads), (6 * one, 0, 0), "{policy}");
+        assert_eq!((run(&cold), run(&warm)), (expected.clone(), expected.clone()), "{policy}");
+        let [cold, warm] = [cold, warm].map(|model| model.expert_cache().unwrap());
+        assert!(warm.hits > cold.hits, "{policy}: {warm:?} {cold:?}");
+        assert!(warm.hits <= warm.bound.unwrap() && warm.peak <= 6 * one, "{warm:?}");
+    }
+    let plan = plan(&shape, &checkpoint, 6 * one, "lru");
+    for (reads, direct) in
+        [(DiskReads::Direct, None), (DiskReads::Cached, Some(false)), (DiskReads::Measured, None)]
+    {
+        let model = load(&plan.clone().with_disk_reads(reads));
+        assert_eq!(run(&model), expected, "{reads:?}");
+        let found = model.expert_cache().unwrap().direct;
+        // Whether a file system can do it is its own matter.
+        assert!(found.is_some() && (direct.is_none() || found == direct), "{reads:?} {found:?}");
+    }
+    for wrong in [vec![vec![1; 5]; 2], vec![vec![1; 4]; 3], vec![]] {
+        assert!(matches!(ExpertPrior::new(wrong, &shape.config()), Err(Error::Setting { .. })));
+    }
+    assert!(matches!(ExpertPrior::read(&disk.path, &shape.config()), Err(Error::Trace { .. })));
 }
 
 fn using(tokens: usize, logits: usize, context: usize) -> MemoryUse {

@@ -1,7 +1,9 @@
 //! A budget of memory.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
+use mixtral_model::{DiskReads, ReadAhead};
 use moe_core::expert_cache::CachePolicy;
 
 /// How much memory there is to use.
@@ -14,6 +16,17 @@ pub(crate) struct Budget {
     /// Which expert makes room for another, of lru, lru-per-layer, lfu, lfu-per-layer:age=N, least-stale [default: lfu-per-layer]
     #[arg(long, value_name = "POLICY", requires = "memory", help_heading = "Model")]
     pub(crate) cache_policy: Option<CachePolicy>,
+    /// Whether experts of the next layer are read before its router has spoken, as the present state lets one guess: on, off, or
+    /// where passes are measured to be faster with it [default: measured]
+    #[arg(long, value_name = "WHEN", requires = "memory", help_heading = "Model")]
+    pub(crate) read_ahead: Option<ReadAhead>,
+    /// How files are read: direct, past the system's page cache; cached, through it, from which what was read is dropped; or as is
+    /// measured to be faster when the model is loaded [default: measured]
+    #[arg(long, value_name = "HOW", requires = "memory", help_heading = "Model")]
+    pub(crate) disk_reads: Option<DiskReads>,
+    /// A route trace, or an importance matrix in a GGUF file: the experts that were wanted most there are in memory from the start
+    #[arg(long, value_name = "FILE", requires = "memory", help_heading = "Model")]
+    pub(crate) cache_prior: Option<PathBuf>,
 }
 
 /// A number of bytes.
