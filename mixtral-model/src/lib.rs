@@ -68,7 +68,8 @@ mod workspace;
 
 pub use batch::{DEFAULT_CHUNK, Step, Wanted};
 pub use budget::{
-    AtHitRate, CacheUse, DEFAULT_POLICY, DiskReads, ExpertPrior, Forecast, MemoryPlan, MemoryUse, ReadAhead,
+    AtHitRate, CacheUse, DEFAULT_POLICY, DiskReads, ExpertPrior, Forecast, Foretold, MemoryPlan, MemoryUse,
+    ReadAhead,
 };
 pub use chat::{Chat, ChatEvidence, ChatFormat, Conversation, Message, MistralVersion, Template, Unread};
 pub use checkpoint::{Access, Checkpoint, Digest, Place, TensorEntry, TensorView};

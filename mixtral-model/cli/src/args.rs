@@ -187,6 +187,9 @@ pub(crate) struct Inspect {
     /// Look at every weight for NaN and infinities, which reads all files
     #[arg(long)]
     pub(crate) check_values: bool,
+    /// A route trace: how many experts its tokens would find in memory under --memory, and what they would read, exactly
+    #[arg(long, value_name = "FILE", requires = "memory")]
+    pub(crate) trace: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: Source,
     #[command(flatten)]

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use mixtral_model::inspect::About;
-use mixtral_model::{Access, Config, DEFAULT_POLICY, Forecast, MemoryPlan, Report, Source};
+use mixtral_model::{Access, Config, Forecast, MemoryPlan, Report, Source};
 use serde::Serialize;
 
 use crate::args::{Bytes, Inspect};
@@ -51,6 +51,10 @@ fn forecast(args: &Inspect, source: &Source, config: &Config, Bytes(bytes): Byte
     let checkpoint = source.checkpoint(Access::Uncached)?;
     let uses = args.cache.uses(Passes::TEXT);
     let plan = MemoryPlan::unchecked(config, &checkpoint, &uses, bytes)?;
-    let plan = plan.with_policy(args.budget.cache_policy.unwrap_or(DEFAULT_POLICY));
-    Ok(Forecast::new(config, &checkpoint, &uses, plan)?)
+    let plan = args.budget.wishes(plan, config)?;
+    let forecast = Forecast::new(config, &checkpoint, &uses, plan)?;
+    Ok(match &args.trace {
+        Some(trace) => forecast.with_trace(config, &checkpoint, trace)?,
+        None => forecast,
+    })
 }

@@ -77,6 +77,11 @@ impl args::Budget {
     ) -> Result<MemoryPlan> {
         let uses = cache.uses(passes);
         let plan = MemoryPlan::new(config, checkpoint, &uses, bytes)?;
+        self.wishes(plan, config)
+    }
+
+    /// The plan with what else was asked for.
+    pub(crate) fn wishes(&self, plan: MemoryPlan, config: &Config) -> Result<MemoryPlan> {
         let plan = plan
             .with_policy(self.cache_policy.unwrap_or(DEFAULT_POLICY))
             .with_read_ahead(self.read_ahead.unwrap_or_default())

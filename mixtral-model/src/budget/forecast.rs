@@ -1,12 +1,15 @@
 //! What running within a budget of memory will cost.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::disk;
+use super::foretell::Foretold;
 use super::place::places;
 use super::plan::{MemoryPlan, MemoryUse};
+use super::store::cache;
 use crate::inspect::Bytes;
 use crate::manifest::Manifest;
 use crate::{Checkpoint, Config, Error, Result};
@@ -39,6 +42,9 @@ pub struct Forecast {
     pub tokens: Vec<AtHitRate>,
     /// What would do with a budget that is too small, in words.
     pub instead: Vec<String>,
+    /// What a route trace would come to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Foretold>,
 }
 
 /// One token at a time, of whose experts so many are in memory.
@@ -82,8 +88,25 @@ impl Forecast {
             direct,
             tokens: HIT_RATES.map(at).to_vec(),
             instead,
+            trace: None,
             plan,
         })
+    }
+
+    /// The same, with what tokens that are routed as a route trace says would come to: every hit and every byte of weights, exactly.
+    /// With a budget that does not work there is nothing to foretell.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::Trace`]; [`Error::Setting`] for a trace of a model with other experts.
+    pub fn with_trace(mut self, config: &Config, checkpoint: &Checkpoint, path: &Path) -> Result<Self> {
+        if self.works {
+            let places = places(checkpoint, config)?;
+            let mut found = Foretold::of(cache(&places, config, &self.plan)?, &places, path)?;
+            found.disk_seconds = self.disk_bytes_per_second.map(|speed| found.bytes_read as f64 / speed);
+            self.trace = Some(found);
+        }
+        Ok(self)
     }
 }
 
@@ -162,6 +185,15 @@ impl fmt::Display for Forecast {
             )?;
             match most_tokens_per_second {
                 Some(most) => writeln!(f, ", at most {most:.3} tokens/s")?,
+                None => writeln!(f)?,
+            }
+        }
+        if let Some(Foretold { passes, tokens, requests, hits, bytes_read, disk_seconds }) = self.trace {
+            let share = 100.0 * hits as f64 / requests.max(1) as f64;
+            write!(f, "trace       {tokens} tokens in {passes} passes: experts in memory for {share:.1} % ")?;
+            write!(f, "of {requests} requests, {} read", Bytes(bytes_read))?;
+            match disk_seconds {
+                Some(seconds) => writeln!(f, ", {seconds:.2} s of the disk")?,
                 None => writeln!(f)?,
             }
         }

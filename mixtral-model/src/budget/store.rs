@@ -86,20 +86,10 @@ pub(super) struct Promised<'s> {
 impl ExpertStore {
     /// All experts of a checkpoint, of which those in memory may take so many bytes.
     pub(super) fn new(checkpoint: &Checkpoint, config: &Config, plan: &MemoryPlan) -> Result<Self> {
-        let &MemoryPlan { experts: budget, policy, read_ahead, disk_reads, ref prior, .. } = plan;
-        let (places, most) = (places(checkpoint, config)?, config.experts.most());
-        let room = |layer: &Vec<ExpertPlace>, e| layer.get(e).map_or(0, ExpertPlace::room);
-        let rooms: Vec<_> = places.iter().flat_map(|layer| (0..most).map(move |e| room(layer, e))).collect();
-        let of_cache = |source: CoreError| Error::Setting {
-            setting: "expert cache",
-            expected: "experts of a model".to_owned(),
-            found: source.to_string(),
-        };
-        let sizes = ExpertSizes::new(config.layers, most, &rooms).map_err(of_cache)?;
-        let mut cache = ExpertCache::new(sizes.clone(), budget, policy).map_err(of_cache)?;
-        if let Some(prior) = prior {
-            cache = cache.with_prior(&prior.worth(config, most)).map_err(of_cache)?;
-        }
+        let &MemoryPlan { experts: budget, read_ahead, disk_reads, .. } = plan;
+        let places = places(checkpoint, config)?;
+        let cache = cache(&places, config, plan)?;
+        let sizes = cache.sizes().clone();
         let failed = |source| Error::Io { path: checkpoint.root().into(), source };
         let direct = disk_reads.choose(&places).map_err(failed)?;
         let readers = Readers::new().map_err(failed)?;
@@ -343,6 +333,24 @@ impl State {
         let loaded = self.loaded.get_mut(key.layer)?.get_mut(key.expert)?.take()?;
         Arc::into_inner(loaded).map(Loaded::into_memory)
     }
+}
+
+/// The cache of experts that a plan asks for, which knows where they lie.
+pub(super) fn cache(places: &[Vec<ExpertPlace>], config: &Config, plan: &MemoryPlan) -> Result<ExpertCache> {
+    let most = config.experts.most();
+    let room = |layer: &Vec<ExpertPlace>, e| layer.get(e).map_or(0, ExpertPlace::room);
+    let rooms: Vec<_> = places.iter().flat_map(|layer| (0..most).map(move |e| room(layer, e))).collect();
+    let made = ExpertSizes::new(config.layers, most, &rooms)
+        .and_then(|sizes| ExpertCache::new(sizes, plan.experts, plan.policy))
+        .and_then(|cache| match &plan.prior {
+            Some(prior) => cache.with_prior(&prior.worth(config, most)),
+            None => Ok(cache),
+        });
+    made.map_err(|source| Error::Setting {
+        setting: "expert cache",
+        expected: "experts of a model".to_owned(),
+        found: source.to_string(),
+    })
 }
 
 /// Memory for an expert, of what was left over or new.

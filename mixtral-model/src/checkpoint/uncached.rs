@@ -38,6 +38,7 @@ impl UncachedFile {
     pub(crate) fn new(path: &Path, file: File, read: u64) -> Self {
         let direct = open_direct(path).filter(|direct| is_same(direct, &file));
         drop_cached(&file, 0, read);
+        read_no_further(&file);
         Self {
             path: path.to_path_buf(),
             file,
@@ -147,9 +148,9 @@ impl UncachedFile {
     /// Reads some of these bytes.
     fn read_piece(&self, file: &File, to: &mut [u8], offset: u64) -> io::Result<usize> {
         #[cfg(test)]
-        let to = match self.faults.next(to.len())? {
-            count => &mut to[..count],
-        };
+        let count = self.faults.next(to.len())?;
+        #[cfg(test)]
+        let to = &mut to[..count];
         read_at(file, to, offset)
     }
 
@@ -214,6 +215,15 @@ fn open_direct(path: &Path) -> Option<File> {
 fn open_direct(_: &Path) -> Option<File> {
     None
 }
+
+/// Has reads bring nothing into the page cache but what they ask for: what the system reads further, nobody would drop. It is a wish.
+#[cfg(target_os = "linux")]
+fn read_no_further(file: &File) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn read_no_further(_: &File) {}
 
 /// Lets go of the pages of `len` bytes from `begin` on; it is a wish.
 #[cfg(target_os = "linux")]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use mixtral_model::{
-    Access, Checkpoint, Compute, DiskReads, Error, ExpertPrior, LayerRouters, Loader, MemoryPlan, MemoryUse,
-    Model, ReadAhead, Session, SessionOptions, Step, Wanted, Workspace,
+    Access, Checkpoint, Compute, DiskReads, Error, ExpertPrior, Forecast, LayerRouters, Loader, MemoryPlan,
+    MemoryUse, Model, ReadAhead, Session, SessionOptions, Step, Wanted, Workspace,
 };
 use moe_core::expert_cache::{CachePolicy, ExpertCache, ExpertSizes, LayerAccess, simulate};
 use moe_kernels::{Activations, Backend, Dtype};
@@ -179,6 +179,15 @@ fn the_engine_hits_what_the_simulator_says() {
             let found = model.expert_cache().unwrap();
             assert_eq!((found.requests, found.hits), (total.requests, total.hits), "{policy} {kept}");
             assert!(found.hits > 0 || kept < 10, "{policy} {kept}");
+
+            // What is foretold of the trace is what happened.
+            let path = disk.path.with_file_name("it.trace");
+            std::fs::write(&path, &trace).unwrap();
+            let plan = plan(&shape, &checkpoint, kept * one, &policy.to_string());
+            let forecast = Forecast::new(&shape.config(), &checkpoint, &MemoryUse::default(), plan).unwrap();
+            let foretold = forecast.with_trace(&shape.config(), &checkpoint, &path).unwrap().trace.unwrap();
+            assert_eq!((foretold.requests, foretold.hits), (found.requests, found.hits));
+            assert_eq!((foretold.bytes_read, foretold.tokens, foretold.passes), (found.bytes_read, 80, 62));
         }
     }
 }

@@ -69,6 +69,22 @@ fn what_it_costs_is_foretold() {
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }
+    // A trace that is recorded without a budget foretells what a run within one does.
+    let dir = tempfile::tempdir().unwrap();
+    let (file, trace) = (text(&dir, 600), dir.path().join("it.trace"));
+    let (trace, memory) = (trace.to_str().unwrap(), (least(model) + (12 << 20)).to_string());
+    output("trace record --text {} --chunk 1 --window 64 -m {} --out {}", &[&file, model, trace]);
+    let of = parse(&output("inspect {} --memory {} --trace {} --json", &[model, &memory, trace]));
+    let (requests, hits) = (&of["budget"]["trace"]["requests"], &of["budget"]["trace"]["hits"]);
+    assert!(requests.as_u64() > hits.as_u64() && hits.as_u64() > Some(0), "{of}");
+    let told = output("inspect {} --memory 1GiB --trace {}", &[model, trace]);
+    assert!(told.contains(&format!("of {requests} requests")), "{told}");
+    for wish in
+        ["--cache-prior {} --disk-reads cached", "--cache-prior {} --disk-reads direct --read-ahead on"]
+    {
+        let line = format!("generate Alice -n 20 -t 0 -m {{}} --memory {{}} {wish}");
+        assert_eq!(output(&line, &[model, &memory, trace]), output("generate Alice -n 20 -t 0", &[]));
+    }
     let small = output("inspect {} --memory 20MB", &[model]);
     assert!(small.contains("  too small: ") && small.contains("  instead: --memory "), "{small}");
     for (line, said) in [
