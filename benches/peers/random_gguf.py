@@ -28,7 +28,9 @@ TYPES = {
 # Bytes of random quants, written again and again from another place each time.
 POOL = 64 << 20
 
-U32, F32, STRING = 4, 6, 8
+U32, I32, F32, STRING, ARRAY = 4, 5, 6, 8, 9
+# Kinds of pieces.
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 
 def tensors(geometry: Geometry) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -59,7 +61,7 @@ def size(kind: str, shape: tuple[int, ...]) -> int:
 
 
 def string(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+    return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
 def metadata(geometry: Geometry) -> list[bytes]:
@@ -82,8 +84,20 @@ def metadata(geometry: Geometry) -> list[bytes]:
     entries = [entry("general.architecture", STRING, string("llama")), entry("general.file_type", U32, struct.pack("<I", 15))]
     entries += [entry(f"llama.{key}", U32, struct.pack("<I", value)) for key, value in sizes.items()]
     entries += [entry(f"llama.{key}", F32, struct.pack("<f", value)) for key, value in reals.items()]
-    # No pieces: such a model is tried on ids.
-    return [*entries, entry("tokenizer.ggml.model", STRING, string("none"))]
+    # Pieces that mean nothing, in the order of sentencepiece's: such a model is tried on ids, but llama.cpp's server wants a vocabulary.
+    special = [("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)] + [(f"<0x{byte:02X}>", BYTE) for byte in range(256)]
+    pieces = special + [(f"\u2581{n}", NORMAL) for n in range(len(special), VOCABULARY)]
+
+    def array(kind: int, values: list[bytes]) -> bytes:
+        return struct.pack("<IQ", kind, len(values)) + b"".join(values)
+
+    return [
+        *entries,
+        entry("tokenizer.ggml.model", STRING, string("llama")),
+        entry("tokenizer.ggml.tokens", ARRAY, array(STRING, [string(piece) for piece, _ in pieces])),
+        entry("tokenizer.ggml.scores", ARRAY, array(F32, [struct.pack("<f", -n) for n in range(VOCABULARY)])),
+        entry("tokenizer.ggml.token_type", ARRAY, array(I32, [struct.pack("<i", kind) for _, kind in pieces])),
+    ]
 
 
 def pool(kind: str, variance: float, random: np.random.Generator) -> memoryview:
