@@ -12,8 +12,8 @@ const PATH: &str = "/v1/completions";
 fn body(n: usize) -> Value {
     // Some begin alike, so that prefixes are found.
     let begin = "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do";
-    let prompt = if n % 2 == 0 { format!("{begin} {n}") } else { format!("The Hatter {n}") };
-    json!({"prompt": prompt, "max_tokens": 8 + n % 7, "seed": n, "logprobs": 2, "echo": n % 3 == 0})
+    let prompt = if n.is_multiple_of(2) { format!("{begin} {n}") } else { format!("The Hatter {n}") };
+    json!({"prompt": prompt, "max_tokens": 8 + n % 7, "seed": n, "logprobs": 2, "echo": n.is_multiple_of(3)})
 }
 
 fn metric(server: &Running, name: &str) -> u64 {
