@@ -32,6 +32,9 @@ pub struct Generation<S> {
     /// Tokens of the prompt that were read.
     read: usize,
     chunk: usize,
+    /// Whether the logits of every token of the prompt are wanted.
+    prompt_logits: bool,
+    vocabulary: usize,
     routers: Option<Arc<LayerRouters>>,
     alone: bool,
     sampler: Sampler,
@@ -79,6 +82,8 @@ impl<S: BorrowMut<Session>> Generation<S> {
             prompt: own,
             read: 0,
             chunk: options.chunk,
+            prompt_logits: false,
+            vocabulary: model.config().vocab_size,
             routers: None,
             alone,
             sampler,
@@ -99,6 +104,12 @@ impl<S: BorrowMut<Session>> Generation<S> {
         self
     }
 
+    /// The same, with the logits of every token of the prompt: each step that reads of it wants [all](Wanted::All), for whoever asks how
+    /// probable the prompt is. What is drawn has the same bits.
+    pub fn with_prompt_logits(self) -> Self {
+        Self { prompt_logits: true, ..self }
+    }
+
     /// Whether its steps must not share a pass with others, since routers look at other tokens than the one that they route: what is
     /// generated is then a matter of how the text is cut into steps, too.
     pub fn is_alone(&self) -> bool {
@@ -116,6 +127,7 @@ impl<S: BorrowMut<Session>> Generation<S> {
         let rest = self.prompt.get(self.read..).unwrap_or_default();
         let step = match rest.len() {
             0 => Step::new(session, &self.next),
+            all if self.prompt_logits => Step::new(session, &rest[..all.min(chunk)]).wanted(Wanted::All),
             all if all > chunk => Step::new(session, &rest[..chunk]).wanted(Wanted::None),
             _ if self.max_tokens == 0 => Step::new(session, rest).wanted(Wanted::None),
             _ => Step::new(session, rest),
@@ -123,8 +135,8 @@ impl<S: BorrowMut<Session>> Generation<S> {
         Some(Step { routers: self.routers.as_deref(), ..step })
     }
 
-    /// Takes what came of the step: the logits of its last token, `[V]`, or nothing if it wanted none. The session has taken the step's
-    /// tokens up by now; a step that failed is given again.
+    /// Takes what came of the step: the logits that it wanted, those of its last token, `[V]`, or of [all](Self::with_prompt_logits), `[T, V]`,
+    /// or nothing if it wanted none. The session has taken the step's tokens up by now; a step that failed is given again.
     ///
     /// # Errors
     ///
@@ -137,7 +149,8 @@ impl<S: BorrowMut<Session>> Generation<S> {
         }
         if self.read == self.prompt.len() && self.max_tokens > 0 {
             let session = self.session.borrow();
-            let drawn = self.sampler.sample(logits, session.tokens(), session.position());
+            let last = &logits[logits.len().saturating_sub(self.vocabulary)..];
+            let drawn = self.sampler.sample(last, session.tokens(), session.position());
             self.drawn = Some(drawn.inspect_err(|_| self.ended = Some(Ended::Stopped))?);
         }
         Ok(())

@@ -251,11 +251,13 @@ fn score_windows(
 
 /// Negative log-likelihood of a token under the softmax of its logits; terms are added in the order of the vocabulary.
 fn nll(logits: &[f32], token: u32) -> f64 {
-    log_total(logits) - f64::from(logits[token as usize])
+    log_sum_exp(logits) - f64::from(logits[token as usize])
 }
 
 /// ln Σ exp(l), in f64; terms are added in the order of the vocabulary.
-pub(crate) fn log_total(logits: &[f32]) -> f64 {
+///
+/// A logit less this is the logarithm of its token's probability, as [`perplexity`] and whoever compares with it compute it.
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let top = numerics::max(logits);
     f64::from(top) + log_sum(logits, top)
 }

@@ -51,6 +51,16 @@ impl LayerRouters {
         Ok(routers)
     }
 
+    /// Whether the routers of a [text](Self::parse) read a file, as one that routes by a trace does: whoever takes texts from strangers asks
+    /// here, before anything is read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RouterSpec`] for a text that is no router; [`Error::Setting`] for one of another form.
+    pub fn reads_a_file(text: &str) -> Result<bool> {
+        Ok(parts(text)?.iter().any(|(_, spec)| spec.trace().is_some()))
+    }
+
     /// What a token's experts depend on under the routers of a [text](Self::parse) at most, where it may be without a model.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod model;
 mod perplexity;
 mod router;
 mod sampling;
+mod serve;
 mod trace;
 
 use std::num::NonZeroUsize;
@@ -30,6 +31,7 @@ pub(crate) use perplexity::Perplexity;
 pub(crate) use router::RouterArgs;
 use sampling::whole;
 pub(crate) use sampling::{SamplingArgs, StopArgs};
+pub(crate) use serve::Serve;
 pub(crate) use trace::{Diff, Record, Replay, Simulate, Stats, Trace, TraceCommand, TraceConvert};
 
 /// Run a Mixtral model on the CPU.
@@ -57,6 +59,7 @@ pub(crate) enum Command {
     Lab(Lab),
     Trace(Trace),
     Bench(Bench),
+    Serve(Serve),
     Quantize(Quantize),
     Convert(Convert),
     Completions(Completions),
@@ -74,6 +77,7 @@ impl Command {
             Self::Lab(args) => Some(args.running()),
             Self::Trace(args) => args.running(),
             Self::Bench(args) => Some(&args.running),
+            Self::Serve(args) => Some(&args.running),
             Self::Inspect(_)
             | Self::Tokenize(_)
             | Self::Route(_)

@@ -31,6 +31,8 @@ pub(crate) enum Failure {
     OfModel { name: String, source: Box<mixtral_model::Error> },
     #[error("standard output")]
     Output(#[from] io::Error),
+    #[error(transparent)]
+    Server(#[from] mixtral_server::Error),
     #[error("the conversation does not fit into its context: {0}")]
     ChatTooLong(String),
     #[error("threads")]

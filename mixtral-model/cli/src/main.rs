@@ -18,6 +18,7 @@ mod perplexity;
 mod progress;
 mod route;
 mod routing;
+mod serve;
 mod show;
 mod stops;
 mod summary;
@@ -101,6 +102,7 @@ fn run(args: &Args, interrupt: &Interrupt) -> Result<()> {
         Command::Lab(args) => lab::run(args, interrupt),
         Command::Trace(args) => trace::run(args, interrupt),
         Command::Bench(args) => bench::run(args, interrupt),
+        Command::Serve(args) => serve::run(args, interrupt),
         Command::Quantize(args) => convert::quantise(args, interrupt),
         Command::Convert(args) => convert::convert(args, interrupt),
         Command::Completions(args) => manual::completions(args),

@@ -1,11 +1,10 @@
 //! Showing tokens as they come.
 
 use anstyle::Style;
-use mixtral_model::{StreamDecoder, Tokenizer};
+use mixtral_model::{Stops, StreamDecoder, Tokenizer};
 
 use crate::failure::{Result, warn};
 use crate::output::Output;
-use crate::stops::Stops;
 
 /// A way to show a prompt and what follows it.
 pub(crate) trait Show {

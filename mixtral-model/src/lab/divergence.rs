@@ -3,7 +3,7 @@
 use moe_core::memory;
 
 use crate::Result;
-use crate::perplexity::log_total;
+use crate::perplexity::log_sum_exp;
 
 /// Natural logarithms of the probabilities that logits `[V]` are, in f64, in a buffer.
 ///
@@ -11,7 +11,7 @@ use crate::perplexity::log_total;
 ///
 /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
 pub(crate) fn log_probabilities(logits: &[f32], into: &mut Vec<f64>) -> Result<()> {
-    let total = log_total(logits);
+    let total = log_sum_exp(logits);
     memory::refill_from(
         into,
         logits.len(),

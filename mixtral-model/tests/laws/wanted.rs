@@ -3,7 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
-use mixtral_model::{Error, Model, Observed, Observer, SessionOptions, Step, Wanted, Workspace};
+use mixtral_model::{
+    Error, GenerateOptions, Generation, Model, Observed, Observer, Sampling, Session, SessionOptions, Step,
+    Wanted, Workspace,
+};
 use moe_core::{Assignments, Locality, RouteInput, Routed, Router};
 use moe_kernels::{Backend, Dtype};
 use moe_router::TopK;
@@ -201,5 +204,43 @@ fn errors_name_the_step_and_its_token() {
             other => panic!("{tensor}: {other}"),
         }
         assert_eq!((a.position(), b.position()), (0, 0));
+    }
+}
+
+/// Asking for the logits of a prompt gives those of a pass over all of it, however it is cut, and changes nothing of what is drawn.
+#[test]
+fn the_logits_of_a_prompt_are_those_of_one_pass() {
+    let shape = Shape::plain();
+    let model = shape.model(Backend::best());
+    let ids = shape.ids(23);
+    let session = || model.session(SessionOptions::default()).unwrap();
+    let whole = {
+        let (mut session, mut workspace) = (session(), Workspace::new());
+        let step = Step::new(&mut session, &ids).wanted(Wanted::All);
+        bits(&model.forward(&mut [step], &mut workspace, &mut ()).unwrap().to_owned())
+    };
+    let sampling = Sampling::greedy().with_temperature(1.0).unwrap().with_seed(3);
+    for (chunk, max_tokens) in [(1, 4), (7, 4), (23, 4), (100, 0), (5, 0)] {
+        let options =
+            GenerateOptions::new(&model, max_tokens).with_sampling(sampling.clone()).with_stop(vec![]);
+        let options = options.with_chunk(chunk);
+        let run = |mut generation: Generation<Session>| {
+            let (mut workspace, mut seen) = (Workspace::new(), Vec::new());
+            while let Some(step) = generation.step() {
+                let reads = step.wanted == Wanted::All;
+                let logits = model.forward(&mut [step], &mut workspace, &mut ()).unwrap();
+                generation.take(logits.as_slice().unwrap()).unwrap();
+                if reads {
+                    seen.extend(logits.iter().map(|v| v.to_bits()));
+                }
+            }
+            (seen, generation.into_parts().1)
+        };
+        let generation = || Generation::new(&model, session(), &ids, &options).unwrap();
+        let (none, text) = run(generation());
+        let (all, same) = run(generation().with_prompt_logits());
+        assert_eq!((none.len(), text.len()), (0, max_tokens));
+        assert_eq!(text, same, "chunk {chunk}");
+        assert_eq!(all, whole, "chunk {chunk}");
     }
 }

@@ -17,6 +17,7 @@ mod perplexity;
 mod route;
 mod route_cases;
 mod route_forms;
+mod serve;
 mod sources;
 mod stops;
 mod terminal;

@@ -2,7 +2,7 @@
 
 use crate::{output, run};
 
-const COMMANDS: [&str; 12] = [
+const COMMANDS: [&str; 13] = [
     "generate",
     "chat",
     "inspect",
@@ -11,6 +11,7 @@ const COMMANDS: [&str; 12] = [
     "perplexity",
     "route",
     "bench",
+    "serve",
     "quantize",
     "convert",
     "completions",
