@@ -63,6 +63,13 @@ impl Ahead {
         self.fetch.take()
     }
 
+    /// Forgets all at the end of a pass, and gives what is on its way.
+    pub(super) fn end(&mut self) -> Option<(usize, Fetch)> {
+        self.guess = None;
+        self.spare.clear();
+        self.fetch.take()
+    }
+
     /// Keeps the memory of an expert that was let go in place of one that is on its way.
     pub(super) fn keep(&mut self, memory: &mut Vec<MmapMut>) {
         self.spare.append(memory);
@@ -84,11 +91,14 @@ impl Ahead {
     ) -> usize {
         let mut asked = 0;
         if let Some((_, guess)) = self.guess.as_mut().filter(|(of, _)| *of == layer) {
+            // What is on its way for a layer that was passed over is of no use.
+            self.fetch.take_if(|(of, _)| *of != layer);
             let (_, fetch) = self.fetch.get_or_insert_with(|| (layer, readers.fetch()));
             while beside + fetch.len() < STREAMED
                 && let Some(expert) = guess.pop_front()
             {
-                if is_loaded(expert) {
+                // Whoever guesses may name one twice.
+                if is_loaded(expert) || fetch.has(expert) {
                     continue;
                 }
                 // Without memory for it, nothing is read that may be in vain.

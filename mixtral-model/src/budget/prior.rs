@@ -66,7 +66,7 @@ impl ExpertPrior {
     pub(super) fn worth(&self, config: &Config, most: usize) -> Vec<f64> {
         let tokens = f64::from(CachePolicy::DEFAULT_AGE.get()) * config.experts_per_token as f64;
         let of_layer = |uses: &Vec<u64>| {
-            let all = uses.iter().sum::<u64>().max(1) as f64;
+            let all = uses.iter().map(|&n| n as f64).sum::<f64>().max(1.0);
             let worth = |e| uses.get(e).map_or(0.0, |&n: &u64| tokens * n as f64 / all);
             (0..most).map(worth).collect::<Vec<_>>()
         };

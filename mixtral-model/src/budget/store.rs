@@ -167,7 +167,7 @@ impl ExpertStore {
         if compared {
             state.trial.passed(took);
         }
-        let on_its_way = state.ahead.take();
+        let on_its_way = state.ahead.end();
         drop(state);
         drop(on_its_way);
     }
@@ -192,7 +192,7 @@ impl ExpertStore {
     /// Begins to read what the layer after this one is likely to want, beside so many experts that are not in the cache; into memory that was
     /// left over, first.
     pub(super) fn read_ahead(&self, layer: usize, beside: usize, left: &mut Vec<MmapMut>) {
-        let State { ahead, loaded, counts, .. } = &mut *self.state();
+        let State { ahead, loaded, counts, reads_ahead: true, .. } = &mut *self.state() else { return };
         ahead.keep(left);
         let next = layer + 1;
         let (Some(places), Some(loaded)) = (self.places.get(next), loaded.get(next)) else { return };

@@ -96,3 +96,30 @@ fn a_disk_that_reads_short() {
         }
     }
 }
+
+/// Whoever guesses may name an expert twice, or guess in a pass that does not read ahead.
+#[test]
+fn guesses_of_all_kinds() {
+    let shape = Shape { layers: 3, hidden: 64, ffn: 96, ..Shape::plain() };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    std::fs::write(&path, shape.safetensors(&shape.tensors(|_, _| ()))).unwrap();
+    for (read_ahead, asked) in [(ReadAhead::On, 2), (ReadAhead::Off, 0)] {
+        let model = model(&shape, &path, 6, read_ahead);
+        let store = &model.cache.as_ref().unwrap().0;
+        store.begin_pass(1);
+        store.expect(1, [2, 2, 2, 3, 4].into());
+        store.read_ahead(0, 0, &mut Vec::new());
+        assert_eq!(store.counts().ahead, asked);
+        let mut begun = store.begin(1, &[2]).unwrap();
+        assert_eq!(begun.fetch.has(2), asked > 0);
+        assert_eq!(begun.fetch.next().is_some_and(|(expert, read)| expert == 2 && read.is_ok()), asked > 0);
+        assert!(begun.fetch.next().is_none(), "it comes once");
+        drop(begun);
+        store.expect(1, [0].into());
+        store.end_pass(std::time::Duration::ZERO, false);
+        store.begin_pass(1);
+        store.read_ahead(0, 0, &mut Vec::new());
+        assert_eq!(store.counts().ahead, asked, "a guess is of its pass");
+    }
+}
